@@ -1,0 +1,23 @@
+"""minitl: TokenLearner on NumPy and CuPy, with handwritten autograd."""
+
+__version__ = "0.1.0"
+
+from . import nn, ops
+from .autograd import OPS, Tensor, no_grad
+from .backend import seed
+from .gradcheck import check_gradients, check_module
+from .ops.basic import tensor
+
+__all__ = [
+    "OPS",
+    "Tensor",
+    "check_gradients",
+    "check_module",
+    "data",
+    "nn",
+    "no_grad",
+    "ops",
+    "optim",
+    "seed",
+    "tensor",
+]

@@ -1,0 +1,157 @@
+"""The engine: tensors that remember the op that made them, and one walk back over that record.
+
+An op is a plain function of arrays that returns its value and its pullback; ``@op`` makes it accept Tensors.
+Creation order is a topological order, so ``backward`` takes pending nodes newest first from a heap: no recursion.
+There are no higher derivatives, and an op has one output.
+"""
+
+import functools
+import heapq
+import itertools
+import threading
+
+import numpy as np
+
+from .backend import FLOATS, array_module, describe, is_array
+
+OPS = {}  # name -> function of arrays; looked up at each call, so an entry may be swapped
+_count = itertools.count()
+_mode = threading.local()
+
+
+class no_grad:
+    """``with no_grad():`` runs ops without recording them. It holds for its own thread only."""
+
+    def __enter__(self):
+        self.before, _mode.off = getattr(_mode, "off", False), True
+
+    def __exit__(self, *_):
+        _mode.off = self.before
+
+
+class Node:
+    """One call of an op: its pullback, and edges to the nodes (or leaf Tensors) that its inputs came from."""
+
+    __slots__ = ("name", "order", "parents", "pullback", "shape")
+
+    def __init__(self, name, parents, pullback, shape):
+        self.name, self.parents, self.pullback, self.shape = name, parents, pullback, shape
+        self.order = next(_count)
+
+
+class Tensor:
+    """A NumPy or CuPy array ``data`` that may have a gradient; it lives where its array lives.
+
+    After ``loss.backward()`` the gradient has been added to ``grad`` of every leaf that has ``requires_grad=True``.
+    Raises ``TypeError`` for anything but an array, and for ``requires_grad`` of a type other than float32 or float64.
+    """
+
+    __array_ufunc__ = None  # so that `array + tensor` asks the Tensor, not NumPy
+    shape = property(lambda self: self.data.shape)
+    ndim = property(lambda self: self.data.ndim)
+    size = property(lambda self: self.data.size)
+    dtype = property(lambda self: self.data.dtype)
+
+    def __init__(self, data, requires_grad=False):
+        if not is_array(data):
+            raise TypeError(f"Tensor expects an array, got {type(data).__name__}; use minitl.tensor(...) to convert")
+        self.data = np.asarray(data) if isinstance(data, np.generic) else data
+        if requires_grad and self.dtype not in FLOATS:
+            raise TypeError(f"only float32 and float64 have gradients, got {self.dtype}; use .astype('float32')")
+        self.grad, self.requires_grad, self.node = None, requires_grad, None
+
+    def __repr__(self):
+        made_by = f", made by {self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({self.data}, shape={self.shape}, dtype={self.dtype}{made_by})"
+
+    def item(self):
+        """The value of a Tensor with a single element, as a Python number."""
+        return self.data.item()
+
+    def backward(self, grad=None):
+        """Add the gradient of this Tensor to ``grad`` of every leaf that it was computed from.
+
+        ``grad`` has this Tensor's shape, and is 1 by default for a single element. What the ops kept is freed on the
+        way, so a second call through the same graph raises ``RuntimeError``.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward() needs a Tensor computed, outside no_grad, from one with requires_grad=True")
+        if grad is None and self.size != 1:
+            raise ValueError(f"backward() without a gradient needs a single element, not the shape {self.shape}")
+        grad = array_module(self.data).ones_like(self.data) if grad is None else grad
+        grad = grad.data if isinstance(grad, Tensor) else grad
+        if describe(grad) != describe(self.data):
+            raise ValueError(f"the gradient of {describe(self.data)} is of the same kind, got {describe(grad)}")
+        pending, owned, heap = {}, set(), []
+
+        def arrive(target, grad):
+            if isinstance(target, Tensor):  # a leaf
+                if target.grad is None:
+                    target.grad = array_module(grad).array(grad)
+                else:
+                    target.grad += grad
+            elif target not in pending:  # borrow the first gradient, allocate at the second, then add in place
+                pending[target] = grad
+                heapq.heappush(heap, (-target.order, target))
+            elif target in owned:
+                pending[target] += grad
+            else:
+                pending[target] = pending[target] + grad
+                owned.add(target)
+
+        arrive(self.node or self, grad)
+        while heap:
+            node = heapq.heappop(heap)[1]
+            if node.pullback is None:
+                raise RuntimeError(f"backward() already ran through this {node.name}; compute the loss again first")
+            grads = node.pullback(pending.pop(node))
+            grads = grads if isinstance(grads, tuple) else (grads,)
+            if len(grads) < len(node.parents):
+                raise RuntimeError(f"{node.name} has {len(node.parents)} inputs but gave {len(grads)} gradients")
+            for parent, grad in zip(node.parents, grads, strict=False):
+                if parent is not None:
+                    arrive(parent, unbroadcast(grad, parent.shape, node.name))
+            node.parents, node.pullback = (), None
+
+
+def unbroadcast(grad, shape, name="unbroadcast"):
+    """Sum ``grad`` over the axes along which an input of ``shape`` was broadcast."""
+    if grad.shape == shape:
+        return grad
+    new = grad.ndim - len(shape)
+    axes = tuple(i for i in range(grad.ndim) if i < new or (shape[i - new] == 1 and grad.shape[i] != 1))
+    summed = grad.sum(axes, keepdims=True)
+    if new < 0 or summed.shape[new:] != shape:
+        raise RuntimeError(f"{name}: a gradient of shape {grad.shape} for an input of shape {shape}")
+    return summed.reshape(shape)
+
+
+def op(fn):
+    """Make ``fn(*arrays, **options) -> value, pullback`` a function of Tensors that records itself.
+
+    ``register("cuda", other)`` on the result names the function that takes over where the arrays live on a GPU.
+    """
+    name, overrides = fn.__name__, {}
+    OPS[name] = fn
+    limit = fn.__code__.co_argcount or float("inf")  # options are keyword-only, so the others are arrays
+
+    @functools.wraps(fn)
+    def call(*args, **options):
+        if len(args) > limit:
+            raise TypeError(f"{name}() takes {limit} arrays, got {len(args)}; give options by keyword")
+        arrays = [a.data if isinstance(a, Tensor) else a for a in args]
+        parents = [(a.node or a) if isinstance(a, Tensor) and a.requires_grad else None for a in args]
+        run = overrides["cuda"] if overrides and not isinstance(arrays[0], np.ndarray) else OPS[name]
+        try:
+            value, pullback = run(*arrays, **options)
+            if any(a.dtype != value.dtype and a.dtype in FLOATS for a in arrays if is_array(a)):
+                raise TypeError(f"the result is {value.dtype}; bring all inputs to one dtype with .astype(...)")
+        except (TypeError, ValueError, IndexError) as error:
+            raise type(error)(f"{name}({', '.join(map(describe, arrays))}): {error}") from error
+        out = Tensor(value)
+        if not getattr(_mode, "off", False) and any(parent is not None for parent in parents):
+            out.requires_grad, out.node = True, Node(name, parents, pullback, out.shape)
+        return out
+
+    call.register = overrides.__setitem__
+    return call

@@ -1,0 +1,93 @@
+"""Which array library an array belongs to, where arrays live, and where random numbers come from.
+
+NumPy is always there; CuPy is looked at only when somebody asks for the GPU, so ``import minitl`` stays light.
+"""
+
+import sys
+
+import numpy as np
+
+DEVICES = ("cpu", "cuda")
+FLOATS = (np.dtype("float32"), np.dtype("float64"))
+
+
+class InputError(ValueError):
+    """What a person gave (an option, a file, a shape) cannot be used; the message says why and what to do instead."""
+
+
+_generator = np.random.default_rng(0)
+
+
+def array_module(x):
+    """The library of the array ``x``: ``numpy`` or ``cupy``, by convention called ``xp``."""
+    if isinstance(x, np.ndarray | np.generic):
+        return np
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return cupy
+    raise TypeError(f"expected a NumPy or CuPy array, got {type(x).__name__}; wrap Python data with minitl.tensor(...)")
+
+
+def is_array(x):
+    """Whether ``x`` is an array of either library (a NumPy scalar counts, it is an array with no axes)."""
+    cupy = sys.modules.get("cupy")
+    return isinstance(x, np.ndarray | np.generic) or (cupy is not None and isinstance(x, cupy.ndarray))
+
+
+def describe(x):
+    """Kind and shape of an array for a message, as ``float32[2, 3]``; other things as Python prints them."""
+    return f"{x.dtype}{list(x.shape)}" if is_array(x) else repr(x)
+
+
+def cuda_problem():
+    """Why the GPU cannot be used, as a sentence; ``None`` when it can.
+
+    An import of CuPy proves nothing: it succeeds on machines without a driver. So a small sum is computed.
+    """
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}); install minitl[cuda12] or minitl[cuda13] to fit your driver"
+    try:
+        if not cupy.cuda.is_available():
+            return "CuPy is installed but finds no usable GPU or driver; `nvidia-smi` should list one"
+        cupy.arange(3).sum().item()
+    except Exception as error:  # CuPy raises many kinds: no toolkit, no compiler, no memory
+        return f"CuPy finds a GPU but cannot compute on it: {type(error).__name__}: {error}"
+    return None
+
+
+def to_device(x, device):
+    """The array ``x`` on ``"cpu"`` or ``"cuda"``; the same object when it is there already.
+
+    Raises ``ValueError`` for another device name and ``RuntimeError`` when no GPU can be used.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
+    if isinstance(x, np.ndarray):
+        if device == "cpu":
+            return x
+        if problem := cuda_problem():
+            raise RuntimeError(f"device 'cuda' cannot be used: {problem}")
+        return sys.modules["cupy"].asarray(x)
+    return array_module(x).asnumpy(x) if device == "cpu" else x
+
+
+def to_numpy(x):
+    """A NumPy array with the values of ``x``, an array of either library or a Tensor."""
+    x = getattr(x, "data", x) if not is_array(x) else x
+    return x if isinstance(x, np.ndarray) else to_device(x, "cpu") if is_array(x) else np.asarray(x)
+
+
+def seed(n):
+    """Start the package's own random numbers anew from the integer ``n``.
+
+    Weights, data order and dropout masks all come from one host generator, whatever the device, so that a CPU run
+    and a GPU run with one seed start identical.
+    """
+    _generator.bit_generator.state = np.random.default_rng(n).bit_generator.state
+
+
+def default_rng(rng=None):
+    """``rng`` itself, or the package's generator when it is ``None``."""
+    return _generator if rng is None else rng

@@ -1,0 +1,87 @@
+"""Is a handwritten backward right? Compare it with finite differences along random directions, in float64.
+
+For y = f(x), a random direction v and a random cotangent c, two ways to the same number:
+    analytic   ⟨backward(c), v⟩
+    numeric    ⟨c, f(x + h v) - f(x - h v)⟩ / 2h
+The cotangent matters: Σ softmax(x) is constant, so with c = 1 any wrong softmax backward would pass.
+"""
+
+import numpy as np
+
+from .autograd import Tensor
+from .backend import array_module
+
+STEP = 1e-5  # near the cube root of float64's rounding, where truncation and rounding errors are equally small
+
+
+def check_gradients(fn, *inputs, tolerance=1e-6, seed=0):
+    """Check the backward of ``fn``, a deterministic function of Tensors that returns one Tensor.
+
+    ``inputs`` are float64 arrays (or Tensors) of any shape. Each input is checked along a random direction of its
+    own. Raises ``AssertionError`` naming the input, the index and both numbers where they differ by more than
+    ``tolerance`` relative to the larger one; ``TypeError`` when an input is not float64.
+    """
+    tensors = _leaves(inputs)
+    _check(lambda: fn(*tensors), _named(tensors), tolerance, seed)
+
+
+def check_module(module, *inputs, tolerance=1e-6, seed=0):
+    """Check the backward of a float64 ``module`` for every parameter, by name, and for every input.
+
+    ``inputs`` and errors as in ``check_gradients``; the module is left in its mode with its gradients cleared.
+    """
+    tensors = _leaves(inputs)
+    _check(lambda: module(*tensors), _named(tensors) + module.named_parameters(), tolerance, seed)
+    module.zero_grad()
+
+
+def _leaves(inputs):
+    return [Tensor(x.data if isinstance(x, Tensor) else x, requires_grad=True) for x in inputs]
+
+
+def _named(tensors):
+    return [(f"input {i}", tensor) for i, tensor in enumerate(tensors)]
+
+
+def _check(run, named, tolerance, seed):
+    for name, tensor in named:
+        if tensor.dtype != np.float64:
+            raise TypeError(f"{name} is {tensor.dtype}; finite differences need float64")
+        tensor.grad = None
+    rng = np.random.default_rng(seed)
+    y = run()
+    xp = array_module(y.data)
+    if not (y.data == run().data).all():
+        raise AssertionError("two calls with equal inputs differ; give random ops a generator made in each call")
+    cotangent = xp.asarray(rng.standard_normal(y.shape))
+    y.backward(cotangent)
+    noise = 10 * np.finfo(np.float64).eps * float(xp.abs(y.data * cotangent).sum()) / STEP
+
+    def agree(analytic, numeric):
+        return abs(analytic - numeric) <= tolerance * max(abs(analytic), abs(numeric)) + noise
+
+    def slope(tensor, direction):  # of ⟨cotangent, y⟩
+        before = tensor.data
+        tensor.data = before + STEP * direction
+        up = run().data
+        tensor.data = before - STEP * direction
+        down = run().data
+        tensor.data = before
+        return float((cotangent * (up - down)).sum()) / (2 * STEP)
+
+    for name, tensor in named:
+        grad = xp.zeros_like(tensor.data) if tensor.grad is None else tensor.grad
+        direction = xp.asarray(rng.standard_normal(tensor.shape))
+        if not agree(float((grad * direction).sum()), slope(tensor, direction)):
+            raise AssertionError(f"{name} {tensor.shape}: wrong gradient, {_worst(grad, tensor, slope, agree)}")
+
+
+def _worst(grad, tensor, slope, agree):
+    """The first of up to 1,000 entries where both numbers differ, for the message."""
+    for index in np.ndindex(tensor.shape):
+        unit = array_module(grad).zeros_like(grad)
+        unit[index] = 1
+        numeric = slope(tensor, unit)
+        if not agree(float(grad[index]), numeric):
+            return f"at {index}: backward gives {float(grad[index]):.9g}, finite differences {numeric:.9g}"
+    return "though each single entry agrees within rounding"

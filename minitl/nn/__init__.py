@@ -1,0 +1,27 @@
+"""Modules: layers with weights, and the models made of them."""
+
+from .layers import BatchNorm2d, Conv2d, Dropout, DropPath, LayerNorm, Linear
+from .module import Module, Parameter
+from .tokenizers import GridPool, StaticPool
+from .tokenlearner import TokenLearner
+from .transformer import MLP, Attention, EncoderBlock
+from .vit import ViT, ViTConfig
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "BatchNorm2d",
+    "Conv2d",
+    "DropPath",
+    "Dropout",
+    "EncoderBlock",
+    "GridPool",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "Parameter",
+    "StaticPool",
+    "TokenLearner",
+    "ViT",
+    "ViTConfig",
+]

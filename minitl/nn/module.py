@@ -1,0 +1,145 @@
+"""Module: parameters found by walking over attributes in the order they were set. There is nothing to register."""
+
+import numpy as np
+
+from ..autograd import Tensor
+from ..backend import InputError, array_module, describe, is_array, to_device
+
+
+class Parameter(Tensor):
+    """A Tensor that is learned. ``data`` is a float32 or float64 array."""
+
+    def __init__(self, data):
+        super().__init__(data, requires_grad=True)
+
+
+class Module:
+    """Base of all layers. Subclasses set attributes in ``__init__`` and define ``forward``.
+
+    Attributes that are a Parameter, a Module, an array (a buffer: state that is not learned), or a list of Modules
+    are the module's own, and their paths are the names in ``state_dict``: ``blocks.3.attn.qkv.weight``.
+    """
+
+    training = True
+
+    def __call__(self, *args):
+        return self.forward(*args)
+
+    def _members(self):
+        """(name, owner, attribute) for each Parameter and buffer, in order; ``owner.attribute`` is the thing itself."""
+        for attribute, value in vars(self).items():
+            if isinstance(value, Parameter) or is_array(value):
+                yield attribute, self, attribute
+            for key, child in _children(attribute, value):
+                for name, owner, leaf in child._members():
+                    yield f"{key}.{name}", owner, leaf
+
+    def named_parameters(self):
+        """Pairs (path, Parameter), in the order in which the modules were built."""
+        found = ((name, getattr(owner, attribute)) for name, owner, attribute in self._members())
+        return [(name, value) for name, value in found if isinstance(value, Parameter)]
+
+    def parameters(self):
+        """The Parameters, in the order of ``named_parameters``."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def num_parameters(self):
+        """How many numbers are learned."""
+        return sum(parameter.size for parameter in self.parameters())
+
+    def modules(self):
+        """This module and all below it."""
+        yield self
+        for attribute, value in vars(self).items():
+            for _, child in _children(attribute, value):
+                yield from child.modules()
+
+    def train(self, mode=True):
+        """Set training mode (dropout drops, batch norm uses the batch) here and below; returns the module."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self):
+        """Set evaluation mode here and below; returns the module."""
+        return self.train(False)
+
+    def zero_grad(self):
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def to(self, device=None, dtype=None):
+        """Move parameters and buffers to ``"cpu"`` or ``"cuda"`` and/or to ``"float32"`` or ``"float64"``.
+
+        Gradients are forgotten, and an optimiser must be made afterwards. Returns the module.
+        """
+        for _, owner, attribute in list(self._members()):
+            value = getattr(owner, attribute)
+            array = value.data if isinstance(value, Tensor) else value
+            array = array if device is None else to_device(array, device)
+            array = array if dtype is None else array.astype(dtype, copy=False)
+            if isinstance(value, Tensor):
+                value.data, value.grad = array, None
+            else:
+                setattr(owner, attribute, array)
+        return self
+
+    def state_dict(self):
+        """All parameters and buffers by path: the arrays themselves, not copies."""
+        state = {}
+        for name, owner, attribute in self._members():
+            value = getattr(owner, attribute)
+            state[name] = value.data if isinstance(value, Tensor) else value
+        return state
+
+    def load_state_dict(self, state):
+        """Copy arrays by path into this module, keeping its device and dtype.
+
+        Raises InputError with a list of every name that is missing, unknown or of another shape; then nothing changes.
+        """
+        own = self.state_dict()
+        wrong = [f"missing: {name} {describe(own[name])}" for name in own if name not in state]
+        wrong += [f"unknown: {name} {describe(state[name])}" for name in state if name not in own]
+        both = [name for name in own if name in state and state[name].shape != own[name].shape]
+        wrong += [f"shape: {name} is {describe(own[name])} here, {describe(state[name])} there" for name in both]
+        if wrong:
+            raise InputError("these weights do not fit this model; nothing was loaded\n  " + "\n  ".join(wrong))
+        for name, array in own.items():
+            array[...] = array_module(array).asarray(state[name])
+
+
+def _children(attribute, value):
+    if isinstance(value, Module):
+        return [(attribute, value)]
+    if isinstance(value, list | tuple):
+        return [(f"{attribute}.{i}", child) for i, child in enumerate(value) if isinstance(child, Module)]
+    return []
+
+
+def xavier_uniform(rng, shape, parts=1):
+    """Uniform in ±√(6 / (in + out)) for a matrix (in, out) (Glorot & Bengio, 2010).
+
+    ``parts`` > 1: the columns are so many matrices side by side, each drawn with the range that fits it.
+    """
+    limit = np.sqrt(6 / (shape[0] + shape[1] // parts))
+    return Parameter(rng.uniform(-limit, limit, shape).astype(np.float32))
+
+
+def lecun_normal(rng, shape):
+    """Normal with variance 1 / (inputs per output), cut off at two deviations, for a kernel (..., in, out)."""
+    draws = rng.standard_normal(shape)
+    while (far := np.abs(draws) > 2).any():
+        draws[far] = rng.standard_normal(int(far.sum()))
+    cut = 0.87962566  # what the cut leaves of the deviation
+    return Parameter((draws / (cut * np.sqrt(np.prod(shape[:-1])))).astype(np.float32))
+
+
+def normal(rng, shape, std):
+    """Normal with the deviation ``std``."""
+    return Parameter((std * rng.standard_normal(shape)).astype(np.float32))
+
+
+def constant(value, *shape):
+    """The same value everywhere."""
+    return Parameter(np.full(shape, value, np.float32))

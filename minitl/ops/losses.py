@@ -1,0 +1,59 @@
+"""Losses: one number for a batch, the mean over its samples."""
+
+from ..autograd import op
+from ..backend import array_module
+
+
+@op
+def cross_entropy(logits, targets, *, label_smoothing=0.0):
+    """L = -mean_b Σ_k t_bk ln p_bk,  p = softmax(logits),  dlogits = (p Σ_k t - t) / B
+
+    logits (B, K); targets are classes (B) as integers, or soft targets (B, K) of the logits' dtype.
+    ``label_smoothing`` s replaces t by (1 - s) t + s / K. Raises ValueError for a class outside 0 … K-1.
+    """
+    xp = array_module(logits)
+    B, K = logits.shape
+    soft = _soft(targets, B, K, logits.dtype, xp)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing lies in [0, 1), got {label_smoothing}")
+    t = soft * (1 - label_smoothing) + label_smoothing / K
+    log_p = logits - logits.max(1, keepdims=True)
+    log_p -= xp.log(xp.exp(log_p).sum(1, keepdims=True))
+
+    def backward(dL):
+        dlogits = xp.exp(log_p) * t.sum(1, keepdims=True) - t
+        dtargets = log_p * (dL * (label_smoothing - 1) / B) if soft is targets else None
+        return dlogits * (dL / B), dtargets
+
+    return -(t * log_p).sum() / B, backward
+
+
+def _soft(targets, B, K, dtype, xp):
+    """Targets as probabilities (B, K)."""
+    targets = xp.asarray(targets)
+    if targets.dtype == dtype and targets.shape == (B, K):
+        return targets
+    if targets.dtype.kind not in "iu" or targets.shape != (B,):
+        raise ValueError(f"targets are classes ({B},) as integers or soft targets ({B}, {K}) as {dtype}")
+    if B and not 0 <= int(targets.min()) <= int(targets.max()) < K:
+        raise ValueError(f"a class in targets is outside 0 … {K - 1}: they span {targets.min()} … {targets.max()}")
+    return (targets[:, None] == xp.arange(K)).astype(dtype)
+
+
+@op
+def binary_cross_entropy_with_logits(logits, targets):
+    """L = mean of -t ln p - (1 - t) ln(1 - p) = max(x, 0) - x t + ln(1 + e^-|x|),  p = sigmoid(x)
+
+    dx = (p - t) / n for logits x and targets t of one shape and dtype, with n entries; dt = -x / n.
+    """
+    xp = array_module(logits)
+    if targets.shape != logits.shape or targets.dtype != logits.dtype:
+        raise ValueError("targets need the shape and dtype of the logits")
+    x, n = logits, logits.size
+    e = xp.exp(-xp.abs(x))
+
+    def backward(dL):
+        p = xp.where(x >= 0, 1, e) / (1 + e)
+        return (p - targets) * (dL / n), -x * (dL / n)
+
+    return (xp.maximum(x, 0) - x * targets + xp.log1p(e)).mean(), backward
