@@ -1,0 +1,172 @@
+"""Weights from and to the authors' own code: Scenic's ``projects/token_learner``, in JAX and Flax.
+
+Both sides hold the same numbers under other names, and each of Scenic's arrays is a view of one of ours. So a single
+table, ``_parts``, names the parts of every module and their views: reading writes through a view, writing copies one.
+"""
+
+import json
+import operator
+import statistics
+
+import numpy as np
+
+from .backend import FLOATS, InputError, describe, is_array, to_numpy
+from .nn import MLP, Attention, Conv2d, EncoderBlock, LayerNorm, Linear, Module, TokenLearner, ViT, ViTConfig
+
+SUPPORTED = "TokenLearner (version 1.0 or 1.1), EncoderBlock, and ViT without a fuser"
+
+
+def from_scenic(meta, params):
+    """Build the module that ``meta`` describes with the weights ``params``, in their dtype, on the CPU.
+
+    ``meta`` is a dict or its JSON text: ``module``, ``version``, sizes and options. ``params`` maps Flax paths, with
+    or without ``param/`` in front, to float32 or float64 arrays. Raises InputError for a module that is not supported,
+    a ``meta`` that does not describe one, and, in one list, all parameters that are missing, unknown or of another
+    shape.
+    """
+    try:
+        meta = meta if isinstance(meta, dict) else json.loads(str(meta))
+    except json.JSONDecodeError as error:
+        raise InputError(f"meta is a dict or its JSON text, and this text is no JSON: {error}") from error
+    if not isinstance(meta, dict) or "module" not in meta:
+        raise InputError(f"meta is a dict with the 'module' and its sizes, or its JSON text; got {meta!r}")
+    params = {path.removeprefix("param/"): to_numpy(array) for path, array in params.items()}
+    module = _build(meta, params)
+    table = _table(module)
+    shapes = {path: view(parameter.data).shape for path, (parameter, view) in table.items()}
+    wrong = [f"missing: {path} {list(shapes[path])}" for path in shapes if path not in params]
+    wrong += [f"unknown: {path} {describe(params[path])}" for path in params if path not in shapes]
+    both = [path for path in shapes if path in params and params[path].shape != shapes[path]]
+    wrong += [f"shape: {path} is {describe(params[path])}, not {list(shapes[path])}" for path in both]
+    if wrong:
+        raise InputError(f"these parameters do not fit the {meta['module']} of meta\n  " + "\n  ".join(wrong))
+    dtypes = {array.dtype for array in params.values()}
+    if len(dtypes) > 1 or not dtypes <= set(FLOATS):
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise InputError(f"the parameters are {found}; convert all of them to float32 or all to float64")
+    module.to(dtype=dtypes.pop())
+    for path, (parameter, view) in table.items():
+        view(parameter.data)[...] = params[path]
+    return module
+
+
+def to_scenic(module, leaf=lambda parameter: parameter.data):
+    """Flax path -> NumPy array in Scenic's shape, a copy, of what ``leaf`` picks from each Parameter of ``module``.
+
+    ``leaf`` maps a Parameter to an array of its shape: the weight by default, ``lambda p: p.grad`` for the gradient.
+    Raises InputError for a module that Scenic does not have, and ValueError when ``leaf`` gives anything else.
+    """
+    arrays = {}
+    for path, (parameter, view) in _table(module).items():
+        array = leaf(parameter)
+        if not is_array(array) or array.shape != parameter.shape:
+            raise ValueError(f"{path}: leaf must give an array of the shape {parameter.shape}, got {describe(array)}")
+        arrays[path] = np.array(to_numpy(view(array)))
+    return arrays
+
+
+def _table(module):
+    """Flax path -> (Parameter, view), where ``view`` shows an array of the Parameter's shape in Scenic's shape."""
+    table = {}
+    for name, part in _parts(module).items():
+        if isinstance(part, Module):
+            table |= {f"{name}/{path}": row for path, row in _table(part).items()}
+        elif part is not None:
+            table[name] = part if isinstance(part, tuple) else (part, lambda array: array)
+    return table
+
+
+def _parts(module):
+    """Scenic's name -> Module, Parameter, (Parameter, view) where the shapes differ, or None for what is left out."""
+    match module:
+        case LayerNorm():
+            return {"scale": module.weight, "bias": module.bias}
+        case Linear() | Conv2d():
+            return {"kernel": module.weight, "bias": module.bias}
+        case MLP():
+            return {"Dense_0": module.fc1, "Dense_1": module.fc2}
+        case Attention(qkv=qkv, proj=proj, num_heads=heads):
+            parts = {"out/kernel": (proj.weight, lambda W: W.reshape(heads, -1, W.shape[1])), "out/bias": proj.bias}
+            for i, name in enumerate(("query", "key", "value")):
+                third = _third(i, heads)
+                parts |= {f"{name}/kernel": (qkv.weight, third), f"{name}/bias": (qkv.bias, third)}
+            return parts
+        case EncoderBlock():
+            attention = {"LayerNorm_0": module.norm1, "MultiHeadDotProductAttention_0": module.attn}
+            return attention | {"LayerNorm_1": module.norm2, "MlpBlock_0": module.mlp}
+        case TokenLearner(version="1.0"):
+            return {"LayerNorm_0": module.norm} | {f"Conv_{i}": conv for i, conv in enumerate(module.convs)}
+        case TokenLearner(version="1.1"):
+            return {"LayerNorm_0": module.norm, "token_masking": module.mlp}
+        case ViT(config=config, patch_embed=embed):
+            patch = (config.patch_size, config.patch_size, config.channels, config.dim)
+            learner = {"1.0": "TokenLearnerModule_0", "1.1": "TokenLearnerModuleV11_0"}[config.version]
+            return {
+                "embedding/kernel": (embed.weight, lambda W: W.reshape(patch)),
+                "embedding/bias": embed.bias,
+                "Transformer/posembed_input/pos_embedding": module.pos_embed,
+                **{f"Transformer/encoderblock_{i}": block for i, block in enumerate(module.blocks)},
+                f"Transformer/{learner}": module.tokenizer,
+                "Transformer/encoder_norm": module.norm,
+                "output_projection": module.head,
+            }
+    raise InputError(f"{type(module).__name__} has no counterpart in Scenic here; supported: {SUPPORTED}")
+
+
+def _third(i, heads):
+    """View of one of packed (..., 3C) = [q | k | v] as (..., heads, C / heads)."""
+    return lambda array: array.reshape(*array.shape[:-1], 3, heads, -1)[..., i, :, :]
+
+
+def _build(meta, params):
+    """The module that ``meta`` describes, with weights that are to be overwritten."""
+    rng = np.random.default_rng(0)  # its own, so that the package's random numbers go on as if nothing had been drawn
+    try:
+        match meta["module"]:
+            case "TokenLearner":
+                sizes = _sizes(meta, num_tokens="num_tokens") | _learner(meta)
+                return TokenLearner(_width(params), **sizes, rng=rng)
+            case "EncoderBlock":
+                return EncoderBlock(_width(params), **_sizes(meta, num_heads="num_heads", mlp_dim="mlp_dim"), rng=rng)
+            case "ViT" if not meta.get("fuser"):
+                return ViT(_vit_config(meta, params), rng=rng)
+    except KeyError as error:
+        raise InputError(f"meta has no {error}, which this {meta['module']} needs") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"meta and params do not describe a {meta['module']}: {error}") from error
+    fuser = " with a fuser" if meta.get("fuser") else ""
+    raise InputError(f"cannot build a {meta['module']}{fuser} from Scenic's weights; supported: {SUPPORTED}")
+
+
+def _sizes(meta, **names):
+    """Our name -> meta's value, given our name -> meta's name; TypeError for what is no integer."""
+    return {ours: operator.index(meta[theirs]) for ours, theirs in names.items()}
+
+
+def _learner(meta):
+    """What the two versions of TokenLearner have of their own."""
+    own = {"pool": meta["pool"]} if meta["version"] == "1.0" else _sizes(meta, hidden="bottleneck_dim")
+    return {"version": meta["version"], **own}
+
+
+def _vit_config(meta, params):
+    names = {"dim": "hidden_size", "layers": "num_layers", "heads": "num_heads"}
+    names |= {name: name for name in ("image_size", "num_classes", "patch_size", "mlp_dim")}
+    tokenizer = {"tokenizer": "none"}
+    if meta["version"] is not None:
+        tokenizer = _sizes(meta, num_tokens="num_tokens", loc="tokenlearner_loc") | _learner(meta)
+    sizes = _sizes(meta, **names)
+    sizes["image_size"] = (sizes["image_size"], sizes["image_size"])
+    kernel = params.get("embedding/kernel")
+    channels = kernel.shape[2] if kernel is not None and kernel.ndim == 4 else 3  # meta does not say
+    return ViTConfig(**sizes, **tokenizer, channels=channels)
+
+
+def _width(params):
+    """The channels, which meta does not give: most of these parameters agree on them, even if one is wrong."""
+    axes = {"LayerNorm_0/scale": 0, "LayerNorm_0/bias": 0, "Conv_0/kernel": 2}
+    axes |= {"token_masking/Dense_0/kernel": 0, "MlpBlock_0/Dense_0/kernel": 0}
+    widths = [params[path].shape[axis] for path, axis in axes.items() if path in params and params[path].ndim > axis]
+    if not widths:
+        raise InputError(f"the number of channels is read from one of {', '.join(axes)}, and all are missing")
+    return statistics.mode(widths)

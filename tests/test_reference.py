@@ -1,0 +1,222 @@
+"""The authors' own outputs and gradients, and the way of weights from and to their names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minitl import Tensor, nn
+from minitl.backend import InputError, default_rng
+from minitl.interop import from_scenic, to_scenic
+
+FOLDER = Path(__file__).resolve().parents[2] / "shared" / "reference"
+FILES = sorted(FOLDER.glob("*.npz"))
+SUPPORTED = {  # (module, version, with a fuser)
+    ("TokenLearner", "1.0", False),
+    ("TokenLearner", "1.1", False),
+    ("EncoderBlock", None, False),
+    ("ViT", None, False),
+    ("ViT", "1.0", False),
+    ("ViT", "1.1", False),
+}
+TOLERANCE = 1e-9
+
+needs_files = pytest.mark.skipif(not FILES, reason="the reference files are not beside this checkout (../shared)")
+
+
+def read(path):
+    """``meta`` as a dict, and the arrays grouped by the first part of their names: group -> {rest: array}."""
+    groups = {}
+    with np.load(path) as file:
+        for name in file.files:
+            group, _, rest = name.partition("/")
+            groups.setdefault(group, {})[rest] = file[name]
+    return json.loads(str(groups.pop("meta")[""])), groups
+
+
+def kind(meta):
+    return meta["module"], meta.get("version"), bool(meta.get("fuser"))
+
+
+@needs_files
+def test_every_supported_module_has_a_file():
+    missing = SUPPORTED - {kind(read(path)[0]) for path in FILES}
+    assert not missing, f"no reference file for {missing}"
+
+
+@needs_files
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_output_and_gradients(path):
+    meta, groups = read(path)
+    if kind(meta) not in SUPPORTED:
+        with pytest.raises(InputError, match="supported:") as reason:
+            from_scenic(meta, groups["param"])
+        pytest.skip(str(reason.value))
+    module = from_scenic(meta, groups["param"])
+    inputs = {name: Tensor(array, requires_grad=True) for name, array in groups["in"].items()}
+    y = module(*inputs.values())
+    y.backward(groups["cotangent"][""])
+    found = {f"input {name}": x.grad for name, x in inputs.items()} | to_scenic(module, leaf=lambda p: p.grad)
+    expected = {f"input {name}": array for name, array in groups["grad_in"].items()} | groups["grad_param"]
+    assert found.keys() == expected.keys()
+    close("output", y.data, groups["out"][""], np.abs(groups["out"][""]).max())
+    largest = max(np.abs(array).max() for array in expected.values())
+    for name, array in expected.items():  # each on its own scale, so that no small gradient hides behind a large one
+        zero = any(name.endswith(end) for end in zero_gradients(meta))
+        close(name, found[name], array, largest if zero else np.abs(array).max())
+
+
+def zero_gradients(meta):
+    """Ends of the names of biases whose gradient is 0 in exact arithmetic: their softmax does not see them."""
+    return ("key/bias", "token_masking/Dense_1/bias") if meta.get("version") == "1.1" else ("key/bias",)
+
+
+def close(name, found, expected, scale):
+    assert found.shape == expected.shape and found.dtype == expected.dtype == np.float64
+    error = np.abs(found - expected).max() / scale
+    assert error <= TOLERANCE, f"{name}: relative error {error:.2g}"
+
+
+@needs_files
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_round_trip_of_the_files(path):
+    meta, groups = read(path)
+    if kind(meta) not in SUPPORTED:
+        pytest.skip(f"{meta['module']} of {path.name} is not supported yet")
+    same(to_scenic(from_scenic(meta, groups["param"])), groups["param"])
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+# What follows needs no files.
+
+LEARNER = {"module": "TokenLearner", "version": "1.0", "num_tokens": 3, "pool": "mean"}
+BLOCK = {"module": "EncoderBlock", "num_heads": 2, "mlp_dim": 5}
+VIT = {
+    "module": "ViT",
+    "version": None,
+    "num_layers": 1,
+    "num_heads": 2,
+    "mlp_dim": 5,
+    "hidden_size": 4,
+    "patch_size": 2,
+    "image_size": 4,
+    "num_classes": 3,
+    "fuser": False,
+}
+
+
+def learner_params(dtype=np.float64):
+    rng = np.random.default_rng(0)
+    shapes = {"LayerNorm_0/scale": (4,), "LayerNorm_0/bias": (4,), "Conv_0/kernel": (3, 3, 4, 3)}
+    shapes |= {f"Conv_{i}/kernel": (3, 3, 3, 3) for i in (1, 2, 3)}
+    return {path: rng.standard_normal(shape).astype(dtype) for path, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_token_learner_round_trip(dtype):
+    params = learner_params(dtype)
+    prefixed = {f"param/{path}": array for path, array in params.items()}
+    module = from_scenic(json.dumps(LEARNER), prefixed)
+    same(to_scenic(module), params)
+    same(to_scenic(from_scenic(LEARNER, params)), params)
+    assert module(Tensor(np.ones((2, 5, 6, 4), dtype))).dtype == dtype
+
+
+def test_attention_and_patches_are_laid_out_as_in_scenic():
+    vit = nn.ViT(nn.ViTConfig(image_size=(4, 4), patch_size=2, dim=4, layers=1, heads=2, tokenizer="none"))
+    params = to_scenic(vit)
+    attention, ours = "Transformer/encoderblock_0/MultiHeadDotProductAttention_0", vit.blocks[0].attn
+    value, out = params[f"{attention}/value/kernel"], params[f"{attention}/out/kernel"]
+    # channel 1 of head 1 of the values is column 2·4 + 1·2 + 1 of [q | k | v]
+    np.testing.assert_array_equal(value[:, 1, 1], ours.qkv.weight.data[:, 11])
+    np.testing.assert_array_equal(out[1, 0], ours.proj.weight.data[2])
+    # row 1, column 0, colour 2 of a patch is entry (1·2 + 0)·3 + 2
+    np.testing.assert_array_equal(params["embedding/kernel"][1, 0, 2], vit.patch_embed.weight.data[8])
+
+
+def test_arrays_are_copies():
+    params = learner_params()
+    module = from_scenic(LEARNER, params)
+    weights = to_scenic(module)
+    module.norm.weight.data[...] = 7
+    same(weights, params)
+
+
+def test_building_draws_no_random_numbers_of_the_package():
+    before = default_rng().bit_generator.state
+    from_scenic(LEARNER, learner_params())
+    assert default_rng().bit_generator.state == before
+
+
+def test_one_error_lists_all_parameters_that_do_not_fit():
+    params = learner_params()
+    del params["Conv_2/kernel"], params["Conv_3/kernel"]
+    params["Conv_1/bias"] = np.zeros(3)
+    params["LayerNorm_0/scale"] = np.ones(9)
+    with pytest.raises(InputError) as error:
+        from_scenic(LEARNER, params)
+    assert str(error.value).splitlines()[1:] == [
+        "  missing: Conv_2/kernel [3, 3, 3, 3]",
+        "  missing: Conv_3/kernel [3, 3, 3, 3]",
+        "  unknown: Conv_1/bias float64[3]",
+        "  shape: LayerNorm_0/scale is float64[9], not [4]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "message"),
+    [(("float32", "float64"), "are float32, float64"), (("int64", "int64"), "are int64")],
+)
+def test_dtypes_that_cannot_be_kept(dtypes, message):
+    params = learner_params(dtypes[0])
+    params["LayerNorm_0/scale"] = params["LayerNorm_0/scale"].astype(dtypes[1])
+    with pytest.raises(InputError, match=message):
+        from_scenic(LEARNER, params)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"module": "TokenFuser"}, "cannot build a TokenFuser .* supported: TokenLearner"),
+        ({"module": "VideoViT"}, "cannot build a VideoViT .* supported: TokenLearner"),
+        (VIT | {"fuser": True}, "cannot build a ViT with a fuser .* ViT without a fuser"),
+        ("{'module': 'ViT'}", "no JSON"),
+        ("[1, 2]", "with the 'module'"),
+        ({"version": "1.0"}, "with the 'module'"),
+        ({"module": "EncoderBlock", "num_heads": 2}, "no 'mlp_dim', which this EncoderBlock needs"),
+        (LEARNER | {"version": "1.2", "bottleneck_dim": 8}, "version is '1.0' or '1.1', not '1.2'"),
+        (LEARNER | {"pool": None}, "pool is 'mean' or 'sum'"),
+        (BLOCK | {"num_heads": 3}, "num_heads=3 does not divide dim=4"),
+        (BLOCK | {"num_heads": "2"}, "integer"),
+        (VIT | LEARNER | {"module": "ViT", "tokenlearner_loc": 1}, "loc=1 .* 0 <= loc < layers=1"),
+    ],
+)
+def test_meta_that_cannot_be_built(meta, message):
+    with pytest.raises(InputError, match=message):
+        from_scenic(meta, learner_params())
+
+
+def test_no_parameters_at_all():
+    with pytest.raises(InputError, match="number of channels"):
+        from_scenic(BLOCK, {})
+    with pytest.raises(InputError, match="missing: embedding/kernel") as error:
+        from_scenic(VIT, {})
+    assert str(error.value).count("missing: ") == 23
+
+
+def test_what_scenic_does_not_have():
+    with pytest.raises(InputError, match="GridPool has no counterpart"):
+        to_scenic(nn.ViT(nn.ViTConfig(image_size=(8, 8), num_tokens=4, tokenizer="pool")))
+
+
+def test_a_leaf_without_an_array():
+    module = from_scenic(LEARNER, learner_params())
+    with pytest.raises(ValueError, match=r"LayerNorm_0/scale: leaf must give an array .* \(4,\), got None"):
+        to_scenic(module, leaf=lambda parameter: parameter.grad)
