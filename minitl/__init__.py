@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from . import nn, ops
+from . import data, nn, ops, optim
 from .autograd import OPS, Tensor, no_grad
 from .backend import seed
 from .gradcheck import check_gradients, check_module

@@ -71,25 +71,21 @@ class Tensor:
     def backward(self, grad=None):
         """Add the gradient of this Tensor to ``grad`` of every leaf that it was computed from.
 
-        ``grad`` has this Tensor's shape, and is 1 by default for a single element. What the ops kept is freed on the
-        way, so a second call through the same graph raises ``RuntimeError``.
+        ``grad`` is an array like ``data``, by default 1 for a single element. What the ops kept is freed on the way,
+        so a second call through the same graph raises ``RuntimeError``.
         """
         if not self.requires_grad:
             raise RuntimeError("backward() needs a Tensor computed, outside no_grad, from one with requires_grad=True")
-        if grad is None and self.size != 1:
-            raise ValueError(f"backward() without a gradient needs a single element, not the shape {self.shape}")
-        grad = array_module(self.data).ones_like(self.data) if grad is None else grad
-        grad = grad.data if isinstance(grad, Tensor) else grad
+        grad = array_module(self.data).ones_like(self.data) if grad is None and self.size == 1 else grad
         if describe(grad) != describe(self.data):
-            raise ValueError(f"the gradient of {describe(self.data)} is of the same kind, got {describe(grad)}")
+            raise ValueError(f"backward() from {describe(self.data)} needs a gradient like it, got {describe(grad)}")
         pending, owned, heap = {}, set(), []
 
         def arrive(target, grad):
-            if isinstance(target, Tensor):  # a leaf
-                if target.grad is None:
-                    target.grad = array_module(grad).array(grad)
-                else:
-                    target.grad += grad
+            if isinstance(target, Tensor) and target.grad is None:  # a leaf
+                target.grad = array_module(grad).array(grad)
+            elif isinstance(target, Tensor):
+                target.grad += grad
             elif target not in pending:  # borrow the first gradient, allocate at the second, then add in place
                 pending[target] = grad
                 heapq.heappush(heap, (-target.order, target))
@@ -127,10 +123,7 @@ def unbroadcast(grad, shape, name="unbroadcast"):
 
 
 def op(fn):
-    """Make ``fn(*arrays, **options) -> value, pullback`` a function of Tensors that records itself.
-
-    ``register("cuda", other)`` on the result names the function that takes over where the arrays live on a GPU.
-    """
+    """A function of Tensors made from ``fn(*arrays, **options) -> value, pullback``; ``.register("cuda", other)``."""
     name, overrides = fn.__name__, {}
     OPS[name] = fn
     limit = fn.__code__.co_argcount or float("inf")  # options are keyword-only, so the others are arrays
@@ -147,7 +140,8 @@ def op(fn):
             if any(a.dtype != value.dtype and a.dtype in FLOATS for a in arrays if is_array(a)):
                 raise TypeError(f"the result is {value.dtype}; bring all inputs to one dtype with .astype(...)")
         except (TypeError, ValueError, IndexError) as error:
-            raise type(error)(f"{name}({', '.join(map(describe, arrays))}): {error}") from error
+            kind = next(k for k in (TypeError, ValueError, IndexError) if isinstance(error, k))
+            raise kind(f"{name}({', '.join(map(describe, arrays))}): {error}") from error
         out = Tensor(value)
         if not getattr(_mode, "off", False) and any(parent is not None for parent in parents):
             out.requires_grad, out.node = True, Node(name, parents, pullback, out.shape)

@@ -64,9 +64,9 @@ def to_device(x, device):
     """
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray | np.generic):
         if device == "cpu":
-            return x
+            return np.asarray(x)
         if problem := cuda_problem():
             raise RuntimeError(f"device 'cuda' cannot be used: {problem}")
         return sys.modules["cupy"].asarray(x)
@@ -75,8 +75,7 @@ def to_device(x, device):
 
 def to_numpy(x):
     """A NumPy array with the values of ``x``, an array of either library or a Tensor."""
-    x = getattr(x, "data", x) if not is_array(x) else x
-    return x if isinstance(x, np.ndarray) else to_device(x, "cpu") if is_array(x) else np.asarray(x)
+    return to_device(x if is_array(x) else x.data, "cpu")
 
 
 def seed(n):

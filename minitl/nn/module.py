@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..autograd import Tensor
-from ..backend import InputError, array_module, describe, is_array, to_device
+from ..backend import FLOATS, InputError, array_module, describe, is_array, to_device
 
 
 class Parameter(Tensor):
@@ -74,6 +74,8 @@ class Module:
 
         Gradients are forgotten, and an optimiser must be made afterwards. Returns the module.
         """
+        if dtype not in (None, *FLOATS):
+            raise ValueError(f"modules compute in float32 or float64, not {dtype}")
         for _, owner, attribute in list(self._members()):
             value = getattr(owner, attribute)
             array = value.data if isinstance(value, Tensor) else value

@@ -55,22 +55,23 @@ class TokenLearner(Module):
             ]
         else:
             self.mlp = MLP(channels, hidden, num_tokens, dropout, rng)
+            self.mlp.fc2.weight.data *= 0.1  # start near the pixel mean: a token that starts sharp may never move
 
     def maps(self, x):
         """The weights A of all pixels, (B, H, W, channels) -> (B, num_tokens, H, W)."""
-        B, H, W, _ = x.shape
-        return self._weights(x).reshape(B, self.num_tokens, H, W)
+        return self._weights(x).reshape(x.shape[0], self.num_tokens, *x.shape[1:3])
 
     def forward(self, x):
+        A = self._weights(x)
+        B, H, W, C = x.shape
+        mean = self.version == "1.0" and self.pool == "mean"
+        return ops.token_pool(A, x.reshape(B, H * W, C), mean=mean)
+
+    def _weights(self, x):
         if x.ndim != 4:
             raise ValueError(
                 f"TokenLearner needs (B, H, W, channels), got {x.shape}; reshape tokens to their grid first"
             )
-        B, H, W, C = x.shape
-        mean = self.version == "1.0" and self.pool == "mean"
-        return ops.token_pool(self._weights(x), x.reshape(B, H * W, C), mean=mean)
-
-    def _weights(self, x):
         B, H, W, _ = x.shape
         logits = self._logits(x if self.norm is None else self.norm(x)).reshape(B, H * W, self.num_tokens)
         logits = logits.transpose(0, 2, 1)  # (B, P, S) -> (B, S, P): a transpose, not a reshape

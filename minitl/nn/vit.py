@@ -38,10 +38,12 @@ class ViTConfig:
     """tokens that the tokenizer leaves"""
     loc: int = 0
     """index of the first block that sees the few tokens, 0 <= loc < layers"""
-    version: Literal["1.0", "1.1"] = "1.1"
+    version: Literal["1.0", "1.1"] = "1.0"
     """TokenLearner's version: convolutions and sigmoid, or MLP and softmax"""
     pool: Literal["mean", "sum"] = "mean"
     """how version 1.0 pools: the paper's mean or Scenic's sum"""
+    pre_norm: bool = True
+    """LayerNorm before the layers that make the maps, as in Scenic"""
     hidden: int = 64
     """hidden width of version 1.1's MLP"""
     dropout: float = 0.0
@@ -64,9 +66,7 @@ class ViTConfig:
         if self.dim % self.heads:
             raise InputError(f"heads={self.heads} does not divide dim={self.dim}")
         if not 0 <= self.loc < self.layers:
-            raise InputError(
-                f"loc={self.loc} is not the index of a block: 0 <= loc < layers={self.layers}"
-            )
+            raise InputError(f"loc={self.loc} is not the index of a block: 0 <= loc < layers={self.layers}")
         if self.tokenizer == "pool":
             grid_shape(self.num_tokens, *self.grid)
 
@@ -158,5 +158,5 @@ def _tokenizer(config, rng):
         return StaticPool(*size, rng=rng)
     if config.tokenizer == "none":
         return None
-    options = {"version": config.version, "pool": config.pool, "hidden": config.hidden, "dropout": config.dropout}
+    options = {name: getattr(config, name) for name in ("version", "pool", "pre_norm", "hidden", "dropout")}
     return TokenLearner(config.dim, config.num_tokens, **options, rng=rng)

@@ -16,7 +16,7 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
     With ``dropout`` p each weight is 0 with probability p and otherwise divided by 1 - p.
     """
     xp = array_module(qkv)
-    if qkv.ndim != 3 or qkv.shape[-1] % (3 * num_heads):
+    if qkv.ndim != 3 or num_heads < 1 or qkv.shape[-1] % (3 * num_heads):
         raise ValueError(f"needs qkv (B, N, 3C) with C divisible by num_heads={num_heads}; got {qkv.shape}")
     B, N, C = *qkv.shape[:2], qkv.shape[2] // 3
     scale = 1 / math.sqrt(C // num_heads)

@@ -1,0 +1,122 @@
+"""Augmentation of whole batches (B, H, W, C), as array operations on NumPy or CuPy arrays: no loop over images.
+
+Random numbers come from the host generator ``rng``, so both backends see the same ones. Each function returns a new
+array and leaves its input alone. Crop, flip and cutmix take any dtype; the rest says what it takes.
+"""
+
+import numpy as np
+
+from ..backend import array_module, describe
+
+
+def channel_stats(images):
+    """``(mean, std)`` of each channel of uint8 images (N, H, W, C), in units of 0 to 1: two float32 arrays (C,).
+
+    The std of a channel that never varies is given as 1, so that one can divide by it.
+    """
+    _expect(images, "uint8")
+    xp = array_module(images)
+    count = images.size // images.shape[-1]
+    squares = xp.square(images, dtype="uint16")  # 255² just fits, so the sums are exact
+    mean, second = (x.sum(0, dtype="int64").sum((0, 1)) / count for x in (images, squares))
+    std = xp.sqrt(second - mean**2) / 255
+    return (mean / 255).astype("float32"), xp.where(std > 0, std, 1).astype("float32")
+
+
+def normalize(images, mean, std):
+    """float32 (x / 255 - mean) / std of uint8 images, with ``mean`` and ``std`` for each channel."""
+    _expect(images, "uint8")
+    xp = array_module(images)
+    mean, std = xp.asarray(mean, "float32"), xp.asarray(std, "float32")
+    return images * (1 / (255 * std)) - mean / std
+
+
+def flip(images, rng):
+    """Mirror each image left to right with probability 1/2."""
+    xp = array_module(images)
+    mirrored = xp.asarray(rng.random(len(images)) < 0.5)[:, None, None, None]
+    return xp.where(mirrored, images[:, :, ::-1], images)
+
+
+def random_crop(images, padding, rng):
+    """Shift each image by up to ``padding`` pixels each way; what comes in is its own reflection at the border."""
+    xp = array_module(images)
+    B, H, W, _ = images.shape
+    if not 0 <= padding < min(H, W):
+        raise ValueError(f"padding for images of {H} x {W} pixels is from 0 to {min(H, W) - 1}, got {padding}")
+
+    def reflected(size):  # which row (or column) of the image each one of the crop is: (B, size)
+        at = abs(np.arange(size) + rng.integers(-padding, padding + 1, size=(B, 1)))
+        return xp.asarray(size - 1 - abs(size - 1 - at))
+
+    rows, columns = reflected(H), reflected(W)
+    return images[xp.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def cutout(images, size, rng):
+    """Set a square of ``size`` pixels, centred anywhere in each image, to 0: black, or the mean once normalised."""
+    xp = array_module(images)
+    B, H, W, _ = images.shape
+    if size < 1:
+        raise ValueError(f"size is at least 1 pixel, got {size}")
+    top, left = (rng.integers(n, size=(B, 1)) - size // 2 for n in (H, W))
+    inside = _between(np.arange(H), top, top + size)[:, :, None] & _between(np.arange(W), left, left + size)[:, None, :]
+    return xp.where(xp.asarray(inside)[..., None], images.dtype.type(0), images)
+
+
+def mixup(images, targets, alpha, rng):
+    """Blend each float image, and its soft target (B, K), with another of the batch (Zhang et al., 2018).
+
+    One share for the batch, drawn from Beta(alpha, alpha).
+    """
+    if images.dtype.kind != "f":
+        raise TypeError(f"mixup blends float images, got {describe(images)}; normalise them first")
+    share, other = _partners(images, targets, alpha, rng)
+    return share * images + (1 - share) * images[other], share * targets + (1 - share) * targets[other]
+
+
+def cutmix(images, targets, alpha, rng):
+    """Paste a box of another image of the batch into each, and mix the soft targets (B, K) by area (Yun et al., 2019).
+
+    One box for the batch: its share of the area is drawn from Beta(alpha, alpha), its centre anywhere in the image.
+    """
+    xp = array_module(images)
+    share, other = _partners(images, targets, alpha, rng)
+    _, H, W, _ = images.shape
+    inside = []
+    for n in (H, W):
+        length = round(n * (1 - share) ** 0.5)
+        start = rng.integers(n) - length // 2
+        inside.append(_between(np.arange(n), start, start + length))
+    inside = inside[0][:, None] & inside[1]
+    share = 1 - float(inside.mean())  # the border cuts some boxes off
+    mixed = xp.where(xp.asarray(inside)[..., None], images[other], images)
+    return mixed, share * targets + (1 - share) * targets[other]
+
+
+def one_hot(labels, num_classes):
+    """Soft targets float32 (B, K) that are 1 at each of the integer ``labels`` (B,) and 0 elsewhere."""
+    xp = array_module(labels)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise TypeError(f"labels are one axis of integers, got {describe(labels)}")
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(f"labels lie between {labels.min()} and {labels.max()}, outside 0..{num_classes - 1}")
+    return (labels[:, None] == xp.arange(num_classes)).astype("float32")
+
+
+def _partners(images, targets, alpha, rng):
+    """The share that an image keeps, and the index of the one it is mixed with."""
+    if targets.ndim != 2 or len(targets) != len(images) or targets.dtype.kind != "f":
+        raise ValueError(f"soft targets are float (B, K) with B = {len(images)}, got {describe(targets)}; see one_hot")
+    if alpha <= 0:
+        raise ValueError(f"alpha is positive, got {alpha}")
+    return float(rng.beta(alpha, alpha)), array_module(images).asarray(rng.permutation(len(images)))
+
+
+def _between(x, low, high):
+    return (x >= low) & (x < high)
+
+
+def _expect(images, dtype):
+    if images.dtype != dtype or images.ndim != 4:
+        raise TypeError(f"expected {dtype} images (B, H, W, C), got {describe(images)}")
