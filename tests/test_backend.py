@@ -1,0 +1,58 @@
+"""Which library an array belongs to, where arrays live, and where random numbers come from."""
+
+import numpy as np
+import pytest
+
+import minitl
+from minitl import Tensor, backend
+
+
+def test_array_module(xp):
+    assert backend.array_module(xp.ones(2)) is xp and backend.is_array(xp.ones(2))
+    assert backend.array_module(np.float32(2)) is np
+
+
+@pytest.mark.parametrize("x", [[1.0], 1.0, None])
+def test_other_things_are_no_arrays(x):
+    assert not backend.is_array(x)
+    with pytest.raises(TypeError, match=rf"NumPy or CuPy array, got {type(x).__name__}; .*minitl\.tensor"):
+        backend.array_module(x)
+
+
+def test_describe():
+    assert backend.describe(np.ones((2, 3), "float32")) == "float32[2, 3]" and backend.describe([1]) == "[1]"
+
+
+def test_to_device(xp):
+    x = np.arange(3.0)
+    assert backend.to_device(x, "cpu") is x
+    y = backend.to_device(x, "cpu" if xp is np else "cuda")
+    assert isinstance(y, xp.ndarray) and backend.to_device(backend.to_device(y, "cpu"), "cpu").tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="unknown device 'tpu'; choose one of cpu, cuda"):
+        backend.to_device(x, "tpu")
+
+
+def test_to_device_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(backend, "cuda_problem", lambda: "there is none")
+    with pytest.raises(RuntimeError, match="device 'cuda' cannot be used: there is none"):
+        backend.to_device(np.ones(2), "cuda")
+
+
+def test_cuda_problem_is_a_sentence():
+    problem = backend.cuda_problem()
+    assert problem is None or (problem.startswith("CuPy ") and len(problem) > 30)
+
+
+def test_to_numpy(xp):
+    for x in (xp.ones(2), Tensor(xp.ones(2)), [1.0, 1.0]):
+        assert type(backend.to_numpy(x)) is np.ndarray and backend.to_numpy(x).tolist() == [1, 1]
+
+
+def test_seed():
+    def draw(n):
+        minitl.seed(n)
+        return backend.default_rng().random(3).tolist()
+
+    assert draw(1) == draw(1) != draw(2)
+    rng = np.random.default_rng(0)
+    assert backend.default_rng(rng) is rng

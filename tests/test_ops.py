@@ -1,0 +1,397 @@
+"""Every row of ``cases.py`` on every array library, and what each op says to wrong input."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import CASES, Case
+
+import minitl
+from minitl import OPS, Tensor, check_gradients, ops
+from minitl.autograd import unbroadcast
+from minitl.backend import to_numpy
+
+all_cases = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def call(case, arrays, xp, dtype="float64"):
+    """The op's Tensor; every float input asks for a gradient. It runs what a user's call runs: OPS, or an override."""
+    tensors = [Tensor(x, requires_grad=x.dtype.kind == "f") for x in arrays]
+    return getattr(ops, case.op)(*tensors, **case.fresh_options(xp, dtype))
+
+
+def pull(out, dy):
+    """What the pullback returns, always as a tuple."""
+    grads = out.node.pullback(dy)
+    return grads if isinstance(grads, tuple) else (grads,)
+
+
+def gradients(out, arrays, dy):
+    """The gradient of each float input, on the host."""
+    grads = zip(pull(out, dy), arrays, strict=False)
+    return [to_numpy(unbroadcast(g, x.shape)) for g, x in grads if x.dtype.kind == "f"]
+
+
+def cotangent(case, xp, dtype="float64"):
+    return xp.asarray(np.random.default_rng(9).standard_normal(case.expected().shape).astype(dtype))
+
+
+def test_every_op_has_a_row():
+    assert {case.op for case in CASES} == set(OPS)
+
+
+def test_every_op_is_public_under_its_name():
+    assert sorted(OPS) == sorted(ops.__all__)
+    for name in OPS:
+        assert getattr(ops, name).__name__ == name and getattr(ops, name).__doc__
+
+
+@all_cases
+def test_value(case, xp):
+    value = call(case, case.arrays(xp), xp).data
+    assert isinstance(value, xp.ndarray)
+    np.testing.assert_allclose(to_numpy(value), case.expected(), rtol=1e-12, atol=1e-13)
+
+
+@all_cases
+def test_gradient(case, xp):
+    """Each input along a random direction, with a random cotangent."""
+    arrays = case.arrays(xp)
+
+    def fn(*floats):
+        rest = iter(floats)
+        inputs = [next(rest) if x.dtype.kind == "f" else x for x in arrays]
+        return getattr(ops, case.op)(*inputs, **case.fresh_options(xp))
+
+    check_gradients(fn, *[x for x in arrays if x.dtype.kind == "f"], tolerance=1e-6)
+
+
+@all_cases
+def test_one_gradient_per_argument(case, xp):
+    """Each is as large as its input, or larger along axes that were broadcast."""
+    arrays = case.arrays(xp)
+    grads = pull(call(case, arrays, xp), cotangent(case, xp))
+    assert len(grads) >= len(arrays) and all(g is None for g in grads[len(arrays) :])
+    for grad, x in zip(grads, arrays, strict=False):
+        if x.dtype.kind == "f":
+            assert grad.dtype == x.dtype and unbroadcast(grad, x.shape).shape == x.shape
+
+
+def permuted(x):
+    """The same values with the axes in reverse order in memory."""
+    return x.T.copy().T
+
+
+def spread(x):
+    """The same values with gaps between them in memory, from the last to the first."""
+    if x.ndim == 0:
+        return x
+    wide = x.repeat(2, axis=-1)[..., ::-1].copy()
+    return wide[..., ::-2]
+
+
+@pytest.mark.parametrize("layout", [permuted, spread])
+@all_cases
+def test_strides(case, layout, xp):
+    """An op may not count on memory order: not for its inputs, and not for dy."""
+    arrays, dy = case.arrays(xp), cotangent(case, xp)
+    strided, strided_dy = [layout(x) for x in arrays], layout(dy)
+    assert all((a == b).all() for a, b in zip(arrays, strided, strict=True)) and (dy == strided_dy).all()
+    out, other = call(case, arrays, xp), call(case, strided, xp)
+    np.testing.assert_allclose(to_numpy(other), to_numpy(out), rtol=1e-12, atol=1e-13)
+    for a, b in zip(gradients(out, arrays, dy), gradients(other, strided, strided_dy), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-13)
+
+
+@all_cases
+def test_arguments_are_not_written_to(case, xp):
+    """Nor dy. NumPy refuses the write, on CuPy the values are compared."""
+    arrays, dy = case.arrays(xp), cotangent(case, xp)
+    options = {name: value for name, value in case.options.items() if isinstance(value, np.ndarray)}
+    held = [*arrays, dy, *options.values()]
+    before = [x.copy() for x in held]
+    for x in held:
+        if isinstance(x, np.ndarray):
+            x.flags.writeable = False
+    try:
+        pull(call(case, arrays, xp), dy)
+    finally:
+        for x in options.values():
+            x.flags.writeable = True
+    assert all((a == b).all() for a, b in zip(before, held, strict=True))
+
+
+@all_cases
+def test_float32_stays_float32(case, xp):
+    """So do its gradients, and both agree with float64 to the rounding of float32."""
+    arrays, single = case.arrays(xp), case.arrays(xp, "float32")
+    out, out32 = call(case, arrays, xp), call(case, single, xp, "float32")
+    assert out.dtype == "float64" and out32.dtype == "float32"
+    np.testing.assert_allclose(to_numpy(out32), to_numpy(out), rtol=1e-5, atol=1e-5)
+    grads32 = gradients(out32, single, cotangent(case, xp, "float32"))
+    for grad, grad32 in zip(gradients(out, arrays, cotangent(case, xp)), grads32, strict=True):
+        assert grad32.dtype == "float32"
+        np.testing.assert_allclose(grad32, grad, rtol=1e-4, atol=1e-4)
+
+
+@all_cases
+def test_only_wanted_gradients_are_recorded(case, xp):
+    """Constants give a constant; the op still takes bare arrays."""
+    out = getattr(ops, case.op)(*case.arrays(xp), **case.fresh_options(xp))
+    assert not out.requires_grad and out.node is None
+    np.testing.assert_allclose(to_numpy(out), case.expected(), rtol=1e-12, atol=1e-13)
+
+
+BIG = np.array([[1000.0, -1000.0, 0.0]])
+STABLE = [
+    Case("sigmoid", (BIG,), lambda x: np.array([[1.0, 0.0, 0.5]])),
+    Case("tanh", (BIG,), lambda x: np.array([[1.0, -1.0, 0.0]])),
+    Case("gelu", (BIG,), lambda x: np.array([[1000.0, 0.0, 0.0]])),
+    Case("gelu", (BIG,), lambda x, approximate: np.array([[1000.0, 0.0, 0.0]]), {"approximate": "none"}),
+    Case("softmax", (BIG,), lambda x: np.array([[1.0, 0.0, 0.0]])),
+    Case("softmax", (BIG + 1e6,), lambda x: np.array([[1.0, 0.0, 0.0]])),
+    Case("log_softmax", (BIG,), lambda x: np.array([[0.0, -2000.0, -1000.0]])),
+    Case(
+        "attention",
+        (1000 * np.array([[[3.0, 1.0, 7.0]], [[-2.0, 4.0, 8.0]]]),),
+        lambda x, num_heads: x[:, :, 2:],
+        {"num_heads": 1},
+    ),
+    Case("cross_entropy", (BIG, np.array([1])), lambda x, t: 2000.0),
+    Case("binary_cross_entropy_with_logits", (BIG, np.array([[0.0, 0.0, 0.5]])), lambda x, t: (1000 + math.log(2)) / 3),
+    Case("layer_norm", (np.full((1, 3), 7.0), np.ones(3), np.zeros(3)), lambda x, w, b: np.zeros((1, 3))),
+]
+
+
+@pytest.mark.parametrize("case", STABLE, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_overflow(case, dtype, xp):
+    """Inputs at which the plain formula overflows; a warning of NumPy is an error here."""
+    arrays = case.arrays(xp, dtype)
+    out = call(case, arrays, xp, dtype)
+    np.testing.assert_allclose(to_numpy(out), case.expected(), rtol=1e-6, atol=1e-12)
+    assert all(np.isfinite(g).all() for g in gradients(out, arrays, cotangent(case, xp, dtype)))
+
+
+def grads_of(fn, *arrays):
+    tensors = [Tensor(np.asarray(x, "float64"), requires_grad=True) for x in arrays]
+    fn(*tensors).sum().backward()
+    return [t.grad.tolist() for t in tensors]
+
+
+def test_ties():
+    """Where an input has no derivative the docstrings promise one of its slopes."""
+    assert grads_of(ops.relu, [-1, 0, 2]) == [[0, 0, 1]]
+    assert grads_of(ops.maximum, [1, 2, 3], [2, 2, 2]) == [[0, 0.5, 1], [1, 0.5, 0]]
+    assert grads_of(lambda x: ops.max(x, axis=1), [[3, 3, 1], [0, 2, 1]]) == [[[0.5, 0.5, 0], [0, 1, 0]]]
+    assert grads_of(lambda x: ops.max_pool2d(x, kernel_size=2), np.ones((1, 2, 2, 1))) == [[[[[1], [0]], [[0], [0]]]]]
+
+
+def test_batch_norm_moves_the_running_arrays(xp):
+    x = xp.asarray(np.random.default_rng(0).standard_normal((4, 5, 3)))
+    mean, var = xp.asarray([1.0, 2.0, 3.0]), xp.asarray([4.0, 5.0, 6.0])
+    ops.batch_norm(x, xp.ones(3), xp.zeros(3), running_mean=mean, running_var=var, momentum=0.25)
+    x, mean, var = map(to_numpy, (x, mean, var))
+    np.testing.assert_allclose(mean, 0.75 * np.array([1, 2, 3]) + 0.25 * x.mean((0, 1)))
+    np.testing.assert_allclose(var, 0.75 * np.array([4, 5, 6]) + 0.25 * x.var((0, 1), ddof=1))
+
+
+@pytest.mark.parametrize("name", ["dropout", "drop_path"])
+def test_dropping_keeps_the_mean(name):
+    """Each entry is 0 with probability p; 20,000 draws put the mean within five deviations of 1."""
+    y = getattr(ops, name)(np.ones((20_000, 1)), p=0.3, rng=np.random.default_rng(0)).data
+    assert set(y.ravel().tolist()) == {0.0, 1 / 0.7}
+    assert abs(y.mean() - 1) < 5 * math.sqrt(0.3 / 0.7 / 20_000)
+
+
+def test_drop_path_drops_whole_samples(rng):
+    y = ops.drop_path(np.ones((50, 3, 4)), p=0.5, rng=rng).data.reshape(50, -1)
+    assert set(y.min(1)) == {0.0, 2.0} and (y.min(1) == y.max(1)).all()
+
+
+@pytest.mark.parametrize("name", ["dropout", "drop_path"])
+def test_equal_generators_give_equal_masks(name):
+    x = np.ones((8, 8))
+    draw = [getattr(ops, name)(x, p=0.5, rng=np.random.default_rng(seed)).data for seed in (1, 1, 2)]
+    assert (draw[0] == draw[1]).all() and (draw[0] != draw[2]).any()
+    minitl.seed(4)
+    first = getattr(ops, name)(x, p=0.5).data
+    minitl.seed(4)
+    assert (getattr(ops, name)(x, p=0.5).data == first).all()
+
+
+# --- wrong input: (op, arguments, options, kind of error, what the message says) ---
+
+
+def f(*shape):
+    return np.ones(shape)
+
+
+def f32(*shape):
+    return np.ones(shape, "float32")
+
+
+norm_state = {"running_mean": f(3), "running_var": f(3)}
+MISUSE = [
+    ("add", (f(2, 3), f(4)), {}, ValueError, r"add\(float64\[2, 3\], float64\[4\]\)"),
+    ("sub", (f(2), f(3)), {}, ValueError, r"sub\(float64\[2\], float64\[3\]\)"),
+    ("mul", (f(2), f(3)), {}, ValueError, r"mul\(.*\[2\].*\[3\]"),
+    ("div", (f(2), f(3)), {}, ValueError, r"div\(.*\[2\].*\[3\]"),
+    ("maximum", (f(2), f(3)), {}, ValueError, r"maximum\(.*\[2\].*\[3\]"),
+    ("where", (f(2), f(3)), {"condition": np.array(True)}, ValueError, r"where\(.*\[2\].*\[3\]"),
+    ("where", (f(2), f(2)), {}, TypeError, r"where\(.*condition"),
+    ("matmul", (f(2, 3), f(4, 5)), {}, ValueError, r"matmul\(float64\[2, 3\], float64\[4, 5\]\)"),
+    ("matmul", (f(3), f(3, 2)), {}, ValueError, r"matmul\(.*at least two axes"),
+    ("add", (f32(2), f(2)), {}, TypeError, r"add\(float32\[2\], float64\[2\]\).*one dtype"),
+    ("matmul", (f32(2, 3), f(3, 2)), {}, TypeError, r"matmul\(float32.*float64.*one dtype"),
+    ("linear", (f32(2, 3), f(3, 2), f(2)), {}, TypeError, r"linear\(float32\[2, 3\].*one dtype"),
+    ("linear", (f(2, 3), f(3, 2), f32(2)), {}, TypeError, r"linear\(.*float32\[2\].*one dtype"),
+    ("layer_norm", (f(2, 3), f32(3), f32(3)), {}, TypeError, r"layer_norm\(.*one dtype"),
+    ("conv2d", (f32(1, 4, 4, 2), f(3, 3, 2, 2)), {}, TypeError, r"conv2d\(float32.*float64.*one dtype"),
+    ("token_pool", (f32(2, 3, 4), f(2, 4, 5)), {}, TypeError, r"token_pool\(.*one dtype"),
+    ("concatenate", (f32(2, 3), f(2, 3)), {}, TypeError, r"concatenate\(.*one dtype"),
+    ("concatenate", (f(2, 3), f(2, 4)), {}, ValueError, r"concatenate\(float64\[2, 3\], float64\[2, 4\]\)"),
+    ("concatenate", ([f(2), f(2)],), {}, TypeError, r"concatenate\(.*got list"),
+    ("add", (f(2), "two"), {}, TypeError, r"add\(float64\[2\], 'two'\)"),
+    ("exp", ([1.0, 2.0],), {}, TypeError, r"exp\(\[1.0, 2.0\]\).*minitl.tensor"),
+    ("gelu", (np.arange(3),), {}, TypeError, r"gelu\(int64\[3\]\)"),
+    ("linear", (np.ones((2, 3), int), np.ones((3, 2), int), f(2)), {}, TypeError, r"linear\(int64\[2, 3\]"),
+    ("power", (f(2), 3), {}, TypeError, r"power.*by keyword"),
+    ("power", (f(2),), {"exponent": f(2)}, TypeError, r"power\(float64\[2\]\).*number"),
+    ("softmax", (f(2, 3), 1), {}, TypeError, r"softmax.*by keyword"),
+    ("softmax", (f(2, 3),), {"axis": 2}, ValueError, r"softmax\(float64\[2, 3\]\).*axis 2"),
+    ("softmax", (f(2, 3),), {"dim": 1}, TypeError, r"softmax\(.*'dim'"),
+    ("log_softmax", (f(2, 3),), {"axis": -3}, ValueError, r"log_softmax\(float64\[2, 3\]\).*axis -3"),
+    ("sum", (f(2, 3), 1), {}, TypeError, r"sum.*by keyword"),
+    ("sum", (f(2, 3),), {"axis": 5}, ValueError, r"sum\(float64\[2, 3\]\).*axis 5"),
+    ("mean", (f(2, 3),), {"axis": (0, 0)}, ValueError, r"mean\(float64\[2, 3\]\).*duplicate"),
+    ("max", (f(2, 3),), {"axis": 2}, ValueError, r"max\(float64\[2, 3\]\).*axis 2"),
+    ("reshape", (f(2, 3),), {"shape": (4, 2)}, ValueError, r"reshape\(float64\[2, 3\]\).*\(4, ?2\)"),
+    ("transpose", (f(2, 3),), {"axes": (0, 1, 2)}, ValueError, r"transpose\(float64\[2, 3\]\)"),
+    ("transpose", (f(2, 3),), {"axes": (0, 0)}, ValueError, r"transpose\(float64\[2, 3\]\)"),
+    ("getitem", (f(2, 3),), {"index": 2}, IndexError, r"getitem\(float64\[2, 3\]\).*out of bounds"),
+    ("gelu", (f(2),), {"approximate": "erf"}, ValueError, r"gelu\(float64\[2\]\).*'tanh' or 'none'"),
+    ("linear", (f(2, 3), f(4, 5)), {}, ValueError, r"linear\(float64\[2, 3\], float64\[4, 5\]\).*\(in, out\)"),
+    ("linear", (f(2, 3), f(3, 5), f(3)), {}, ValueError, r"linear\(.*float64\[3\]\).*b \(out\)"),
+    ("token_pool", (f(2, 3, 4), f(2, 5, 6)), {}, ValueError, r"token_pool\(.*\(B, S, P\)"),
+    ("token_pool", (f(3, 3, 4), f(2, 4, 6)), {}, ValueError, r"token_pool\(.*\(B, S, P\)"),
+    ("token_pool", (f(3, 4), f(2, 4, 6)), {}, ValueError, r"token_pool\(.*\(B, S, P\)"),
+    ("attention", (f(2, 5, 18),), {"num_heads": 4}, ValueError, r"attention\(float64\[2, 5, 18\]\).*num_heads=4"),
+    ("attention", (f(5, 18),), {"num_heads": 1}, ValueError, r"attention\(float64\[5, 18\]\).*\(B, N, 3C\)"),
+    ("attention", (f(2, 5, 18),), {"num_heads": 0}, ValueError, r"attention\(.*num_heads=0"),
+    ("attention", (f(2, 5, 18),), {"num_heads": 1, "dropout": 1.0}, ValueError, r"attention\(.*\[0, 1\).*1.0"),
+    ("attention", (f(2, 5, 18),), {}, TypeError, r"attention\(.*num_heads"),
+    ("layer_norm", (f(2, 3), f(2), f(3)), {}, ValueError, r"layer_norm\(.*\(3,\); got \(2,\) and \(3,\)"),
+    ("batch_norm", (f(2, 3), f(3), f(2)), norm_state, ValueError, r"batch_norm\(.*\(3,\); got \(3,\) and \(2,\)"),
+    ("batch_norm", (f(1, 3), f(3), f(3)), norm_state, ValueError, r"batch_norm\(.*at least two values per channel"),
+    ("batch_norm", (f(4, 3), f(3), f(3)), {}, TypeError, r"batch_norm\(.*running_mean"),
+    (
+        "conv2d",
+        (f(1, 4, 4, 2), f(3, 3, 3, 2)),
+        {},
+        ValueError,
+        r"conv2d\(.*C/groups.*got \(1, 4, 4, 2\), \(3, 3, 3, 2\)",
+    ),
+    ("conv2d", (f(4, 4, 2), f(3, 3, 2, 2)), {}, ValueError, r"conv2d\(float64\[4, 4, 2\].*needs x \(B, H, W, C\)"),
+    ("conv2d", (f(1, 2, 2, 2), f(3, 3, 2, 2)), {}, ValueError, r"conv2d\(.*kernel \(3, 3\) is larger.*\(2, 2\)"),
+    ("conv2d", (f(1, 4, 4, 4), f(3, 3, 2, 3)), {"groups": 2}, ValueError, r"conv2d\(.*divisible by groups.*groups=2"),
+    ("conv2d", (f(1, 4, 4, 4), f(3, 3, 4, 3)), {"groups": 0}, ValueError, r"conv2d\(.*groups=0"),
+    ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2)), {"stride": 0}, ValueError, r"conv2d\(.*stride.*>= 1.*got 0"),
+    ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2)), {"padding": -1}, ValueError, r"conv2d\(.*padding.*>= 0.*got -1"),
+    ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2)), {"padding": (1, 1, 1)}, ValueError, r"conv2d\(.*padding.*pair"),
+    ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2), f(3)), {}, ValueError, r"conv2d\(.*float64\[3\]"),
+    ("max_pool2d", (f(1, 4, 4, 2),), {"kernel_size": 5}, ValueError, r"max_pool2d\(.*kernel \(5, 5\) is larger"),
+    ("max_pool2d", (f(1, 4, 4, 2),), {"kernel_size": 2, "padding": 2}, ValueError, r"max_pool2d\(.*half of the kernel"),
+    ("max_pool2d", (f(1, 4, 4, 2), 2), {}, TypeError, r"max_pool2d.*by keyword"),
+    ("max_pool2d", (f(4, 4, 2),), {"kernel_size": 2}, ValueError, r"max_pool2d\(float64\[4, 4, 2\]\)"),
+    ("avg_pool2d", (f(1, 4, 4, 2),), {"kernel_size": 0}, ValueError, r"avg_pool2d\(.*kernel_size.*>= 1.*got 0"),
+    ("avg_pool2d", (f(4, 4, 2),), {"kernel_size": 2}, ValueError, r"avg_pool2d\(float64\[4, 4, 2\]\)"),
+    ("cross_entropy", (f(2, 3), np.array([0, 3])), {}, ValueError, r"cross_entropy\(.*outside 0 … 2.*0 … 3"),
+    ("cross_entropy", (f(2, 3), np.array([-1, 0])), {}, ValueError, r"cross_entropy\(.*outside 0 … 2.*-1 … 0"),
+    ("cross_entropy", (f(2, 3), np.array([0, 1, 2])), {}, ValueError, r"cross_entropy\(.*int64\[3\].*classes \(2,\)"),
+    ("cross_entropy", (f(2, 3), np.array([0.0, 1.0])), {}, ValueError, r"cross_entropy\(.*as integers"),
+    ("cross_entropy", (f(2, 3), f32(2, 3)), {}, ValueError, r"cross_entropy\(.*float32\[2, 3\].*soft targets.*float64"),
+    ("cross_entropy", (f(2, 3), f(3, 3)), {}, ValueError, r"cross_entropy\(.*soft targets \(2, 3\)"),
+    ("cross_entropy", (f(3), np.array([0])), {}, ValueError, r"cross_entropy\(float64\[3\], int64\[1\]\)"),
+    ("cross_entropy", (f(2, 3), np.array([0, 1]), 0.1), {}, TypeError, r"cross_entropy.*by keyword"),
+    ("cross_entropy", (f(2, 3), np.array([0, 1])), {"label_smoothing": 1.5}, ValueError, r"cross_entropy\(.*\[0, 1\)"),
+    ("binary_cross_entropy_with_logits", (f(2), f(3)), {}, ValueError, r"binary.*\[2\].*\[3\].*shape and dtype"),
+    ("binary_cross_entropy_with_logits", (f(2), np.array([0, 1])), {}, ValueError, r"int64.*shape and dtype"),
+    ("dropout", (f(2), 0.5), {}, TypeError, r"dropout.*by keyword"),
+    ("dropout", (f(2),), {"p": 1.0}, ValueError, r"dropout\(float64\[2\]\).*\[0, 1\).*1.0"),
+    ("drop_path", (f(2),), {"p": -0.1}, ValueError, r"drop_path\(float64\[2\]\).*\[0, 1\).*-0.1"),
+]
+
+
+@pytest.mark.parametrize(
+    "name, arrays, options, kind, message", MISUSE, ids=[f"{m[0]}-{i}" for i, m in enumerate(MISUSE)]
+)
+def test_misuse(name, arrays, options, kind, message):
+    """The error names the op and what it was given; as Tensors the inputs give the same error."""
+    for wrap in (lambda x: x, lambda x: Tensor(x) if isinstance(x, np.ndarray) else x):
+        with pytest.raises(kind, match=message):
+            getattr(ops, name)(*map(wrap, arrays), **options)
+
+
+def test_an_op_may_be_swapped():
+    """OPS is looked up at each call, also by modules that are already built."""
+    layer = minitl.nn.Linear(2, 3)
+    before = OPS["linear"]
+    try:
+        OPS["linear"] = lambda x, W, b=None: (x @ W + 100, None)
+        assert (layer(Tensor(np.zeros((1, 2), "float32"))).data == 100).all()
+    finally:
+        OPS["linear"] = before
+    assert (layer(Tensor(np.zeros((1, 2), "float32"))).data == 0).all()
+
+
+# --- pytest --student FILE ---
+
+RIGHT = """
+import numpy as np
+
+def softmax(x, axis=-1):
+    y = np.exp(x - x.max(axis, keepdims=True))
+    y = y / y.sum(axis, keepdims=True)
+    return y, lambda dy: y * (dy - (dy * y).sum(axis, keepdims=True))
+"""
+WRONG = RIGHT.replace("(dy - (dy * y).sum(axis, keepdims=True))", "dy")
+TYPO = RIGHT + "\ndef sofmax(x):\n    return x, lambda dy: dy\n\ndef helper():\n    pass\n"
+
+
+def grade(tmp_path, source):
+    """Run the tests of the ops on a student's file, as a student does."""
+    homework = tmp_path / "hw.py"
+    homework.write_text(source)
+    here = Path(__file__).resolve()
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(here), "--student", str(homework)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=here.parents[1])
+    return run.returncode, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    "source, code, said",
+    [
+        (RIGHT, 0, ["graded from", ": softmax\n", " passed"]),
+        (WRONG, 1, ["test_gradient[numpy-softmax-3x4]", "wrong gradient, at (0, 0): backward gives", " failed"]),
+        (TYPO, 0, ["sofmax (do you mean softmax?)", "helper"]),
+        ("def sofmax(x):\n    pass\n", 4, ["no function named like an op, but: sofmax (do you mean softmax?)"]),
+        ("import no_such_module\n", 4, ["cannot be run: ModuleNotFoundError"]),
+    ],
+    ids=["right", "wrong", "typo", "nothing", "broken"],
+)
+def test_student(tmp_path, source, code, said):
+    returned, output = grade(tmp_path, source)
+    assert returned == code, output
+    assert all(text in output for text in said), output
+    assert "linear" not in output
+
+
+def test_student_file_is_missing(pytestconfig):
+    from conftest import functions
+
+    with pytest.raises(pytest.UsageError, match=r"no file .*nowhere\.py"):
+        functions(Path("nowhere.py"))
