@@ -74,8 +74,9 @@ def to_device(x, device):
 
 
 def to_numpy(x):
-    """A NumPy array with the values of ``x``, an array of either library or a Tensor."""
-    return to_device(x if is_array(x) else x.data, "cpu")
+    """A NumPy array with the values of ``x``: an array of either library, a Tensor, or nested lists."""
+    x = x if is_array(x) else getattr(x, "data", x)
+    return to_device(x, "cpu") if is_array(x) else np.asarray(x)
 
 
 def seed(n):
