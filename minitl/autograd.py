@@ -15,8 +15,7 @@ import numpy as np
 from .backend import FLOATS, array_module, describe, is_array
 
 OPS = {}  # name -> function of arrays; looked up at each call, so an entry may be swapped
-_count = itertools.count()
-_mode = threading.local()
+_count, _mode = itertools.count(), threading.local()
 
 
 class no_grad:
@@ -134,7 +133,7 @@ def op(fn):
             raise TypeError(f"{name}() takes {limit} arrays, got {len(args)}; give options by keyword")
         arrays = [a.data if isinstance(a, Tensor) else a for a in args]
         parents = [(a.node or a) if isinstance(a, Tensor) and a.requires_grad else None for a in args]
-        run = overrides["cuda"] if overrides and not isinstance(arrays[0], np.ndarray) else OPS[name]
+        run = overrides["cuda"] if overrides and not any(isinstance(a, np.ndarray) for a in arrays) else OPS[name]
         try:
             value, pullback = run(*arrays, **options)
             if any(a.dtype != value.dtype and a.dtype in FLOATS for a in arrays if is_array(a)):

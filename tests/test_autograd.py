@@ -9,7 +9,7 @@ import pytest
 
 import minitl
 from minitl import OPS, Tensor, no_grad, ops
-from minitl.autograd import unbroadcast
+from minitl.autograd import op, unbroadcast
 
 
 def leaf(*values, dtype="float64"):
@@ -368,6 +368,20 @@ def test_repr():
     x = leaf(1.0)
     assert repr(x) == "Tensor([1.], shape=(1,), dtype=float64, requires_grad=True)"
     assert "made by mul" in repr(x * x) and "grad" not in repr(Tensor(np.ones(1)))
+
+
+def test_register(monkeypatch, xp):
+    """The registered function runs where the arrays live on a GPU, and only there, also next to a number."""
+
+    def shifted(x, y):
+        return x + y, lambda dz: (dz, dz)
+
+    monkeypatch.setitem(OPS, "shifted", None)  # so that it is gone after the test
+    call = op(shifted)
+    call.register("cuda", lambda x, y: (x + y + 100, lambda dz: (dz, dz)))
+    x, extra = Tensor(xp.ones(2), requires_grad=True), 0 if xp is np else 100
+    for y in (call(x, x), call(x, 1.0), call(1.0, x)):
+        assert y.data.tolist() == [2.0 + extra] * 2 and y.node.name == "shifted"
 
 
 # --- unbroadcast ---

@@ -183,6 +183,7 @@ def test_layers_start_as_documented():
     norm, layer, mlp = nn.LayerNorm(3), nn.Linear(3, 4), nn.MLP(3, 4)
     assert (norm.weight.data == 1).all() and (norm.bias.data == 0).all() and (layer.bias.data == 0).all()
     assert 0 < np.abs(mlp.fc1.bias.data).max() < 1e-5
+    assert (nn.Conv2d(3, 4, 1).bias.data == 0).all()
     assert nn.Linear(3, 4, bias=False).bias is None and nn.Conv2d(3, 4, 1, bias=False).bias is None
 
 

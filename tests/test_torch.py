@@ -66,7 +66,7 @@ TORCH = {
     "dropout": lambda x, p, rng=None: mask(x, x.shape, p, rng),
     "exp": torch.exp,
     "gelu": lambda x, approximate="tanh": F.gelu(x, approximate=approximate),
-    "getitem": lambda x, index: x[torch.as_tensor(index) if isinstance(index, np.ndarray) else index],
+    "getitem": lambda x, index: x.flatten()[torch.tensor(np.arange(x.numel()).reshape(tuple(x.shape))[index].copy())],
     "global_avg_pool": lambda x: x.flatten(1, -2).mean(1),
     "layer_norm": lambda x, weight, bias, eps=1e-6: F.layer_norm(x, x.shape[-1:], weight, bias, eps),
     "linear": lambda x, W, b=None: F.linear(x, W.T, b),
@@ -114,14 +114,8 @@ def test_every_op_is_compared():
 
 
 @both_dtypes
-@pytest.mark.parametrize("case", [c for c in CASES if "::-1" not in str(c)], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_op(case, dtype):
-    if (
-        case.op == "getitem"
-        and isinstance(case.options["index"], tuple)
-        and case.options["index"][0] == slice(None, 0, -1)
-    ):
-        pytest.skip("PyTorch has no negative steps")
     arrays = case.arrays(np, dtype)
     tensors = [Tensor(x, requires_grad=x.dtype.kind == "f") for x in arrays]
     theirs = [to_torch(x) for x in arrays]
@@ -264,9 +258,11 @@ def test_vit(options, dtype, rng):
     loss.backward()
     loss_torch.backward()
     tolerance = 2e-5 if dtype == "float32" else 1e-10
+    largest = max(float(x.grad.abs().max()) for x in w.values())
     for name, p in model.named_parameters():
         grad = w[name].grad.numpy()
-        assert np.abs(p.grad - grad).max() <= tolerance * np.abs(grad).max(), name
+        size = max(np.abs(grad).max(), 1e-3 * largest)  # a bias in front of a softmax over pixels has none but noise
+        assert np.abs(p.grad - grad).max() <= tolerance * size, name
 
 
 def test_references_agree_with_torch(rng):

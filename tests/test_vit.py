@@ -77,6 +77,13 @@ def test_names_of_the_parameters():
     ]
 
 
+def test_config_reaches_the_tokenizer():
+    learner = tiny(version="1.1", hidden=9, dropout=0.2, pre_norm=False).tokenizer
+    assert learner.norm is None and learner.mlp.fc1.weight.shape == (6, 9) and learner.mlp.drop.p == 0.2
+    learner = tiny(version="1.0", pool="sum").tokenizer
+    assert learner.norm is not None and (learner.version, learner.pool, learner.num_tokens) == ("1.0", "sum", 3)
+
+
 def test_patchify(rng):
     x = images(rng)
     patches = patchify(Tensor(x), 4).data
@@ -159,6 +166,12 @@ def test_overfits_16_images():
         optimizer.step()
     logits = model.eval()(x)
     assert (logits.data.argmax(1) == labels).all() and ops.cross_entropy(logits, labels).item() < 0.1
+
+
+def test_the_smallest_model():
+    names = ("patch_size", "channels", "num_classes", "dim", "layers", "heads", "mlp_dim", "num_tokens", "hidden")
+    config = nn.ViTConfig(image_size=(1, 1), **dict.fromkeys(names, 1))
+    assert nn.ViT(config)(np.ones((1, 1, 1, 1), "float32")).shape == (1, 1)
 
 
 @pytest.mark.parametrize(
