@@ -1,10 +1,10 @@
 """The engine: tensors that remember the op that made them, and one walk back over that record.
 
-An op is a plain function of arrays that returns its value and its pullback; ``@op`` makes it accept Tensors.
+An op is a plain function of arrays that returns its one value and its pullback; ``@op`` makes it accept Tensors.
 Creation order is a topological order, so ``backward`` takes pending nodes newest first from a heap: no recursion.
-There are no higher derivatives, and an op has one output.
 """
 
+import contextlib
 import functools
 import heapq
 import itertools
@@ -18,14 +18,14 @@ OPS = {}  # name -> function of arrays; looked up at each call, so an entry may 
 _count, _mode = itertools.count(), threading.local()
 
 
-class no_grad:
+@contextlib.contextmanager
+def no_grad():
     """``with no_grad():`` runs ops without recording them. It holds for its own thread only."""
-
-    def __enter__(self):
-        self.before, _mode.off = getattr(_mode, "off", False), True
-
-    def __exit__(self, *_):
-        _mode.off = self.before
+    before, _mode.off = getattr(_mode, "off", False), True
+    try:
+        yield
+    finally:
+        _mode.off = before
 
 
 class Node:

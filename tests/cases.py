@@ -240,6 +240,7 @@ CASES = [
     Case("div", ((4,), -positive(3, 1)), lambda x, y: x / y),
     Case("neg", ((3, 4),), lambda x: -x),
     Case("power", ((3, 4),), lambda x, exponent: x * x * x, {"exponent": 3}),
+    Case("power", (np.array([0.0, 2.0]),), lambda x, exponent: np.ones(2), {"exponent": 0}),
     Case("power", (positive(3, 4),), lambda x, exponent: np.exp(exponent * np.log(x)), {"exponent": -1.5}),
     Case("exp", ((3, 4),), each(math.exp)),
     Case("log", (positive(3, 4),), each(math.log)),

@@ -6,22 +6,3 @@ from .tokenizers import GridPool, StaticPool
 from .tokenlearner import TokenLearner
 from .transformer import MLP, Attention, EncoderBlock
 from .vit import ViT, ViTConfig
-
-__all__ = [
-    "MLP",
-    "Attention",
-    "BatchNorm2d",
-    "Conv2d",
-    "DropPath",
-    "Dropout",
-    "EncoderBlock",
-    "GridPool",
-    "LayerNorm",
-    "Linear",
-    "Module",
-    "Parameter",
-    "StaticPool",
-    "TokenLearner",
-    "ViT",
-    "ViTConfig",
-]

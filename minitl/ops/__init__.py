@@ -1,5 +1,6 @@
 """The ops: each a formula, its value and its pullback. Read ``basic`` first, the others in any order."""
 
+from ..autograd import OPS
 from .activations import gelu, log_softmax, relu, sigmoid, softmax, tanh
 from .attention import attention
 from .basic import (
@@ -29,43 +30,4 @@ from .losses import binary_cross_entropy_with_logits, cross_entropy
 from .noise import drop_path, dropout
 from .norm import batch_norm, layer_norm
 
-__all__ = [
-    "add",
-    "attention",
-    "avg_pool2d",
-    "batch_norm",
-    "binary_cross_entropy_with_logits",
-    "concatenate",
-    "conv2d",
-    "cross_entropy",
-    "div",
-    "drop_path",
-    "dropout",
-    "exp",
-    "gelu",
-    "getitem",
-    "global_avg_pool",
-    "layer_norm",
-    "linear",
-    "log",
-    "log_softmax",
-    "matmul",
-    "max",
-    "max_pool2d",
-    "maximum",
-    "mean",
-    "mul",
-    "neg",
-    "power",
-    "relu",
-    "reshape",
-    "sigmoid",
-    "softmax",
-    "sqrt",
-    "sub",
-    "sum",
-    "tanh",
-    "token_pool",
-    "transpose",
-    "where",
-]
+__all__ = list(OPS)

@@ -61,7 +61,8 @@ def power(x, *, exponent):
     """y = x^p for a number p,  dx = p x^(p-1) dy"""
     if not isinstance(exponent, int | float):
         raise TypeError("the exponent is a Python number; for an array of exponents use exp(p * log(x))")
-    return x**exponent, lambda dy: exponent * x ** (exponent - 1) * dy
+    below = exponent - 1 if exponent else 0  # so that x^0 has the derivative 0 at x = 0 too
+    return x**exponent, lambda dy: exponent * x**below * dy
 
 
 @op
@@ -195,6 +196,8 @@ def getitem(x, *, index):
 @op
 def concatenate(*xs, axis=0):
     """The arrays joined along an axis they already have; each gets its own slice of the gradient"""
+    if not xs:
+        raise ValueError("needs at least one array")
     xp = array_module(xs[0])
     ends = list(itertools.accumulate(x.shape[axis] for x in xs))
     return xp.concatenate(xs, axis), lambda dy: tuple(xp.split(dy, ends[:-1], axis))

@@ -20,6 +20,8 @@ def _pair(value, name, smallest):
 def _windows(x, kernel, stride, padding, fill=0):
     """View of x (B, H, W, C) as (B, Ho, Wo, kh, kw, C), padded with ``fill`` on all sides first."""
     xp, (ph, pw) = array_module(x), padding
+    if x.ndim != 4:
+        raise ValueError(f"needs images x (B, H, W, C), got {x.shape}")
     if ph or pw:
         x = xp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)), constant_values=fill)
     if x.shape[1] < kernel[0] or x.shape[2] < kernel[1]:

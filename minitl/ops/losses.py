@@ -12,6 +12,8 @@ def cross_entropy(logits, targets, *, label_smoothing=0.0):
     ``label_smoothing`` s replaces t by (1 - s) t + s / K. Raises ValueError for a class outside 0 … K-1.
     """
     xp = array_module(logits)
+    if logits.ndim != 2:
+        raise ValueError(f"needs logits (B, K), got {logits.shape}")
     B, K = logits.shape
     soft = _soft(targets, B, K, logits.dtype, xp)
     if not 0 <= label_smoothing < 1:
