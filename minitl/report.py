@@ -3,6 +3,8 @@
 Pictures are matplotlib figures; matplotlib is imported when the first one is drawn.
 """
 
+import io
+
 import numpy as np
 
 from .autograd import Tensor
@@ -13,14 +15,15 @@ def map_mass(maps, boxes, image_size):
     """Share of the maps that lies inside the boxes, (B,): the mean over the S maps of each image.
 
     maps (B, S, H, W), not negative; boxes (B, 4) as (top, left, bottom, right) in pixels of an image of
-    ``image_size`` (height, width). A map's value is spread evenly over the pixels of its cell.
+    ``image_size`` (height, width). A map's value is spread evenly over the pixels of its cell; a map of zeros counts 0.
     """
     maps = to_numpy(maps)
     _, _, H, W = maps.shape
     rows = _overlap(boxes[:, 0], boxes[:, 2], H, image_size[0] / H)  # (B, H)
     columns = _overlap(boxes[:, 1], boxes[:, 3], W, image_size[1] / W)  # (B, W)
     inside = np.einsum("bshw,bh,bw->bs", maps, rows, columns)
-    return (inside / maps.sum((2, 3))).mean(1)
+    total = maps.sum((2, 3))
+    return (inside / np.maximum(total, np.finfo(total.dtype).tiny)).mean(1)
 
 
 def box_share(boxes, image_size):
@@ -37,39 +40,43 @@ def _overlap(start, end, cells, size):
 
 
 def show_maps(images, maps, boxes=None):
-    """A figure with one row per image: the image, then each of its S maps laid over it.
+    """A figure with one row per image: the image, then the maps over it, bright where a map is large.
 
-    images uint8 (B, H, W, 3); maps (B, S, h, w); boxes (B, 4) or None. In each map white is the largest weight and
-    black the smallest; the number above it is the share of the map inside the box, where there is one.
+    images uint8 (B, H, W, C) with C 1 or 3; maps (B, S, h, w), each spread over its own smallest and largest value;
+    boxes (B, 4) in pixels as for ``map_mass``, or None. Of more than 16 maps the first 16 are shown.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     images, maps = np.asarray(images), to_numpy(maps)
-    B, S = maps.shape[:2]
-    figure = Figure(figsize=(1.05 * (S + 1), 1.05 * B + 0.35), dpi=110, layout="constrained")
-    for b, row in enumerate(np.atleast_2d(figure.subplots(B, S + 1, squeeze=False))):
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or maps.ndim != 4 or len(maps) != len(images):
+        raise ValueError(f"needs images (B, H, W, 1 or 3) and maps (B, S, h, w), got {images.shape} and {maps.shape}")
+    (B, H, W, _), S = images.shape, min(maps.shape[1], 16)
+    height = 1.05 * H / W  # of a picture in inches; all are as wide as the word above them
+    figure = Figure(figsize=(1.05 * (S + 1), height * B + 0.3), dpi=110, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    for b, row in enumerate(figure.subplots(B, S + 1, squeeze=False)):
         for s, axes in enumerate(row):
             axes.set_axis_off()
             if b == 0:
-                axes.set_title("image" if s == 0 else f"token {s}", fontsize=8)
-            axes.imshow(images[b] if s == 0 else _lit(images[b], maps[b, s - 1]), interpolation="nearest")
+                axes.set_title(f"token {s}" if s else "image", fontsize=8)
+            picture = _lit(images[b], maps[b, s - 1]) if s else images[b]
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             if boxes is not None:
                 top, left, bottom, right = boxes[b]
                 corner = (left - 0.5, top - 0.5)
-                axes.add_patch(
-                    Rectangle(corner, right - left, bottom - top, fill=False, edgecolor="white", linewidth=0.8)
-                )
+                frame = Rectangle(corner, right - left, bottom - top, fill=False, edgecolor="white", linewidth=0.8)
+                axes.add_patch(frame)
     return figure
 
 
 def _lit(image, weights):
-    """The image (H, W, 3), dark where a map (h, w) is small and at full brightness where it is largest."""
-    H, W = image.shape[:2]
+    """The image (H, W, C) at a quarter of its brightness where a map (h, w) is smallest, at all of it where largest."""
+    H, W, _ = image.shape
     low, high = weights.min(), weights.max()
     light = (weights - low) / (high - low) if high > low else np.ones_like(weights)
     light = light.repeat(H // weights.shape[0], 0).repeat(W // weights.shape[1], 1)
-    return (image * (0.15 + 0.85 * light[..., None])).astype(np.uint8)
+    return (image * (0.25 + 0.75 * light[..., None])).astype(np.uint8)
 
 
 def curves(rows):
@@ -78,20 +85,29 @@ def curves(rows):
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = Figure(figsize=(8, 3), dpi=110, layout="constrained")
+    epochs = [row["epoch"] for row in rows]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split, style in (("train", "--"), ("test", "-")):
+        for split, style, face in (("train", "o--", "white"), ("test", "o-", "tab:blue")):
             values = [row[f"{split}_{name}"] for row in rows]
-            axes.plot([row["epoch"] for row in rows], values, style, marker=".", color="tab:blue", label=split)
+            axes.plot(epochs, values, style, color="tab:blue", markersize=4, markerfacecolor=face, label=split)
         axes.set_xlabel("epoch")
         axes.set_title(name, fontsize=10)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False)
+    losses, accuracies = figure.axes
+    losses.set_ylim(0, 1.05 * losses.dataLim.ymax or 1)
+    accuracies.set_ylim(0, 1.02)
+    accuracies.yaxis.set_major_formatter(PercentFormatter(1))
+    losses.legend(frameon=False)
     return figure
+
+
+def png(figure):
+    """The PNG file of a figure, as bytes."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def saved_bytes(loss):
@@ -117,12 +133,15 @@ def saved_bytes(loss):
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
-def _held(pullback):
-    """The arrays that a pullback names, and those that a function inside it names."""
-    for cell in pullback.__closure__ or ():
-        if is_array(cell.cell_contents):
-            yield cell.cell_contents
-        elif callable(cell.cell_contents) and getattr(cell.cell_contents, "__closure__", None):
+def _held(kept):
+    """The arrays that a pullback names, directly, in a list, or by a function that it names."""
+    if is_array(kept):
+        yield kept
+    elif isinstance(kept, tuple | list):
+        for item in kept:
+            yield from _held(item)
+    else:
+        for cell in getattr(kept, "__closure__", None) or ():
             yield from _held(cell.cell_contents)
 
 

@@ -1,29 +1,32 @@
-"""The training run: one loop of steps, an evaluation per epoch, and a folder that holds all there is to know about it.
+"""The training run: one loop of steps, an evaluation after each epoch, and a folder that holds all there is to know.
 
     config.json  metrics.csv  curves.png  maps.png  checkpoint.safetensors
 
-One generator decides everything random (weights, order, augmentation, dropout), so saving its state with the weights
-is enough to go on bit for bit from any step.
+``start`` begins a run and ``resume`` goes on with it, bit for bit, from whatever step it was stopped at. That takes the
+weights, the optimiser's moments, a few counts and one generator, which draws everything random but the order of the
+images: that follows from the seed and the epoch, so the middle of an epoch is found again without it.
 """
 
 import contextlib
-import csv
-import io
 import itertools
 import json
+import os
 import signal
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from . import checkpoint, data, ops, optim, report
 from .autograd import no_grad
-from .backend import InputError, to_device
+from .backend import DEVICES, InputError, cuda_problem, to_device
 from .nn import ViT, ViTConfig
 
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+CHECKPOINT = "checkpoint.safetensors"
+COUNTS = ("step", "seconds", "rows", "sums")  # how far a run is
 
 
 @dataclass(frozen=True)
@@ -65,292 +68,351 @@ class TrainConfig:
     """where downloads are kept; $MINITL_DATA or ~/.cache/minitl otherwise"""
     seed: int = 0
     """decides everything random"""
-    device: str = "cpu"
-    """cpu or cuda"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where to compute"""
 
     def __post_init__(self):
-        for name, low, high in (
-            ("epochs", 1, np.inf),
-            ("batch_size", 1, np.inf),
-            ("lr", 1e-12, np.inf),
-            ("warmup", 0, 0.99),
-            ("weight_decay", 0, np.inf),
-            ("clip", 1e-12, np.inf),
-            ("label_smoothing", 0, 0.99),
-            ("ema", 0, 0.99999),
-            ("crop", 0, np.inf),
-            ("cutout", 0, np.inf),
-            ("mixup", 0, np.inf),
-            ("cutmix", 0, np.inf),
-            ("seed", 0, 2**32),
+        for wanted, holds, names in (
+            ("at least 1", lambda x: x >= 1, ("epochs", "batch_size", "subset")),
+            ("above 0", lambda x: 0 < x < np.inf, ("lr", "clip")),
+            ("in [0, 1)", lambda x: 0 <= x < 1, ("warmup", "label_smoothing", "ema")),
+            ("0 or more", lambda x: 0 <= x < np.inf, ("weight_decay", "crop", "cutout", "mixup", "cutmix", "seed")),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} lies between {low} and {high}, got {getattr(self, name)}")
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise InputError(f"{name} must be {wanted}, got {value}")
+        if self.device not in DEVICES:
+            raise InputError(f"device is one of {', '.join(DEVICES)}, got {self.device!r}")
 
 
 def load_config(folder):
     """The TrainConfig that a run in ``folder`` was started with. Raises InputError where there is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise InputError(f"there is no run in {folder}, {path} is missing; give the folder that `minitl train` named")
+        raise InputError(f"{folder} is no run, it has no config.json; give a folder that `minitl train` made")
     try:
         saved = json.loads(path.read_text())
         model = saved["model"] | {"image_size": tuple(saved["model"]["image_size"])}
         return TrainConfig(**saved | {"model": ViTConfig(**model)})
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path} is no configuration of this minitl: {error}; restore it, or start a new run"
-        ) from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is no configuration of this minitl ({error}); restore it or start anew") from error
 
 
-def evaluate(model, dataset, mean, std, batch_size=200):
+def load_run(folder):
+    """``(model, test_set, mean, std)`` of the run in ``folder``, as ``evaluate`` and ``draw_maps`` take them.
+
+    The model has the averaged weights if the run keeps an average. It is on the run's device, or on the CPU of a
+    machine without a GPU. Raises InputError for what ``resume`` refuses.
+    """
+    config = load_config(folder)
+    arrays, meta = _load_checkpoint(folder, config)
+    _, test_set = data.load(config.dataset, config.data_dir, subset=1)  # the training images are not needed
+    size = (*config.model.image_size, config.model.channels)
+    if (list(test_set.classes), test_set.images.shape[1:]) != (meta["classes"], size):
+        raise InputError(f"{config.dataset} has other classes or images of another size than when {folder} was trained")
+    device = "cpu" if config.device == "cpu" or cuda_problem() else "cuda"
+    model = ViT(config.model, np.random.default_rng(config.seed)).to(device)
+    parts = {"model": model}
+    if config.ema:
+        parts["ema"] = optim.EMA(model.parameters(), config.ema)
+    checkpoint.restore(arrays, parts, ignore=("optimizer",))
+    if config.ema:
+        parts["ema"].flat.data[...] = parts["ema"].average
+    return model, test_set, np.float32(meta["mean"]), np.float32(meta["std"])
+
+
+def evaluate(model, dataset, mean, std, batch_size=200, stop=()):
     """``{"loss", "accuracy"}`` of a model on a data set, and ``"map_mass"`` where it has boxes and the model maps.
 
-    ``mean`` and ``std`` (channels,) are those of the training images; the model is left in its mode.
+    ``mean`` and ``std`` (channels,) are those of the training images. Returns None as soon as ``stop`` is not empty.
     """
     loss = correct = mass = 0.0
     with_maps = dataset.boxes is not None and model.tokenizer is not None
-    device = model_device(model)
-    mode, _ = model.training, model.eval()
-    with no_grad():
-        for start in range(0, len(dataset), batch_size):
-            part = dataset.take(slice(start, start + batch_size))
+    with _evaluating(model) as device:
+        for first in range(0, len(dataset), batch_size):
+            if stop:
+                return None
+            part = dataset.take(slice(first, first + batch_size))
             images = to_device(data.normalize(part.images, mean, std), device)
+            labels = to_device(part.labels, device)
             logits = model(images)
-            loss += ops.cross_entropy(logits, to_device(part.labels, device)).item() * len(part)
-            correct += int((logits.data.argmax(1) == to_device(part.labels, device)).sum())
+            loss += ops.cross_entropy(logits, labels).item() * len(part)
+            correct += int((logits.data.argmax(1) == labels).sum())
             if with_maps:
-                mass += report.map_mass(model.maps(images), part.boxes, part.images.shape[1:3]).sum()
-    model.train(mode)
+                mass += float(report.map_mass(model.maps(images), part.boxes, part.images.shape[1:3]).sum())
     found = {"loss": loss / len(dataset), "accuracy": correct / len(dataset)}
-    return found | ({"map_mass": float(mass / len(dataset))} if with_maps else {})
+    return found | ({"map_mass": mass / len(dataset)} if with_maps else {})
 
 
-def model_device(model):
-    """``"cpu"`` or ``"cuda"``, by where the weights are."""
-    return "cpu" if isinstance(model.head.weight.data, np.ndarray) else "cuda"
+def draw_maps(path, model, dataset, mean, std, count=8):
+    """Save a PNG of the model's maps over ``count`` images, as far apart in the data set as can be.
+
+    (Files are sorted by class, so the first images are often all of one.) Raises InputError when there are no maps.
+    """
+    if model.tokenizer is None:
+        raise InputError("this model keeps all its tokens, so there are no maps to draw")
+    some = dataset.take(np.unique(np.linspace(0, len(dataset) - 1, count, dtype=int)))
+    with _evaluating(model) as device:
+        maps = model.maps(to_device(data.normalize(some.images, mean, std), device))
+    _write(path, report.png(report.show_maps(some.images, maps, some.boxes)))
+
+
+def start(config, folder):
+    """A Trainer for a new run in ``folder``, which is made if need be and gets the configuration and a checkpoint.
+
+    Raises InputError, with nothing written, when the folder is not empty or something in ``config`` cannot be had.
+    """
+    folder = Path(folder)
+    _expect_empty(folder)
+    trainer = Trainer(config, folder)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    _expect_empty(folder)  # still: reading the data takes a while
+    try:
+        _write(folder / "config.json", json.dumps(asdict(trainer.config), indent=2).encode() + b"\n")
+        trainer.save()
+    except BaseException:
+        for name in ("config.json", "metrics.csv"):
+            (folder / name).unlink(missing_ok=True)
+        raise
+    return trainer
+
+
+def resume(folder, config=None):
+    """A Trainer that goes on with the run in ``folder``; a ``config`` that is given must be the run's own.
+
+    Raises InputError, with nothing written, when the checkpoint is damaged, or of another configuration or data set.
+    """
+    config = config or load_config(folder)
+    arrays, meta = _load_checkpoint(folder, config)
+    trainer = Trainer(config, folder)
+    trainer.restore(arrays, meta)
+    return trainer
 
 
 class Trainer:
-    """A training run in memory: data, model, optimiser, and where in the run it is.
+    """A training run in memory: data, model, optimiser, and how far it is. Made by ``start`` and ``resume``.
 
-    ``config.model``'s image size, channels and classes are taken from the data. Nothing is written before ``start``.
+    ``config.model``'s image size, channels and classes are taken from the data.
     """
 
     def __init__(self, config, folder):
+        if config.device == "cuda" and (problem := cuda_problem()):
+            raise InputError(f"device cuda cannot be used: {problem}")
         self.folder = Path(folder)
         self.train_set, self.test_set = data.load(config.dataset, config.data_dir, config.subset)
-        _, *image_size, channels = self.train_set.images.shape
-        known = {"image_size": tuple(image_size), "channels": channels, "num_classes": len(self.train_set.classes)}
-        self.config = replace(config, model=replace(config.model, **known))
+        self.config = config = _fitted(config, self.train_set)
         self.mean, self.std = data.channel_stats(self.train_set.images)
 
         self.rng = np.random.default_rng(config.seed)
-        self.model = ViT(self.config.model, self.rng).to(config.device)
+        self.model = ViT(config.model, self.rng).to(config.device)
         self.optimizer = optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.ema = optim.EMA(self.optimizer, config.ema) if config.ema else None
-        self.loader = data.Loader(self.train_set, config.batch_size, shuffle=True, rng=self.rng, augment=self._augment)
-        self.total = config.epochs * len(self.loader)
 
-        self.step, self.seconds, self.rows = 0, 0.0, []
-        self._begin_epoch()
-
-    def start(self):
-        """Make the folder of a new run and write its configuration. Raises InputError when it is not empty."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if any(self.folder.iterdir()):
-                raise InputError(f"{self.folder} is not empty; go on with it by --resume, or choose another --out")
-            (self.folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from error
+        self.epoch_steps = -(-len(self.train_set) // config.batch_size)
+        self.total = config.epochs * self.epoch_steps
+        self.step, self.seconds = 0, 0.0
+        self.rows = []  # of metrics.csv: one for each epoch that is over
+        self.sums = _nothing_yet()
 
     def describe(self):
         """One line on what is trained, on what, and where."""
         model = self.config.model
-        tokens = {"learner": f"TokenLearner {model.version}", "pool": "grid pooling", "static": "static pooling"}
-        height, width = model.grid
-        few = (
-            f" -> {model.num_tokens} by {tokens[model.tokenizer]} at block {model.loc}" if self.model.tokenizer else ""
-        )
+        ways = {"learner": f"TokenLearner {model.version}", "pool": "grid pooling", "static": "static pooling"}
+        tokens = f"{model.grid[0] * model.grid[1]} tokens"
+        if self.model.tokenizer is not None:
+            tokens += f" -> {model.num_tokens} by {ways[model.tokenizer]} before block {model.loc}"
         return (
-            f"ViT, {self.model.num_parameters():,} parameters, {height * width} tokens{few}, on {self.config.device}; "
+            f"ViT, {self.model.num_parameters():,} parameters, {tokens}, on {self.config.device}; "
             f"{len(self.train_set):,} training and {len(self.test_set):,} test images of {model.num_classes} classes"
         )
 
-    def fit(self, log=lambda line: None):
-        """Train to the end, or to the next Ctrl-C; returns whether the end was reached.
+    def fit(self, on_epoch=lambda row: None):
+        """Train to the end, or to the next Ctrl-C, and save. Returns whether the end was reached.
 
-        ``log`` gets a line per epoch. Raises InputError when the loss is not a number.
+        ``on_epoch`` gets each new row of metrics.csv, a dict. Raises InputError when loss or gradient is no finite
+        number and when a file cannot be written; the last checkpoint stays as it is.
         """
-        from tqdm import tqdm
-
-        bar = tqdm(total=self.total, initial=self.step, disable=None, dynamic_ncols=True, leave=False, unit="step")
-        clock = time.perf_counter() - self.seconds
-        with bar, _stop_on_ctrl_c() as stop:
-            while self.step < self.total:
+        began = time.perf_counter() - self.seconds
+        # NumPy need not warn about numbers that are not finite: they are looked for
+        with self._progress() as progress, _ctrl_c() as stop, np.errstate(all="ignore"):
+            while len(self.rows) < self.config.epochs and not stop:
                 for images, labels in self._rest_of_epoch():
                     self._step(images, labels)
-                    self.seconds = time.perf_counter() - clock
-                    bar.set_postfix_str(self._progress(), refresh=False)
-                    bar.update()
-                    if stop and self.step % len(self.loader):
-                        self.save()
-                        return False
-                self._end_epoch(log)
-                self.seconds = time.perf_counter() - clock
-                if stop and self.step < self.total:
-                    return False
+                    self.seconds = time.perf_counter() - began
+                    progress.set_postfix_str("loss {:.3f}, accuracy {:.1%}".format(*self._means()), refresh=False)
+                    progress.update(len(labels))
+                    if stop:
+                        break
+                if test := self.evaluate(stop):
+                    self.seconds = time.perf_counter() - began
+                    self._end_epoch(test)
+                    on_epoch(self.rows[-1])
+                self.save()
+        if len(self.rows) < self.config.epochs:
+            return False
         self._draw()
         return True
 
-    def evaluate(self):
-        """``evaluate`` on the test split."""
+    def evaluate(self, stop=()):
+        """``evaluate`` on the test images, with the averaged weights if there is an average."""
         with self._evaluated_weights():
-            return evaluate(self.model, self.test_set, self.mean, self.std)
-
-    def draw_maps(self, path, count=8):
-        """Save a picture of the maps over the first ``count`` test images. Raises InputError without maps."""
-        if self.model.tokenizer is None:
-            raise InputError(f"the model of {self.folder} keeps all its tokens, so it has no maps to draw")
-        some = self.test_set.take(slice(count))
-        images = to_device(data.normalize(some.images, self.mean, self.std), self.config.device)
-        with self._evaluated_weights(), no_grad():
-            maps = self.model.eval().maps(images)
-        self.model.train()
-        report.show_maps(some.images, maps, some.boxes).savefig(path)
+            return evaluate(self.model, self.test_set, self.mean, self.std, stop=stop)
 
     def save(self):
-        """Write the checkpoint; the run goes on from it bit for bit."""
-        meta = {
-            "config": asdict(self.config),
-            "classes": self.train_set.classes,
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
-            "step": self.step,
-            "sums": self.sums,
-            "rows": self.rows,
-            "seconds": self.seconds,
-            "generator": checkpoint.generator_state(self.rng),
-            "epoch_generator": self.epoch_generator,
-        }
-        checkpoint.save(self.folder / "checkpoint.safetensors", checkpoint.collect(self._parts()), meta)
+        """Write the metrics and the checkpoint from which ``resume`` goes on."""
+        table = [COLUMNS, *(row.values() for row in self.rows)]
+        _write(self.folder / "metrics.csv", "".join(",".join(map(str, line)) + "\n" for line in table).encode())
+        meta = {"config": asdict(self.config), **self._data(), "generator": checkpoint.generator_state(self.rng)}
+        meta |= {name: getattr(self, name) for name in COUNTS}
+        checkpoint.save(self.folder / CHECKPOINT, checkpoint.collect(self._parts()), meta)
 
-    def resume(self):
-        """Go on from the checkpoint in the folder. Raises InputError when it is damaged or of another configuration."""
-        arrays, meta = checkpoint.load(self.folder / "checkpoint.safetensors")
-        checkpoint.compare_config(meta["config"], asdict(self.config))
+    def restore(self, arrays, meta):
+        """Go on from what ``save`` wrote. Raises InputError when names or the training images differ."""
+        if any(meta[name] != value for name, value in self._data().items()):
+            raise InputError(
+                f"the training images of {self.config.dataset} are not those that the run in {self.folder} was started "
+                "with; bring those back, or start a new run"
+            )
         checkpoint.restore(arrays, self._parts())
-        self.step, self.sums, self.rows, self.seconds = (meta[key] for key in ("step", "sums", "rows", "seconds"))
-        self.epoch_generator = meta["epoch_generator"]
         checkpoint.set_generator_state(self.rng, meta["generator"])
+        for name in COUNTS:
+            setattr(self, name, meta[name])
 
     def _parts(self):
         return {"model": self.model, "optimizer": self.optimizer} | ({"ema": self.ema} if self.ema else {})
 
-    def _begin_epoch(self):
-        self.epoch_generator = checkpoint.generator_state(self.rng)
-        self.sums = {"loss": 0.0, "correct": 0, "images": 0}
+    def _data(self):
+        """What the checkpoint says about the training images."""
+        statistics = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        return {"images": len(self.train_set), "classes": list(self.train_set.classes), **statistics}
 
     def _rest_of_epoch(self):
-        """The batches of this epoch that are still to come, in the order drawn at its start."""
-        now, done = checkpoint.generator_state(self.rng), self.step % len(self.loader)
-        if not done:
-            return iter(self.loader)
-        checkpoint.set_generator_state(self.rng, self.epoch_generator)
-        batches = itertools.islice(self.loader, done - 1, None)
-        next(batches)
-        checkpoint.set_generator_state(self.rng, now)
-        return batches
+        """The batches of this epoch that are still to come."""
+        epoch = len(self.rows)
+        order = np.random.default_rng([epoch + 1, self.config.seed])
+        batches = data.Loader(self.train_set, self.config.batch_size, shuffle=True, rng=order)
+        return itertools.islice(batches, self.step - epoch * self.epoch_steps, None)
 
     def _step(self, images, labels):
-        config, model = self.config, self.model
+        config, step = self.config, f"step {self.step + 1} of {self.total}"
         self.optimizer.lr = optim.warmup_cosine(self.step, self.total, int(config.warmup * self.total), config.lr)
-        images, targets = self._mix(data.normalize(images, self.mean, self.std), labels)
-        logits = model(to_device(images, config.device))
-        targets = to_device(targets, config.device)
+        images, labels = to_device(images, config.device), to_device(labels, config.device)
+        inputs, targets = self._augment(images, labels)
+        logits = self.model(inputs)
         loss = ops.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
-        value = loss.item()
-        if not np.isfinite(value):
-            raise InputError(
-                f"the loss is {value} at step {self.step + 1} of {self.total}; training stopped. The last checkpoint in "
-                f"{self.folder}, if there is one, is untouched. Try a smaller learning rate than {config.lr}"
-            )
+        self._expect_finite(loss.item(), f"the loss of {step}")
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.clip_grad_norm(config.clip)
+        self._expect_finite(self.optimizer.clip_grad_norm(config.clip), f"the norm of the gradient in {step}")
         self.optimizer.step()
         if self.ema:
             self.ema.update()
         self.step += 1
-        self.sums["loss"] += value * len(labels)
-        self.sums["correct"] += int((logits.data.argmax(1) == to_device(labels, config.device)).sum())
         self.sums["images"] += len(labels)
+        self.sums["loss"] += loss.item() * len(labels)
+        self.sums["correct"] += int((logits.data.argmax(1) == labels).sum())
 
-    def _augment(self, images, rng):
-        config = self.config
+    def _augment(self, images, labels):
+        """uint8 images and labels -> float images, normalised and augmented, and labels or soft targets."""
+        config, rng = self.config, self.rng
         if config.flip:
             images = data.flip(images, rng)
         if config.crop:
             images = data.random_crop(images, config.crop, rng)
-        return data.cutout(images, config.cutout, rng) if config.cutout else images
-
-    def _mix(self, images, labels):
-        """Mixup or cutmix with soft targets, or both arguments as they are."""
-        mixes = [
-            (mix, alpha) for mix, alpha in ((data.mixup, self.config.mixup), (data.cutmix, self.config.cutmix)) if alpha
-        ]
+        images = data.normalize(images, self.mean, self.std)
+        if config.cutout:
+            images = data.cutout(images, config.cutout, rng)
+        mixes = [(mix, alpha) for mix, alpha in ((data.mixup, config.mixup), (data.cutmix, config.cutmix)) if alpha]
         if not mixes:
             return images, labels
-        mix, alpha = mixes[self.rng.integers(len(mixes))]
-        return mix(images, data.one_hot(labels, self.config.model.num_classes), alpha, self.rng)
+        mix, alpha = mixes[rng.integers(len(mixes))]
+        return mix(images, data.one_hot(labels, config.model.num_classes), alpha, rng)
 
-    def _progress(self):
-        seen = (self.step // len(self.loader)) * len(self.train_set) + self.sums["images"] % len(self.train_set)
-        mean = {key: self.sums[key] / self.sums["images"] for key in ("loss", "correct")}
-        return f"loss {mean['loss']:.3f}, accuracy {mean['correct']:.1%}, {seen / self.seconds:.0f} images/s"
+    def _expect_finite(self, value, what):
+        if not np.isfinite(value):
+            raise InputError(
+                f"{what} is {value}, so training stopped; the last checkpoint in {self.folder} is from before and is "
+                f"untouched. Start a new run with a smaller learning rate than {self.config.lr}"
+            )
 
-    def _end_epoch(self, log):
-        test = self.evaluate()
-        row = {
-            "epoch": self.step // len(self.loader),
-            "step": self.step,
-            "train_loss": self.sums["loss"] / self.sums["images"],
-            "train_accuracy": self.sums["correct"] / self.sums["images"],
-            "test_loss": test["loss"],
-            "test_accuracy": test["accuracy"],
-            "seconds": round(self.seconds, 2),
-        }
-        self.rows.append(row)
-        self._begin_epoch()
-        self.save()
-        self._write_text()
-        log(
-            f"epoch {row['epoch']:3d}/{self.config.epochs}   train loss {row['train_loss']:.3f}  accuracy "
-            f"{row['train_accuracy']:.1%}   test loss {row['test_loss']:.3f}  accuracy {row['test_accuracy']:.1%}   "
-            f"{row['seconds']:.0f} s"
-        )
+    def _means(self):
+        """Loss and accuracy over the training images of this epoch so far."""
+        return self.sums["loss"] / self.sums["images"], self.sums["correct"] / self.sums["images"]
 
-    def _write_text(self):
-        table = io.StringIO()
-        writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        (self.folder / "metrics.csv").write_text(table.getvalue())
+    def _end_epoch(self, test):
+        self._expect_finite(test["loss"], f"the test loss after step {self.step} of {self.total}")
+        values = (len(self.rows) + 1, self.step, *self._means(), test["loss"], test["accuracy"], round(self.seconds, 2))
+        self.rows.append(dict(zip(COLUMNS, values, strict=True)))
+        self.sums = _nothing_yet()
 
     def _draw(self):
-        report.curves(self.rows).savefig(self.folder / "curves.png")
+        _write(self.folder / "curves.png", report.png(report.curves(self.rows)))
         if self.model.tokenizer is not None:
-            self.draw_maps(self.folder / "maps.png")
+            with self._evaluated_weights():
+                draw_maps(self.folder / "maps.png", self.model, self.test_set, self.mean, self.std)
+
+    def _progress(self):
+        """A bar that counts images, on a terminal; nothing elsewhere."""
+        from tqdm import tqdm
+
+        n = len(self.train_set)
+        seen = {"total": self.config.epochs * n, "initial": len(self.rows) * n + self.sums["images"]}
+        return tqdm(**seen, unit=" images", unit_scale=True, dynamic_ncols=True, leave=False, disable=None)
 
     def _evaluated_weights(self):
-        """The averaged weights for a while when ``config.ema`` is set, otherwise nothing changes."""
         return self.ema.weights() if self.ema else contextlib.nullcontext()
 
 
+def _expect_empty(folder):
+    with _writing(folder):
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty; go on with it by --resume, or choose another --out")
+
+
+def _nothing_yet():
+    return {"images": 0, "loss": 0.0, "correct": 0}
+
+
+def _fitted(config, train_set):
+    """``config`` with what the images decide. Raises InputError for options that do not fit them."""
+    _, height, width, channels = train_set.images.shape
+    for name in ("crop", "cutout"):
+        if getattr(config, name) >= min(height, width):
+            size = f"{height} x {width}"
+            raise InputError(f"{name} must be less than a side of the images, {size}, got {getattr(config, name)}")
+    known = {"image_size": (height, width), "channels": channels, "num_classes": len(train_set.classes)}
+    return replace(config, model=ViTConfig(**vars(config.model) | known))
+
+
+def _load_checkpoint(folder, config):
+    """``(arrays, meta)`` of the run in ``folder``. Raises InputError unless it is a run of this configuration."""
+    path = Path(folder) / CHECKPOINT
+    arrays, meta = checkpoint.load(path)
+    if missing := {"config", "images", "classes", "mean", "std", "generator", *COUNTS} - meta.keys():
+        raise InputError(
+            f"{path} is no checkpoint of a training run: it says nothing about {', '.join(sorted(missing))}"
+        )
+    checkpoint.compare_config(meta["config"], asdict(config))
+    return arrays, meta
+
+
 @contextlib.contextmanager
-def _stop_on_ctrl_c():
-    """Yields a list that is not empty after Ctrl-C; the second Ctrl-C interrupts as usual."""
+def _evaluating(model):
+    """The model in evaluation mode, without gradients; gives the device it is on."""
+    before = model.training
+    model.eval()
+    try:
+        with no_grad():
+            yield "cpu" if isinstance(model.head.weight.data, np.ndarray) else "cuda"
+    finally:
+        model.train(before)
+
+
+@contextlib.contextmanager
+def _ctrl_c():
+    """Gives a list that is not empty after Ctrl-C; the second Ctrl-C interrupts as usual."""
     pressed = []
 
     def on_signal(*_):
@@ -360,10 +422,32 @@ def _stop_on_ctrl_c():
 
     try:
         before = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:  # only the main thread may set a handler
+    except ValueError:  # only the main thread may ask for signals
         yield pressed
         return
     try:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _write(path, content):
+    """Write the bytes ``content``; the old file, if there is one, stays until all of it is on the disk."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with _writing(path):
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path):
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path} ({error.strerror or error}); mend that, or choose another place"
+        ) from error

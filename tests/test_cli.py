@@ -1,0 +1,292 @@
+"""The commands as a person meets them: what they print, where they write, and how they fail."""
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minitl import checkpoint, cli, data, report, train
+from minitl.backend import InputError
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TINY = ["--patch-size", "8", "--dim", "12", "--heads", "2", "--mlp-dim", "16", "--hidden", "8", "--num-tokens", "4"]
+TINY += ["--batch-size", "16"]
+
+
+def draw_folder(path, size=(32, 32), n=64, channels=3):
+    """A data set of PNG files in two classes, dark and light: the cheapest thing that a command can learn."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for i in range(n):
+            label = ("dark", "light")[i % 2]
+            image = rng.integers(0, 150, (*size, channels)) + 100 * (i % 2)
+            file = path / split / label / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.astype("uint8").squeeze()).save(file)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return str(draw_folder(tmp_path_factory.mktemp("data") / "night.and.day"))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tree(folder=Path()):
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def minitl(*args):
+    """The exit status of the command."""
+    try:
+        cli.main([str(arg) for arg in args])
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def fails(capsys, *args):
+    """What the command says on stderr; it ends in status 2 and changes nothing."""
+    before = tree()
+    assert minitl(*args) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err and tree() == before
+    return " ".join(err.replace("│", " ").split())
+
+
+# --- what works ---
+
+
+def test_train_eval_maps(here, capsys, pictures):
+    """The results, the same results again, a picture elsewhere, nothing left to go on with, and a second run."""
+    assert minitl("train", pictures, *TINY, "--epochs", 8, "--lr", 0.01) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].startswith("ViT, ") and "16 tokens -> 4 by TokenLearner 1.1 before block 0, on cpu" in lines[0]
+    assert "64 training and 64 test images of 2 classes" in lines[0]
+    assert [line[:9] for line in lines[1:9]] == [f"epoch   {i}" for i in range(1, 9)]
+    assert lines[9].startswith("test loss") and lines[10] == "test accuracy  100.00%"
+    kept = "checkpoint.safetensors, config.json, curves.png, maps.png, metrics.csv"
+    assert lines[11:] == [f"results are in runs/night: {kept}"] and err == ""
+
+    before = tree(Path("runs"))
+    assert minitl("eval", "runs/night") == 0
+    assert capsys.readouterr().out.splitlines() == lines[9:11] and tree(Path("runs")) == before
+    assert minitl("maps", "runs/night", "--out", "some.png", "--images", 2) == 0
+    assert capsys.readouterr().out == "wrote some.png\n" and Path("some.png").read_bytes().startswith(b"\x89PNG")
+
+    assert minitl("train", "--resume", "runs/night", "--epochs", 8, "--lr=0.01", pictures) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "going on with runs/night after step 32 of 32" and lines[2].startswith("test loss")
+    assert minitl("train", pictures, *TINY, "--epochs", 1) == 0
+    assert "results are in runs/night-2:" in capsys.readouterr().out
+
+
+def test_images_of_any_size(here, capsys):
+    """48 x 36 is cut by 12, which does not divide the 32 x 32 of the default; grey files become RGB."""
+    draw_folder(here / "tall", size=(48, 36), n=8, channels=1)
+    options = ["--patch-size", 12, "--tokenizer", "pool", "--num-tokens", 3, "--epochs", 1]
+    assert minitl("train", "tall", *options) == 0
+    assert "12 tokens -> 3 by grid pooling" in capsys.readouterr().out
+    assert minitl("maps", "runs/tall") == 0
+
+
+def test_clutter_prints_the_map_mass(capsys, monkeypatch):
+    splits = data.draw(np.random.default_rng(1), 32), data.draw(np.random.default_rng(2), 32)
+    monkeypatch.setattr(data, "load", lambda *_, **__: splits)
+    assert minitl("train", *TINY, "--epochs", 1) == 0
+    even = report.box_share(splits[1].boxes, (32, 32))
+    assert f"on the target object (even maps would have {even:.3f})" in capsys.readouterr().out
+
+
+def test_cifar_photographs(capsys):
+    """A few of them: real files in a real archive."""
+    archive = SHARED / "data" / "cifar10-images.tar.xz"
+    if not archive.is_file():
+        pytest.skip("the folder shared/ with CIFAR-10 photographs is not beside this repository")
+    assert minitl("train", archive, "--subset", 40, *TINY, "--epochs", 1) == 0
+    assert "40 training and" in capsys.readouterr().out and Path("runs/cifar10-images/maps.png").is_file()
+
+
+def test_help(capsys):
+    assert minitl() == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name}" in text for name in cli.COMMANDS)
+    assert minitl("train", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("--epochs", "--num-tokens", "--resume", "--out", "--data-dir"))
+    assert "--image-size" not in text and "--num-classes" not in text  # the data set says that
+
+
+def test_a_name_for_the_folder(here):
+    assert str(cli._new_folder("clutter")) == "runs/clutter"
+    assert str(cli._new_folder("/some/photos.tar.xz")) == "runs/photos"
+    assert str(cli._new_folder(".")) == f"runs/{here.name}"
+    assert str(cli._new_folder("/")) == "runs/run"
+    (here / "runs" / "clutter").mkdir(parents=True)
+    assert str(cli._new_folder("clutter")) == "runs/clutter-2"
+
+
+# --- what does not ---
+
+
+@pytest.mark.parametrize(
+    "args, messages",
+    [
+        ("trian", ["unknown command 'trian'; did you mean train?"]),
+        ("xyz", ["unknown command 'xyz'; choose one of train, eval, maps"]),
+        ("train --epoch 2", ["Unrecognized options: --epoch", "--epochs"]),
+        ("train --epochs two", ["--epochs", "'two'"]),
+        ("train --epochs 0", ["epochs must be at least 1, got 0"]),
+        ("train --lr -1", ["lr must be above 0, got -1.0"]),
+        ("train --ema 1", ["ema must be in [0, 1), got 1.0"]),
+        ("train --seed -1", ["seed must be 0 or more, got -1"]),
+        ("train --subset 0", ["subset must be at least 1, got 0"]),
+        ("train --dropout 1", ["dropout lies in [0, 1), got 1.0"]),
+        ("train --patch-size 0", ["patch_size is at least 1, got 0"]),
+        ("train --heads 5", ["heads=5 does not divide dim=48"]),
+        ("train --loc 2", ["loc=2 is not the index of a block: 0 <= loc < layers=2"]),
+        ("train --loc -1", ["loc=-1 is not the index of a block"]),
+        ("train --tokenizer pol", ["'pol'", "'pool'"]),
+        ("train --device gpu", ["'gpu'", "'cuda'"]),
+        ("train cluter", ["no data set and no file is called 'cluter'; did you mean clutter?"]),
+        ("train DATA --patch-size 5", ["patch_size=5 does not divide the image size 32 x 32"]),
+        ("train DATA --tokenizer pool --num-tokens 7", ["8 x 8", "cannot be cut into 7 equal cells"]),
+        ("train DATA --crop 32", ["crop must be less than a side of the images, 32 x 32, got 32"]),
+        ("train DATA --out RUN", ["is not empty; go on with it by --resume, or choose another --out"]),
+        ("train DATA --out RUN/config.json", ["cannot write", "Not a directory"]),
+        ("train --resume nowhere", ["nowhere is no run"]),
+        ("train --resume RUN --out other", ["--out other and --resume exclude each other"]),
+        (
+            "train --resume RUN --lr 0.5 --dim 24",
+            ["lr: 0.004 in the checkpoint, 0.5", "model.dim: 12 in"],
+        ),
+        ("train --resume RUN clutter", ["dataset:", "in the checkpoint, clutter here"]),
+        ("train --resume", ["--resume"]),
+        ("eval", ["folder of a run"]),
+        ("eval nowhere", ["nowhere is no run"]),
+        ("eval RUN --images 3", ["Unrecognized options: --images"]),
+        ("maps RUN --images 0", ["--images is from 1 to 64, got 0"]),
+        ("maps RUN --out maps.gif", ["the picture is a PNG; choose a name that ends in .png"]),
+        ("maps RUN --out nowhere/maps.png", ["cannot write nowhere/maps.png (No such file or directory)"]),
+    ],
+)
+def test_errors(capsys, pictures, args, messages):
+    run = Path("run")
+    train.start(tiny_config(pictures), run)
+    text = fails(capsys, *(arg.replace("DATA", pictures).replace("RUN", "run") for arg in args.split()))
+    assert [message for message in messages if message not in text] == [], text
+
+
+def tiny_config(dataset, **options):
+    model = {"patch_size": 8, "dim": 12, "heads": 2, "mlp_dim": 16, "hidden": 8, "num_tokens": 4}
+    return train.TrainConfig(dataset, train.ViTConfig(**model, layers=4, loc=3), batch_size=16, **options)
+
+
+def test_the_same_options_can_be_given_again(capsys, pictures):
+    """Also where they do not go together with the defaults: loc=3 needs more than 2 layers."""
+    train.start(tiny_config(pictures, epochs=1), "run")
+    assert minitl("train", pictures, "--loc", 3, "--epochs", 1, "--resume=run", "--num-tokens", 4) == 0
+
+
+def test_one_sentence_without_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(train, "cuda_problem", lambda: "CuPy cannot be imported")
+    assert fails(capsys, "train", "--device", "cuda") == "minitl: device cuda cannot be used: CuPy cannot be imported"
+
+
+def test_one_class(here, capsys):
+    draw_folder(here / "one", n=1)
+    assert "train has the single class 'dark'" in fails(capsys, "train", "one")
+
+
+def test_a_run_without_maps(capsys, pictures):
+    assert minitl("train", pictures, *TINY, "--tokenizer", "none", "--epochs", 1, "--out", "run") == 0
+    capsys.readouterr()
+    assert "keeps all its tokens, so there are no maps to draw" in fails(capsys, "maps", "run")
+
+
+def test_a_loss_that_is_no_number(capsys, pictures):
+    assert minitl("train", pictures, *TINY, "--lr", 1e30, "--out", "run") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("minitl: the loss of step 2 of 40 is") and "RuntimeWarning" not in err
+    assert train.resume("run").step == 0
+
+
+@pytest.mark.parametrize(
+    "error, status, message",
+    [
+        (InputError("it is wrong"), 2, "minitl: it is wrong\n"),
+        (OSError(errno.EACCES, "Permission denied", "x"), 2, "minitl: [Errno 13] Permission denied: 'x'\n"),
+        (MemoryError("7 TiB"), 2, "minitl: not enough memory (7 TiB); choose a smaller model or batch size\n"),
+        (KeyboardInterrupt(), 130, "minitl: interrupted; whatever was saved before is still there\n"),
+    ],
+)
+def test_every_end_has_its_message(capsys, monkeypatch, error, status, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "load_run", fail)
+    assert minitl("eval", "run") == status
+    assert capsys.readouterr().err == message
+
+
+# --- signals, in processes of their own ---
+
+
+@contextlib.contextmanager
+def running(*args):
+    """The command as a process; it is killed in the end, if nothing else ended it."""
+    code = "from minitl.cli import main; main()"
+    path = os.pathsep.join([str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(process, start):
+    for line in process.stdout:
+        if line.startswith(start):
+            return
+    pytest.fail(f"it ended before it said {start!r}: {process.stderr.read()}")
+
+
+def test_ctrl_c_and_kill(pictures):
+    """Ctrl-C saves and says how to go on, and so it does; the run is then killed and goes on all the same."""
+    with running("train", pictures, *TINY, "--epochs", 100_000, "--out", "my run") as process:
+        wait_for(process, "epoch   2/")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 130 and err == ""
+    step = int(out.splitlines()[-1].split(" after step ")[1].split(" of ")[0])
+    assert out.splitlines()[-1].endswith("go on with: minitl train --resume 'my run'")
+    assert checkpoint.load("my run/checkpoint.safetensors")[1]["step"] == step >= 8
+
+    with running("train", "--resume", "my run") as process:
+        wait_for(process, f"going on with my run after step {step} of 400000")
+        wait_for(process, "epoch")
+        wait_for(process, "epoch")
+        process.kill()
+    trainer = train.resume("my run")
+    assert trainer.step > step and len(trainer.rows) == trainer.step // 4

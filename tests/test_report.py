@@ -1,0 +1,158 @@
+"""Figures agree with slow loops and hand counts, and pictures hold what they promise."""
+
+import weakref
+
+import numpy as np
+import pytest
+
+from minitl import OPS, nn, ops, report
+from minitl.autograd import Tensor, op
+
+
+def ticks(axes):
+    return [round(value, 6) for value in axes.get_xticks() if axes.get_xlim()[0] <= value <= axes.get_xlim()[1]]
+
+
+def a_row(epoch, loss=1.0, accuracy=0.5):
+    columns = {"train_loss": loss, "test_loss": loss / 2, "train_accuracy": accuracy, "test_accuracy": accuracy / 2}
+    return {"epoch": epoch} | columns
+
+
+# --- how much of the maps lies on the object ---
+
+
+@pytest.mark.parametrize("grid, size", [((4, 4), (32, 32)), ((3, 5), (12, 20)), ((1, 1), (8, 6)), ((6, 2), (6, 6))])
+def test_map_mass_is_a_sum_over_pixels(rng, grid, size):
+    """Each pixel of a cell has the cell's value divided by its pixels."""
+    (h, w), (H, W), B, S = grid, size, 5, 3
+    maps = rng.random((B, S, h, w))
+    start, end = np.sort(rng.integers(0, size, (2, B, 2)), axis=0)
+    boxes = np.hstack([start, end + 1])  # top, left, bottom, right: at least a pixel each way
+    expected = np.zeros(B)
+    for b, (top, left, bottom, right) in enumerate(boxes):
+        for s in range(S):
+            inside = sum(maps[b, s, y * h // H, x * w // W] for y in range(top, bottom) for x in range(left, right)) / (
+                H // h * (W // w)
+            )
+            expected[b] += inside / maps[b, s].sum() / S
+    np.testing.assert_allclose(report.map_mass(maps, boxes, size), expected, rtol=1e-12)
+
+
+def test_map_mass_of_even_maps_is_the_share_of_the_box(rng):
+    boxes = np.array([[0, 0, 4, 4], [3, 5, 10, 31], [0, 0, 32, 32]])
+    mass = report.map_mass(Tensor(np.full((3, 2, 8, 8), 0.25)), boxes, (32, 32))
+    np.testing.assert_allclose(mass, [16 / 1024, 7 * 26 / 1024, 1])
+    assert report.box_share(boxes, (32, 32)) == pytest.approx(mass.mean())
+
+
+def test_map_mass_of_a_map_of_zeros_counts_nothing():
+    maps = np.zeros((1, 2, 2, 2), "float32")
+    maps[0, 1, 0, 0] = 3
+    assert report.map_mass(maps, np.array([[0, 0, 2, 2]]), (4, 4)) == 0.5
+
+
+# --- what backward keeps ---
+
+
+def test_saved_bytes_of_a_graph_counted_by_hand():
+    x = Tensor(np.ones((4, 8), "float32"))
+    W = Tensor(np.ones((8, 16), "float32"), requires_grad=True)
+    y = ops.relu(x @ W)
+    loss = (y * y).sum()
+    # relu and mul name the same y (4 x 16): it is counted at mul, the newer one. matmul names x (4 x 8), and W, which
+    # exists anyway. sum names nothing but shapes.
+    assert report.saved_bytes(loss) == {"mul": 4 * 16 * 4, "matmul": 4 * 8 * 4, "relu": 0, "sum": 0}
+    loss.backward()
+    assert report.saved_bytes(loss) == {"sum": 0}
+
+
+def test_saved_bytes_counts_the_whole_array_behind_a_view():
+    x = Tensor(np.ones((10, 3)), requires_grad=True)
+    y = ops.exp(x)
+    assert report.saved_bytes((y[2:4] * y[2:4]).sum()) == {"mul": 10 * 3 * 8, "exp": 0, "getitem": 0, "sum": 0}
+
+
+def test_saved_bytes_looks_for_parameters_behind_their_views():
+    layer = nn.Linear(3, 5)
+    flat = np.concatenate([p.data.ravel() for p in layer.parameters()])
+    layer.weight.data, layer.bias.data = flat[:15].reshape(3, 5), flat[15:]
+    x = Tensor(np.ones((2, 3), "float32"))
+    assert report.saved_bytes(layer(x).sum()) == {"linear": 2 * 3 * 4, "sum": 0}
+
+
+def test_what_backward_names_is_what_is_kept(monkeypatch):
+    """Design rule 5: an array that backward does not name is freed, one that it names by a function or list is kept."""
+    monkeypatch.setattr("minitl.autograd.OPS", dict(OPS))
+    freed, kept = [], []
+
+    @op
+    def three_temporaries(x):
+        one, two, three = x + 1, [x + 2], x[:4] + 3
+        freed.append(weakref.ref(one))
+        kept.extend([weakref.ref(two[0]), weakref.ref(three)])
+
+        def helper():
+            return two[0].sum()
+
+        def backward(dy):
+            return dy * helper() * three.sum()
+
+        return one * 2, backward
+
+    loss = three_temporaries(Tensor(np.ones(10), requires_grad=True)).sum()
+    assert freed[0]() is None and all(array() is not None for array in kept)
+    assert report.saved_bytes(loss) == {"three_temporaries": 10 * 8 + 4 * 8, "sum": 0}
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize("size, grid, tokens", [((32, 32), (8, 8), 8), ((24, 48), (2, 4), 1), ((48, 24), (4, 2), 16)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_show_maps(rng, size, grid, tokens, channels):
+    images = rng.integers(0, 256, (2, *size, channels)).astype("uint8")
+    maps = rng.random((2, tokens, *grid))
+    figure = report.show_maps(images, Tensor(maps), boxes=np.array([[0, 0, 5, 7], [1, 2, 9, 9]]))
+    assert len(figure.axes) == 2 * (tokens + 1)
+    assert [axes.get_title() for axes in figure.axes[: tokens + 1]][:2] == ["image", "token 1"]
+    np.testing.assert_array_equal(np.squeeze(images[1]), figure.axes[tokens + 1].images[0].get_array())
+    (box,) = figure.axes[-1].patches
+    assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == (1.5, 0.5, 7, 8)
+    assert report.png(figure).startswith(b"\x89PNG")
+
+
+def test_show_maps_is_bright_where_a_map_is_large():
+    image = np.full((1, 8, 8, 3), 200, "uint8")
+    maps = np.array([[[[2.0, 2.0], [3.0, 4.0]], [[7.0, 7.0], [7.0, 7.0]]]])
+    _, first, second = (axes.images[0].get_array()[..., 0] for axes in report.show_maps(image, maps).axes)
+    assert first[::4, ::4].tolist() == [[50, 50], [125, 200]] and (first[4:, :4] == 125).all()
+    assert (second == 200).all()
+
+
+def test_show_maps_shows_at_most_sixteen(rng):
+    figure = report.show_maps(np.zeros((1, 8, 8, 3), "uint8"), rng.random((1, 64, 8, 8)))
+    assert len(figure.axes) == 17
+
+
+@pytest.mark.parametrize(
+    "shape, maps", [((2, 8, 8, 2), (2, 4, 2, 2)), ((8, 8, 3), (2, 4, 2, 2)), ((2, 8, 8, 3), (4, 2, 2))]
+)
+def test_show_maps_refuses_what_is_no_picture(shape, maps):
+    with pytest.raises(ValueError, match="needs images"):
+        report.show_maps(np.zeros(shape, "uint8"), np.zeros(maps))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_curves(epochs):
+    """Losses from 0, accuracies from 0 to 1, whole epochs, and no point at the edge."""
+    losses, accuracies = report.curves([a_row(i + 1, loss=3.0, accuracy=1.0) for i in range(epochs)]).axes
+    for axes, top in ((losses, 3.0), (accuracies, 1.0)):
+        assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > top
+        assert [line.get_label() for line in axes.lines] == ["train", "test"]
+        assert all(tick == int(tick) for tick in ticks(axes))
+    assert list(accuracies.lines[1].get_ydata()) == [0.5] * epochs
+
+
+def test_curves_of_a_perfect_model():
+    """No warning about limits that coincide."""
+    report.png(report.curves([a_row(1, loss=0.0, accuracy=1.0)]))

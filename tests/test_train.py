@@ -1,0 +1,550 @@
+"""A run learns, stops when it should, goes on bit for bit from wherever it stopped, and never loses what it had."""
+
+import errno
+import itertools
+import json
+import os
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minitl import backend, checkpoint, data, optim, report, train
+from minitl.backend import InputError
+from minitl.nn import ViTConfig
+from minitl.train import TrainConfig
+
+SMALL = ViTConfig(patch_size=8, dim=12, heads=2, mlp_dim=16, num_tokens=4, version="1.1", pre_norm=False, hidden=8)
+PLAIN = TrainConfig(model=SMALL, epochs=3, batch_size=16)  # of 70 images: 5 steps, the last one with 6 images
+EVERYTHING = replace(
+    PLAIN,
+    model=replace(SMALL, dropout=0.1, drop_path=0.2, version="1.0", num_tokens=3),
+    **{"flip": True, "crop": 3, "cutout": 5, "mixup": 0.4, "cutmix": 1.0, "ema": 0.9, "label_smoothing": 0.1},
+)
+
+
+@pytest.fixture(autouse=True)
+def images(monkeypatch):
+    """70 images to train on instead of 20,000, and 450 to test on: three batches. Gives the calls of ``load``."""
+    calls = []
+    splits = data.draw(np.random.default_rng(1), 70), data.draw(np.random.default_rng(2), 450)
+
+    def load(name, data_dir=None, subset=None):
+        calls.append((name, data_dir, subset))
+        return splits if subset is None else (splits[0].subset(subset, np.random.default_rng(0)), splits[1])
+
+    monkeypatch.setattr(data, "load", load)
+    return calls
+
+
+@pytest.fixture
+def real_pictures():
+    """For the tests that look at the pictures; the others save time."""
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request, monkeypatch):
+    if "real_pictures" not in request.fixturenames:
+        monkeypatch.setattr(report, "show_maps", lambda images, maps, boxes: images.tobytes() + maps.data.tobytes())
+        monkeypatch.setattr(report, "curves", lambda rows: repr(len(rows)).encode())
+        monkeypatch.setattr(report, "png", lambda picture: picture)
+
+
+def before(owner, name, action):
+    """Let ``owner.name(...)`` call ``action()`` first."""
+    method = getattr(owner, name)
+
+    def wrapped(*args, **options):
+        action()
+        return method(*args, **options)
+
+    setattr(owner, name, wrapped)
+
+
+def ctrl_c_after(trainer, steps):
+    """Press Ctrl-C, really, while step number ``steps`` runs."""
+    before(trainer, "_step", lambda: trainer.step + 1 == steps and signal.raise_signal(signal.SIGINT))
+
+
+def contents(folder):
+    """All that a run left, but for times: arrays as bytes, what the checkpoint says, and metrics.csv."""
+    arrays, meta = checkpoint.load(folder / "checkpoint.safetensors")
+    del meta["seconds"]
+    for row in meta["rows"]:
+        del row["seconds"]
+    table = [line.rpartition(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+    return {name: (x.shape, x.dtype, x.tobytes()) for name, x in arrays.items()}, meta, table
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# --- a run ---
+
+
+def test_a_run_leaves_its_folder_behind(tmp_path, real_pictures):
+    seen = []
+    trainer = train.start(PLAIN, tmp_path / "deep" / "run")
+    assert trainer.fit(seen.append)
+    names = ["checkpoint.safetensors", "config.json", "curves.png", "maps.png", "metrics.csv"]
+    assert sorted(files(trainer.folder)) == names
+    lines = (trainer.folder / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "epoch,step,train_loss,train_accuracy,test_loss,test_accuracy,seconds"
+    assert [line.split(",")[:2] for line in lines[1:]] == [["1", "5"], ["2", "10"], ["3", "15"]]
+    assert [[str(value) for value in row.values()] for row in seen] == [line.split(",") for line in lines[1:]]
+    assert json.loads((trainer.folder / "config.json").read_text())["model"]["num_classes"] == 8
+    assert train.load_config(trainer.folder) == trainer.config
+
+
+def test_overfits(tmp_path, monkeypatch):
+    few = data.draw(np.random.default_rng(3), 16)
+    monkeypatch.setattr(data, "load", lambda *_: (few, few))
+    trainer = train.start(replace(PLAIN, epochs=80, lr=1e-2, weight_decay=0.0), tmp_path)
+    assert trainer.fit()
+    last = trainer.rows[-1]
+    assert last["train_accuracy"] == last["test_accuracy"] == 1
+    assert last["test_loss"] < 0.05 < 1.5 < trainer.rows[0]["test_loss"]
+
+
+def test_training_metrics_are_means_over_images(tmp_path):
+    """With a learning rate of nearly nothing an epoch's loss is that of the first weights, also with a short batch."""
+    trainer = train.start(replace(PLAIN, lr=1e-12, epochs=1), tmp_path)
+    head = trainer.model.head.weight.data
+    head[...] = np.random.default_rng(0).standard_normal(head.shape)
+    expected = train.evaluate(trainer.model, trainer.train_set, trainer.mean, trainer.std)
+    trainer.fit()
+    assert trainer.rows[0]["train_loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert trainer.rows[0]["train_accuracy"] == expected["accuracy"]
+
+
+def test_each_epoch_sees_all_images_in_another_order(tmp_path):
+    trainer = train.Trainer(PLAIN, tmp_path)
+    orders = []
+    for epoch in range(2):
+        trainer.step, trainer.rows = 5 * epoch, [{}] * epoch
+        orders.append(np.concatenate([images for images, _ in trainer._rest_of_epoch()]))
+    ours, first, second = (sorted(x.tobytes() for x in images) for images in (trainer.train_set.images, *orders))
+    assert ours == first == second and orders[0].tobytes() != orders[1].tobytes()
+
+
+def test_options_reach_the_batch(tmp_path):
+    """Each augmentation changes images; mixing makes the labels soft."""
+    plain = train.Trainer(PLAIN, tmp_path)
+    images, labels = plain.train_set.images[:16], plain.train_set.labels[:16]
+    expected, same = plain._augment(images, labels)
+    assert same is labels
+    for option in ({"flip": True}, {"crop": 2}, {"cutout": 4}, {"mixup": 9.0}, {"cutmix": 9.0}):
+        x, targets = train.Trainer(replace(PLAIN, **option), tmp_path)._augment(images, labels)
+        assert x.shape == expected.shape and x.dtype == np.float32 and (x != expected).any(), option
+        assert targets.shape == ((16, 8) if {"mixup", "cutmix"} & option.keys() else (16,))
+
+
+def test_evaluate_agrees_with_itself_over_batches_and_restores_the_mode(tmp_path):
+    trainer = train.Trainer(EVERYTHING, tmp_path)
+    arguments = trainer.model, trainer.test_set, trainer.mean, trainer.std
+    at_once, in_parts = train.evaluate(*arguments, batch_size=450), train.evaluate(*arguments, batch_size=7)
+    assert at_once == pytest.approx(in_parts, rel=1e-5) and at_once.keys() == {"loss", "accuracy", "map_mass"}
+    assert trainer.model.training and trainer.model.blocks[0].training
+    assert train.evaluate(*arguments, stop=[True]) is None
+    arguments = trainer.model, replace(trainer.test_set, boxes=None), trainer.mean, trainer.std
+    assert train.evaluate(*arguments).keys() == {"loss", "accuracy"}
+
+
+def test_the_data_decide_sizes(tmp_path, monkeypatch, real_pictures):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 16, 24, 1)).astype("uint8")
+    split = data.Dataset(images, np.arange(12) % 3, ("a", "b", "c"))
+    monkeypatch.setattr(data, "load", lambda *_, **__: (split, split))
+    trainer = train.start(PLAIN, tmp_path)
+    assert trainer.fit()
+    model = train.load_config(tmp_path).model
+    assert (model.image_size, model.channels, model.num_classes) == ((16, 24), 1, 3)
+    assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- stop and go on ---
+
+
+@pytest.mark.parametrize("config", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, config):
+    """Interrupted in the middle, at the first and last step of an epoch (5, 15), and twice in a row."""
+    whole = train.start(config, tmp_path / "whole")
+    assert whole.fit()
+    parts = train.start(config, tmp_path / "parts")
+    for step in (2, 5, 6, 7, 13, 15):
+        ctrl_c_after(parts, step)
+        assert not parts.fit() and parts.step == step
+        parts = train.resume(parts.folder)
+        assert parts.step == step
+    assert parts.fit()
+    assert contents(parts.folder) == contents(whole.folder)
+    assert parts.optimizer.steps == 15
+    assert files(parts.folder)["maps.png"] == files(whole.folder)["maps.png"]
+
+
+def test_ctrl_c_during_evaluation(tmp_path, monkeypatch):
+    whole = train.start(EVERYTHING, tmp_path / "whole")
+    whole.fit()
+    parts = train.start(EVERYTHING, tmp_path / "parts")
+    batches = []
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "map_mass", lambda *_: batches.append(signal.raise_signal(signal.SIGINT)) or np.zeros(1))
+        assert not parts.fit()
+    assert (len(batches), parts.step, parts.rows) == (1, 5, [])  # the second and third batch were not waited for
+    parts = train.resume(parts.folder)
+    assert parts.fit()
+    assert contents(parts.folder) == contents(whole.folder)
+
+
+def test_a_second_ctrl_c_interrupts_at_once_without_damage(tmp_path, monkeypatch):
+    whole = train.start(PLAIN, tmp_path / "whole")
+    whole.fit()
+    parts = train.start(PLAIN, tmp_path / "parts")
+    ctrl_c_after(parts, 3)
+    saved, handler = files(parts.folder), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:  # while it saves
+        patch.setattr(os, "fsync", lambda file: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            parts.fit()
+    assert files(parts.folder) == saved
+    parts = train.resume(parts.folder)
+    assert parts.step == 0 and parts.fit()
+    assert contents(parts.folder) == contents(whole.folder)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", range(10))
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, moment):
+    """Killed just before a file takes its place: metrics.csv and the checkpoint of three epochs, then the pictures."""
+    whole = train.start(PLAIN, tmp_path / "whole")
+    whole.fit()
+    parts = train.start(PLAIN, tmp_path / "parts")
+    moves, move = [], os.replace
+
+    def kill(*paths):
+        moves.append(paths)
+        if len(moves) > moment:
+            raise Killed
+        move(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        if moment < 8:
+            with pytest.raises(Killed):
+                parts.fit()
+        else:
+            parts.fit()
+            assert len(moves) == 8
+    for name in ("metrics.csv.tmp", "checkpoint.safetensors.tmp"):  # what a real kill would leave
+        (parts.folder / name).write_bytes(b"half")
+    parts = train.resume(parts.folder)
+    assert parts.step == min(moment // 2, 3) * 5
+    assert parts.fit()
+    assert contents(parts.folder) == contents(whole.folder)
+    assert files(parts.folder).keys() >= {"curves.png", "maps.png"}
+
+
+def test_seconds_go_on(tmp_path):
+    trainer = train.start(PLAIN, tmp_path)
+    ctrl_c_after(trainer, 7)
+    trainer.fit()
+    again = train.resume(tmp_path)
+    assert again.seconds == trainer.seconds > 0
+    again.fit()
+    seconds = [row["seconds"] for row in again.rows]
+    assert seconds == sorted(seconds) and again.seconds > trainer.seconds
+
+
+def test_the_bar_shows_what_a_person_waits_for(tmp_path, monkeypatch, capsys):
+    train.start(PLAIN, tmp_path / "quiet").fit()
+    assert capsys.readouterr() == ("", "")
+    written = []
+
+    class Terminal:
+        isatty, flush, encoding = (lambda self: True), (lambda self: None), "utf-8"
+
+        def write(self, text):
+            written.append(text)
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    seconds = itertools.count()
+    monkeypatch.setattr("tqdm.std.time", lambda: float(next(seconds)))  # tqdm draws only once in a while
+    train.start(PLAIN, tmp_path / "loud").fit()
+    bar = "".join(written)
+    assert re.search(r"\| 156/210 \[.*<\d\d:\d\d, +[\d.]+ images/s, loss \d\.\d{3}, accuracy [\d.]+%\]", bar), bar
+
+
+# --- what goes wrong ---
+
+
+def poison_loss(trainer):
+    trainer.model.head.weight.data[0, 0] = np.nan
+
+
+def poison_gradient(trainer):
+    before(trainer.optimizer, "clip_grad_norm", lambda: trainer.optimizer.flat.grad.__setitem__(0, np.inf))
+
+
+@pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
+def test_a_number_that_is_not_finite_stops_the_run(tmp_path, poison):
+    trainer = train.start(PLAIN, tmp_path)
+    before(trainer, "_step", lambda: trainer.step == 7 and poison(trainer))
+    with pytest.raises(InputError, match=r"(loss|gradient) (of|in) step 8 of 15 is (nan|inf).*smaller learning rate"):
+        trainer.fit()
+    resumed = train.resume(tmp_path)
+    assert resumed.step == 5 and np.isfinite(resumed.optimizer.flat.data).all()
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
+
+
+def test_a_test_loss_that_is_not_finite_is_not_saved(tmp_path):
+    trainer = train.start(PLAIN, tmp_path)
+    trainer.evaluate = lambda stop: {"loss": float("inf"), "accuracy": 0.0}
+    saved = files(tmp_path)
+    with pytest.raises(InputError, match="the test loss after step 5 of 15 is inf"):
+        trainer.fit()
+    assert files(tmp_path) == saved
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("owner, name", [(os, "fsync"), (Path, "write_bytes")], ids=["checkpoint", "metrics"])
+def test_a_disk_that_fills(tmp_path, monkeypatch, owner, name):
+    trainer = train.start(PLAIN, tmp_path)
+    before(trainer, "_step", lambda: trainer.step == 7 and monkeypatch.setattr(owner, name, no_space))
+    with pytest.raises(InputError, match=r"cannot (save|write) .*No space left"):
+        trainer.fit()
+    monkeypatch.undo()
+    arrays, meta = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    assert meta["step"] == 5 and arrays["optimizer.steps"] == 5
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("owner, name", [(os, "fsync"), (Path, "write_bytes")], ids=["checkpoint", "config"])
+def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch, owner, name):
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, no_space)
+        with pytest.raises(InputError, match="No space left"):
+            train.start(PLAIN, tmp_path)
+    assert not files(tmp_path)
+    train.start(PLAIN, tmp_path)
+
+
+def test_pictures_that_cannot_be_written_lose_nothing(tmp_path, monkeypatch):
+    trainer = train.start(PLAIN, tmp_path)
+    monkeypatch.setattr(report, "png", no_space)
+    with pytest.raises(OSError):
+        trainer.fit()
+    monkeypatch.undo()
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path, images):
+    (tmp_path / "thesis.tex").write_text("important")
+    with pytest.raises(InputError, match="is not empty; go on with it by --resume, or choose another --out"):
+        train.start(PLAIN, tmp_path)
+    assert files(tmp_path) == {"thesis.tex": b"important"} and not images
+    with pytest.raises(InputError, match=r"cannot write .*thesis.tex"):
+        train.start(PLAIN, tmp_path / "thesis.tex")
+    with pytest.raises(InputError, match=r"cannot write .*thesis.tex"):
+        train.start(PLAIN, tmp_path / "thesis.tex" / "run")
+
+
+def test_a_folder_that_is_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    """Two runs are started at once in one folder: the second one to have its data gives way."""
+    init = train.Trainer.__init__
+
+    def slow(self, config, folder):
+        init(self, config, folder)
+        (tmp_path / "config.json").write_text("mine")
+
+    monkeypatch.setattr(train.Trainer, "__init__", slow)
+    with pytest.raises(InputError, match="is not empty"):
+        train.start(PLAIN, tmp_path)
+    assert files(tmp_path) == {"config.json": b"mine"}
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('"lr": 0.004', '"lr": 0.1', "lr: 0.004 in the checkpoint, 0.1 here"),
+        ('"dim": 12', '"dim": 24', "model.dim: 12 in the checkpoint, 24 here"),
+        ('"batch_size": 16', '"batch_size": 2.5', "batch_size: 16 in the checkpoint, 2.5 here"),
+        ('"epochs": 3', '"epochs": 0', "epochs must be at least 1, got 0"),
+        ('"epochs": 3', '"epochs": "3"', "is no configuration of this minitl"),
+        ('"device": "cpu"', '"device": "tpu"', "device is one of cpu, cuda, got 'tpu'"),
+        ('"epochs"', '"epoch"', "is no configuration of this minitl"),
+        ("}", "", "is no configuration of this minitl"),
+        ("{", "[", "is no configuration of this minitl"),
+    ],
+)
+def test_config_json_was_edited(tmp_path, old, new, message):
+    train.start(PLAIN, tmp_path)
+    config = tmp_path / "config.json"
+    text = config.read_text()
+    assert old in text
+    config.write_text(text.replace(old, new))
+    refused(tmp_path, message)
+
+
+def test_config_json_is_missing(tmp_path):
+    train.start(PLAIN, tmp_path)
+    (tmp_path / "config.json").unlink()
+    refused(tmp_path, "is no run, it has no config.json")
+
+
+def refused(folder, *messages):
+    """Neither to go on nor to look at, and nothing is written."""
+    saved = files(folder)
+    for use in (train.resume, train.load_run):
+        with pytest.raises(InputError) as error:
+            use(folder)
+        assert [message for message in messages if message not in str(error.value)] == [], str(error.value)
+    assert files(folder) == saved
+
+
+def edit(arrays, meta, kind):
+    if kind == "names":
+        arrays["model.head.weights"] = arrays.pop("model.head.weight")
+    elif kind == "shape":
+        arrays["model.head.bias"] = arrays["model.head.bias"][1:]
+    elif kind == "meta":
+        del meta["rows"], meta["generator"]
+
+
+@pytest.mark.parametrize(
+    "kind, messages",
+    [
+        ("names", ["missing: model.head.weight", "unknown: model.head.weights"]),
+        ("shape", ["different: model.head.bias"]),
+        ("meta", ["no checkpoint of a training run: it says nothing about generator, rows"]),
+        ("truncated", ["damaged, cut short"]),
+        ("absent", ["there is no checkpoint"]),
+    ],
+)
+def test_a_damaged_checkpoint(tmp_path, kind, messages):
+    train.start(PLAIN, tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    arrays, meta = checkpoint.load(path)
+    edit(arrays, meta, kind)
+    checkpoint.save(path, arrays, meta)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    if kind == "absent":
+        path.unlink()
+    refused(tmp_path, *messages)
+
+
+def test_other_options_or_other_images_cannot_go_on(tmp_path, monkeypatch, images):
+    train.start(PLAIN, tmp_path)
+    own = train.load_config(tmp_path)
+    assert train.resume(tmp_path, own).step == 0
+    images.clear()
+    with pytest.raises(InputError) as error:
+        train.resume(tmp_path, replace(own, lr=0.1, model=replace(own.model, heads=3)))
+    assert "lr: 0.004 in the checkpoint, 0.1 here" in str(error.value)
+    assert "model.heads: 2 in the checkpoint, 3 here" in str(error.value) and not images
+    splits = data.draw(np.random.default_rng(8), 70), data.draw(np.random.default_rng(2), 450)
+    monkeypatch.setattr(data, "load", lambda *_, **__: splits)
+    with pytest.raises(InputError, match="training images of clutter are not those"):
+        train.resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"subset": 0}, "subset must be at least 1, got 0"),
+        ({"lr": 0.0}, "lr must be above 0, got 0"),
+        ({"lr": float("nan")}, "lr must be above 0, got nan"),
+        ({"clip": float("inf")}, "clip must be above 0, got inf"),
+        ({"warmup": 1.0}, r"warmup must be in \[0, 1\), got 1.0"),
+        ({"ema": -0.1}, r"ema must be in \[0, 1\), got -0.1"),
+        ({"mixup": float("inf")}, "mixup must be 0 or more, got inf"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"device": "tpu"}, "device is one of cpu, cuda, got 'tpu'"),
+        ({"crop": 32}, "crop must be less than a side of the images, 32 x 32, got 32"),
+        ({"cutout": 99}, "cutout must be less than a side of the images"),
+        (
+            {"model": replace(SMALL, image_size=(40, 40), patch_size=5)},
+            "patch_size=5 does not divide the image size 32",
+        ),
+    ],
+)
+def test_options_out_of_range(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        train.start(replace(PLAIN, **options), tmp_path)
+    assert not files(tmp_path)
+
+
+def test_no_gpu(tmp_path, monkeypatch, images):
+    monkeypatch.setattr(train, "cuda_problem", lambda: "there is none")
+    with pytest.raises(InputError, match="device cuda cannot be used: there is none"):
+        train.start(replace(PLAIN, device="cuda"), tmp_path)
+    assert not files(tmp_path) and not images
+
+
+def test_a_run_of_a_gpu_can_be_looked_at_without_one(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "cuda_problem", lambda: None)
+        patch.setattr(train.ViT, "to", lambda model, device: model)
+        train.start(replace(PLAIN, device="cuda"), tmp_path)
+    monkeypatch.setattr(train, "cuda_problem", lambda: "there is none")
+    assert train.evaluate(*train.load_run(tmp_path))["loss"] == pytest.approx(np.log(8), rel=1e-3)
+
+
+# --- a finished run ---
+
+
+@pytest.mark.parametrize("config", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+def test_load_run_gives_the_evaluated_weights(tmp_path, images, config):
+    trainer = train.start(config, tmp_path)
+    trainer.fit()
+    images.clear()
+    model, test_set, mean, std = train.load_run(tmp_path)
+    assert images == [("clutter", None, 1)]  # the training images are not asked for
+    assert train.evaluate(model, test_set, mean, std) == trainer.evaluate()
+    train.draw_maps(tmp_path / "again.png", model, test_set, mean, std)
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "maps.png").read_bytes()
+
+
+def test_load_run_wants_the_images_it_was_trained_for(tmp_path, monkeypatch):
+    train.start(PLAIN, tmp_path)
+    other = data.Dataset(np.zeros((4, 16, 16, 3), "uint8"), np.arange(4), tuple("abcd"))
+    monkeypatch.setattr(data, "load", lambda *_, **__: (other, other))
+    with pytest.raises(InputError, match="other classes or images of another size"):
+        train.load_run(tmp_path)
+
+
+def test_no_maps_without_a_tokenizer(tmp_path):
+    trainer = train.start(replace(PLAIN, model=replace(SMALL, tokenizer="none")), tmp_path)
+    trainer.fit()
+    assert "maps.png" not in files(tmp_path) and "16 tokens, on cpu" in trainer.describe()
+    with pytest.raises(InputError, match="no maps to draw"):
+        train.draw_maps(tmp_path / "maps.png", *train.load_run(tmp_path))
+
+
+def test_a_picture_that_cannot_be_written(tmp_path):
+    train.start(PLAIN, tmp_path)
+    with pytest.raises(InputError, match=r"cannot write .*No such file"):
+        train.draw_maps(tmp_path / "nowhere" / "maps.png", *train.load_run(tmp_path))
+
+
+def test_on_the_gpu_as_on_the_cpu(tmp_path):
+    if problem := backend.cuda_problem():
+        pytest.skip(problem)
+    cpu, gpu = (train.start(replace(EVERYTHING, device=device), tmp_path / device) for device in ("cpu", "cuda"))
+    assert cpu.fit() and gpu.fit()
+    for ours, theirs in zip(cpu.rows, gpu.rows, strict=True):
+        assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-2)
+    assert isinstance(gpu.optimizer, optim.AdamW)
