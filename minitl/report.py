@@ -71,7 +71,7 @@ def show_maps(images, maps, boxes=None):
 
 
 def _lit(image, weights):
-    """The image (H, W, C) at a quarter of its brightness where a map (h, w) is smallest, at all of it where largest."""
+    """The image (H, W, C), at full brightness where a map (h, w) is largest and at a quarter of it where smallest."""
     H, W, _ = image.shape
     low, high = weights.min(), weights.max()
     light = (weights - low) / (high - low) if high > low else np.ones_like(weights)
