@@ -1,0 +1,399 @@
+# %% [markdown]
+# # 00 · What can eight tokens do?
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/minitl/minitl/blob/main/notebooks/00_eight_tokens.ipynb)
+#
+# A Vision Transformer cuts an image into patches and turns every patch into a vector, a *token*. Here there are 64 of
+# them. TokenLearner replaces the 64 tokens by 8, and computes from the image itself what those 8 should look at. This
+# notebook shows the result before any theory: trained models, what their tokens look at, what they cost, and where
+# the idea does not help.
+#
+# | | |
+# |---|---|
+# | **Goal** | see what 8 learned tokens do, and judge it against 64 tokens and against simpler ways to have few |
+# | **Time** | 15 minutes to read, 20 seconds to run |
+# | **You need** | NumPy arrays and their shapes; no knowledge of transformers or gradients |
+
+# %%
+import os
+import sys
+
+if "google.colab" in sys.modules and not os.path.isdir("models"):  # Colab has neither minitl nor the saved models
+    os.system("git clone -q --depth 1 https://github.com/minitl/minitl && pip install -q ./minitl")
+    os.chdir("minitl/notebooks")
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minitl import checkpoint, data, nn, no_grad, report
+
+FAST = bool(os.environ.get("MINITL_FAST"))  # set by the tests: fewer images
+plt.rcParams["figure.dpi"] = 90
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## The task
+#
+# CLUTTER is a generated set of images of 32 × 32 pixels. Each has seven objects. Six are green or blue; **one is red,
+# and the question is which shape it has**. It can be anywhere. Images are made by a random generator, so the ones
+# below have never been seen by any model, and the generator tells us the box around the red object. The models never
+# get that box. We use it only to judge where they look.
+
+# %%
+B = 400 if FAST else 2000  # number of images
+test = data.draw(rng, B)
+print("images", test.images.shape, test.images.dtype, "   boxes", test.boxes.shape)
+print("classes", *test.classes)
+
+# %%
+figure, axes = plt.subplots(1, 8, figsize=(10, 1.6), layout="constrained")
+for i, ax in enumerate(axes):
+    ax.imshow(test.images[i])
+    ax.set_title(test.classes[test.labels[i]], fontsize=9)
+    ax.set_axis_off()
+plt.show()
+
+# %% [markdown]
+# ## A model with eight tokens
+#
+# The folder `models` holds small trained models. Each was made by one `minitl train` command, which `make_models.py`
+# lists. They share everything but one step, in the middle:
+#
+# | step | shape | |
+# |---|---|---|
+# | images | $(B, 32, 32, 3)$ | $B$ images, colours last |
+# | patches of 4 × 4 pixels, made into tokens | $(B, H, W, C)$ | a grid of $H = W = 8$ tokens of $C = 48$ numbers |
+# | **TokenLearner** | $(B, S, C)$ | $N = H W = 64$ tokens in, $S = 8$ learned tokens out |
+# | two transformer blocks | $(B, S, C)$ | tokens exchange what they know |
+# | mean over the tokens, linear layer | $(B, 8)$ | one number per class; the largest wins |
+
+
+# %%
+def load(name):
+    """A saved model, ready for use, and what was saved with it."""
+    arrays, meta = checkpoint.load(f"models/{name}.safetensors")
+    model = nn.ViT(nn.ViTConfig(**meta["config"]["model"]))
+    checkpoint.restore(arrays, {"model": model})
+    return model.eval(), meta
+
+
+def predict(model, x):
+    """The most likely class of each image: (B, 32, 32, 3) -> (B,)."""
+    with no_grad():  # we only ask for answers, so nothing has to be kept for training
+        return np.concatenate([model(part).data.argmax(1) for part in np.split(x, 10)])
+
+
+# %%
+model, meta = load("learner-8")
+x = data.normalize(test.images, meta["mean"], meta["std"])  # float32, mean 0 and deviation 1 per colour
+correct = predict(model, x) == test.labels
+print(f"{model.num_parameters():,} learned numbers, {correct.mean():.1%} of {B} new images right")
+assert correct.mean() > 0.95
+
+# %% [markdown]
+# ## What do the eight tokens look at?
+#
+# TokenLearner gives each learned token a **map**: one weight for each of the 64 places. The token is the average of
+# the tokens at all places, with these weights. So the maps *are* the answer to the question what a token looks at.
+# Let $A$ of shape $(B, S, H, W)$ hold all of them. In this model the weights of a map are positive and add up to 1.
+
+# %%
+with no_grad():
+    A = model.maps(x).data
+print("maps", A.shape)
+assert (A > 0).all() and np.allclose(A.sum((2, 3)), 1, atol=1e-4)
+
+# %%
+report.show_maps(test.images[:5], A[:5], test.boxes[:5])
+
+# %% [markdown]
+# Each row is one image; to its right are the eight maps. Bright is where the weight is large. The white box marks the
+# red object, and the model has not seen that box.
+#
+# - Nearly all light falls on the red object, wherever it is and whatever it is. Nobody told the model that position
+#   or colour matters. It was trained on the names of shapes alone.
+# - The tokens share the work. One looks at the left part of an object, another at the right or at the top.
+# - A shape needs more than one patch to be recognised, and eight tokens carry several patches of it.
+#
+# Change `:5` to `5:10` above and look at other images.
+#
+# ## How much of a map is on the object?
+#
+# Pictures can be chosen to please, so let us count over all images. The **map mass** of a token is the share of its
+# weight that lies inside the box. A patch may lie partly in the box; then that part of it counts:
+#
+# $$\text{mass}_{bs} = \sum_{h,w} A_{bshw}\; R_{bh}\; K_{bw}$$
+#
+# $R$ of shape $(B, H)$ says what share of each row of patches the box covers, $K$ of shape $(B, W)$ the same for
+# columns.
+
+
+# %%
+def covered(start, end, cells=8, size=4):
+    """Share of each cell of a row that lies between start and end, in pixels: (B,), (B,) -> (B, cells)."""
+    edge = np.arange(cells) * size
+    overlap = np.minimum(end[:, None], edge + size) - np.maximum(start[:, None], edge)
+    return overlap.clip(0) / size
+
+
+top, left, bottom, right = test.boxes.T
+R, K = covered(top, bottom), covered(left, right)
+mass = np.einsum("bshw,bh,bw->bs", A, R, K)  # (B, S)
+assert np.allclose(mass.mean(1), report.map_mass(A, test.boxes, (32, 32)), atol=1e-5)  # minitl's version
+
+# %%
+chance = report.box_share(test.boxes, (32, 32))  # the mass of a map that is even everywhere
+figure, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+ax.bar(np.arange(1, 9), mass.mean(0), color="tab:red")
+ax.axhline(chance, color="black", linestyle="--", linewidth=1)
+ax.text(8.6, chance + 0.03, f"an even map:\n{chance:.3f}")
+ax.set(xlabel="token", ylabel="map mass on the object", ylim=(0, 1), xlim=(0.4, 11), xticks=range(1, 9))
+plt.show()
+print(f"mean over tokens and images: {mass.mean():.2f}, which is {mass.mean() / chance:.0f} times chance")
+assert mass.mean() > 0.6
+
+# %% [markdown]
+# ## Do the maps follow the object?
+#
+# The point of TokenLearner is that its maps are computed from the image. The test: shift an image and see whether the
+# maps move along. For comparison we take a model with **static** maps. Its maps were learned in training just as
+# freely, but then they are fixed and the same for all images.
+
+# %%
+central = np.abs(test.boxes[:, :2] - 12).max(1).argmin()  # an image whose object is near the middle
+shifts = [(0, 0), (-8, -8), (-8, 8), (8, -8), (8, 8)]  # pixels down and to the right, two patches each
+moved = np.stack([np.roll(x[central], shift, axis=(0, 1)) for shift in shifts])
+pictures = [np.roll(test.images[central], shift, axis=(0, 1)) for shift in shifts]
+
+static, _ = load("static-8")
+with no_grad():
+    learned_maps, static_maps = model.maps(moved).data, static.maps(moved).data  # (5, S, H, W) each
+
+# %%
+rows = {
+    "image": pictures,
+    "learned, mean of 8 maps": learned_maps.mean(1),
+    "static, mean of 8 maps": static_maps.mean(1),
+}
+figure, axes = plt.subplots(3, 5, figsize=(7, 4.8), layout="constrained")
+for row, (name, values) in zip(axes, rows.items(), strict=True):
+    for ax, value in zip(row, values, strict=True):
+        ax.imshow(value, cmap="magma")
+        ax.set_axis_off()
+    row[0].set_title(name, loc="left", fontsize=10)
+plt.show()
+
+# %% [markdown]
+# The learned maps go where the object goes. The static maps stay where they are. They can only hope that the object
+# comes by, and since it comes by everywhere equally often, there is no good place to wait.
+#
+# ## Eight learned tokens against the alternatives
+#
+# Five models, trained in the same way on the same images for the same ten epochs. They differ only in what they hand
+# to the transformer blocks:
+#
+# - **all 64**: nothing is reduced;
+# - **8 learned**: TokenLearner;
+# - **8 static**: eight learned maps that ignore the image;
+# - **4 × 4 grid** and **2 × 4 grid**: the average over each cell of a fixed grid, 16 or 8 tokens.
+
+# %%
+names = {
+    "all 64": "all-64",
+    "8 learned": "learner-8",
+    "8 static": "static-8",
+    "4 × 4 grid": "grid-16",
+    "2 × 4 grid": "grid-8",
+}
+models = {title: load(name)[0] for title, name in names.items()}
+accuracy, seconds = {}, {}
+for title, m in models.items():
+    start = time.perf_counter()
+    accuracy[title] = (predict(m, x) == test.labels).mean()
+    seconds[title] = time.perf_counter() - start
+assert accuracy["8 learned"] > accuracy["all 64"] - 0.05
+assert accuracy["8 learned"] > accuracy["8 static"] + 0.5 and accuracy["8 learned"] > accuracy["4 × 4 grid"] + 0.2
+
+# %% [markdown]
+# ### What does it cost?
+#
+# We count multiply-adds, one multiplication and one addition together, for one image. With $N$ tokens of width $C$
+# and an MLP of hidden width $M$, one transformer block needs
+#
+# $$\underbrace{N (4 C^2 + 2 C M)}_{\text{linear layers}} \;+\; \underbrace{2 N^2 C}_{\text{attention}}$$
+#
+# TokenLearner itself is not free: it computes $S$ weights at each of the 64 places by a small network with 64 hidden
+# units, then averages.
+
+
+# %%
+C, M, places, hidden = 48, 96, 64, 64
+
+
+def block(N):
+    """Multiply-adds of one transformer block with N tokens."""
+    return N * (4 * C**2 + 2 * C * M) + 2 * N**2 * C
+
+
+def learner(S):
+    """Multiply-adds of TokenLearner: the maps, then the weighted averages."""
+    return places * (C * hidden + hidden * S) + S * places * C
+
+
+embed = places * C * C  # patches of 4·4·3 = 48 numbers, times a matrix (48, C)
+cost = {
+    "all 64": embed + 2 * block(64),
+    "8 learned": embed + learner(8) + 2 * block(8),
+    "8 static": embed + 8 * places * C + 2 * block(8),
+    "4 × 4 grid": embed + 2 * block(16),
+    "2 × 4 grid": embed + 2 * block(8),
+}
+assert 4 < cost["all 64"] / cost["8 learned"] < 5
+
+# %%
+figure, panels = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
+colours = ["tab:gray", "tab:red", "tab:blue", "tab:blue", "tab:blue"]
+millions = [value / 1e6 for value in cost.values()]
+for ax, values, style in zip(panels, (list(accuracy.values()), millions), ("{:.1%}", "{:.2f}"), strict=True):
+    bars = ax.barh(list(names), values, color=colours)
+    ax.bar_label(bars, [style.format(value) for value in values], padding=3)
+    ax.spines[["top", "right"]].set_visible(False)
+panels[0].set(title="accuracy (chance is 12.5 %)", xlim=(0, 1.18), xticks=[0, 0.25, 0.5, 0.75, 1])
+panels[1].set(title="multiply-adds per image, millions", xlim=(0, 4))
+panels[0].invert_yaxis()
+plt.show()
+for title in names:
+    print(f"{title:11} {B / seconds[title]:7.0f} images/s on this machine")
+
+# %% [markdown]
+# Eight learned tokens are as good as all 64, for less than a quarter of the multiply-adds. And few tokens alone are
+# not the secret: the other three models have few tokens too. The grid of 16 gets fewer than half of the images right,
+# and the grid of 8 and the static maps are little better than guessing. **What matters is that the maps depend on the
+# input.** The static model shows it best, since it differs from TokenLearner in that one respect.
+#
+# ## What still goes wrong
+#
+# Let us look at the images on which the model gives the true class the smallest probability. Above each is the true
+# class, then the model's answer.
+
+# %%
+with no_grad():
+    logits = np.concatenate([model(part).data for part in np.split(x, 10)])
+p = np.exp(logits - logits.max(1, keepdims=True))
+p /= p.sum(1, keepdims=True)  # (B, 8): a probability for each class
+worst = p[np.arange(B), test.labels].argsort()[:6]
+
+# %%
+figure, axes = plt.subplots(2, 6, figsize=(9, 3.4), layout="constrained")
+for i, (above, below) in zip(worst, axes.T, strict=True):
+    above.imshow(test.images[i])
+    above.set_title(f"{test.classes[test.labels[i]]} → {test.classes[p[i].argmax()]}", fontsize=9)
+    below.imshow(A[i].mean(0), cmap="magma")
+    above.set_axis_off()
+    below.set_axis_off()
+axes[1, 0].set_title("mean of the 8 maps", loc="left", fontsize=9)
+plt.show()
+print(f"map mass: {mass[worst].mean():.2f} on these six images, {mass.mean():.2f} on all")
+
+# %% [markdown]
+# The maps are on the object even here. The model *finds* nearly always; when it errs, it errs in *naming*. A ring of
+# 7 pixels has a hole of about 3, and noise or a patch border in the wrong place is enough to hide it.
+#
+# ## An honest caveat
+#
+# On this task we made the tokens few *before* the first transformer block. What if one block runs on all 64 tokens
+# first, and only the second on 8? We trained that too, once with TokenLearner and once with the 2 × 4 grid.
+
+# %%
+late = {title: load(name)[0] for title, name in (("8 learned", "late-learner-8"), ("2 × 4 grid", "late-grid-8"))}
+late_accuracy = {title: (predict(m, x) == test.labels).mean() for title, m in late.items()}
+late_cost = {
+    "8 learned": embed + block(64) + learner(8) + block(8),
+    "2 × 4 grid": embed + block(64) + block(8),
+}
+assert late_accuracy["2 × 4 grid"] > accuracy["2 × 4 grid"] + 0.3
+
+# %%
+figure, ax = plt.subplots(figsize=(6.5, 2.7), layout="constrained")
+for shift, title, colour in ((-0.2, "8 learned", "tab:red"), (0.2, "2 × 4 grid", "tab:blue")):
+    values = [accuracy[title], late_accuracy[title]]
+    ax.bar_label(ax.bar(np.arange(2) + shift, values, 0.36, color=colour, label=title), fmt="{:.1%}")
+early, after = (f"{c['8 learned'] / 1e6:.1f} million multiply-adds" for c in (cost, late_cost))
+ax.set_xticks([0, 1], [f"before the first block\n({early})", f"after one block\n({after})"])
+ax.set(ylabel="accuracy", ylim=(0, 1.12), yticks=[0, 0.5, 1])
+ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+plt.show()
+
+# %% [markdown]
+# The gap is nearly gone. In the first block each of the 64 tokens can ask all the others, and so news of the red
+# object has spread everywhere. After that it hardly matters which places one averages. What TokenLearner gains is
+# that you may reduce **early**, and early is where the computation is saved. The multiply-adds under the bars tell
+# the price.
+#
+# Also keep in mind that this task was made so that a small thing in an unknown place decides. In photographs where
+# one object fills the frame, a plain grid loses little, and learned tokens have little to win. Notebook 08 measures
+# that.
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. How many tokens until it no longer pays?** Find the largest $S$ for which a model with $S$ learned tokens,
+# placed before the first block, needs fewer multiply-adds than the model with all 64.
+#
+# <details><summary>Answer</summary>
+#
+# `max(S for S in range(1, 65) if embed + learner(S) + 2 * block(S) < cost["all 64"])` gives 54. The maps cost little,
+# since they are computed once and by a small network.
+#
+# </details>
+#
+# **2. No object, then what?** Paint the box of the red object green in one image
+# (`picture[top:bottom, left:right] = (60, 200, 120)`), normalise it, and draw the maps. They must still add up to 1.
+# Where do they go?
+#
+# <details><summary>Answer</summary>
+#
+# ```python
+# pictures = test.images[:4].copy()
+# for picture, (top, left, bottom, right) in zip(pictures, test.boxes):
+#     picture[top:bottom, left:right] = (60, 200, 120)
+# with no_grad():
+#     maps = model.maps(data.normalize(pictures, meta["mean"], meta["std"])).data
+# report.show_maps(pictures, maps, test.boxes[:4])
+# ```
+#
+# The light leaves the box and falls on whatever is reddest: patches of a red or purple background. A softmax cannot
+# say "nothing here". The sigmoid of notebook 06 can.
+#
+# </details>
+#
+# **3. Do the eight tokens have an order?** The transformer blocks get no information on which token is the first.
+# What happens to the answer when you exchange tokens 1 and 2? Say what you expect, then try: the weights that make
+# map $s$ are column $s$ of `model.tokenizer.mlp.fc2.weight.data` and entry $s$ of its `bias.data`.
+#
+# <details><summary>Answer</summary>
+#
+# ```python
+# swapped, _ = load("learner-8")
+# last = swapped.tokenizer.mlp.fc2
+# last.weight.data[:, [0, 1]] = last.weight.data[:, [1, 0]]
+# last.bias.data[[0, 1]] = last.bias.data[[1, 0]]
+# print((predict(swapped, x) == predict(model, x)).mean())  # 1.0
+# ```
+#
+# Nothing changes but rounding. Attention treats its tokens as a set, and so does the mean at the end.
+#
+# </details>
+
+# %% [markdown]
+# ## What you can do now
+#
+# - Say what a learned token is: an average over all places, with weights that the image itself decides.
+# - Draw the maps of a model, and score them against a known box and against chance.
+# - Name the control that shows *why* it works (static maps), and a case in which it gains little (reduce late).
+#
+# **Next:** notebook 01 starts from the ground up, with a graph made of arrays. To see at once how the maps are
+# computed and trained, go to [notebook 06: TokenLearner, first version](06_tokenlearner.ipynb).
