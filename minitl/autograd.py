@@ -56,7 +56,7 @@ class Tensor:
             raise TypeError(f"Tensor expects an array, got {type(data).__name__}; use minitl.tensor(...) to convert")
         self.data = np.asarray(data) if isinstance(data, np.generic) else data
         if requires_grad and self.dtype not in FLOATS:
-            raise TypeError(f"only float32 and float64 have gradients, got {self.dtype}; use .astype('float32')")
+            raise TypeError(f"only float32 and float64 have gradients, got {self.dtype}; convert the array first")
         self.grad, self.requires_grad, self.node = None, requires_grad, None
 
     def __repr__(self):
@@ -77,7 +77,7 @@ class Tensor:
             raise RuntimeError("backward() needs a Tensor computed, outside no_grad, from one with requires_grad=True")
         grad = array_module(self.data).ones_like(self.data) if grad is None and self.size == 1 else grad
         if describe(grad) != describe(self.data):
-            raise ValueError(f"backward() from {describe(self.data)} needs a gradient like it, got {describe(grad)}")
+            raise ValueError(f"{describe(self.data)} needs .sum() first, or a gradient like it; got {describe(grad)}")
         pending, owned, heap = {}, set(), []
 
         def arrive(target, grad):
@@ -131,13 +131,13 @@ def op(fn):
     def call(*args, **options):
         if len(args) > limit:
             raise TypeError(f"{name}() takes {limit} arrays, got {len(args)}; give options by keyword")
-        arrays = [a.data if isinstance(a, Tensor) else a for a in args]
+        arrays = [a.data if isinstance(a, Tensor) else a.item() if isinstance(a, np.generic) else a for a in args]
         parents = [(a.node or a) if isinstance(a, Tensor) and a.requires_grad else None for a in args]
         run = overrides["cuda"] if overrides and not any(isinstance(a, np.ndarray) for a in arrays) else OPS[name]
         try:
             value, pullback = run(*arrays, **options)
             if any(a.dtype != value.dtype and a.dtype in FLOATS for a in arrays if is_array(a)):
-                raise TypeError(f"the result is {value.dtype}; bring all inputs to one dtype with .astype(...)")
+                raise TypeError(f"the result is {value.dtype}; bring all inputs to one dtype: tensor(x, dtype=...)")
         except (TypeError, ValueError, IndexError) as error:
             kind = next(k for k in (TypeError, ValueError, IndexError) if isinstance(error, k))
             raise kind(f"{name}({', '.join(map(describe, arrays))}): {error}") from error

@@ -55,7 +55,7 @@ def _check(run, named, tolerance, seed):
         raise AssertionError("two calls with equal inputs differ; give random ops a generator made in each call")
     cotangent = xp.asarray(rng.standard_normal(y.shape))
     y.backward(cotangent)
-    noise = 10 * np.finfo(np.float64).eps * float(xp.abs(y.data * cotangent).sum()) / STEP
+    noise = 10 * np.finfo(np.float64).eps * float(xp.abs(y.data * cotangent).sum()) / STEP  # rounding of y, magnified
 
     def agree(analytic, numeric):
         return abs(analytic - numeric) <= tolerance * max(abs(analytic), abs(numeric)) + noise

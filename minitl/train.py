@@ -102,7 +102,7 @@ def load_config(folder):
 def load_run(folder):
     """``(model, test_set, mean, std)`` of the run in ``folder``, as ``evaluate`` and ``draw_maps`` take them.
 
-    The model has the averaged weights if the run keeps an average. It is on the run's device, or on the CPU of a
+    The model is in evaluation mode and has the averaged weights if the run keeps an average. It is on the run's device, or on the CPU of a
     machine without a GPU. Raises InputError for what ``resume`` refuses.
     """
     config = load_config(folder)
@@ -119,7 +119,7 @@ def load_run(folder):
     checkpoint.restore(arrays, parts, ignore=("optimizer",))
     if config.ema:
         parts["ema"].flat.data[...] = parts["ema"].average
-    return model, test_set, np.float32(meta["mean"]), np.float32(meta["std"])
+    return model.eval(), test_set, np.float32(meta["mean"]), np.float32(meta["std"])
 
 
 def evaluate(model, dataset, mean, std, batch_size=200, stop=()):

@@ -1,6 +1,7 @@
 """Fixtures, and ``--student FILE``: the functions of that file take the place of the ops of the same name."""
 
 import difflib
+import functools
 import importlib.util
 import inspect
 from pathlib import Path
@@ -24,18 +25,32 @@ def pytest_configure(config):
     config.student_ops, config.student_unknown = [], []
     if not config.getoption("--student"):
         return
+    config.option.tbstyle = "short"  # a student reads the message, not the harness
     for name, fn in functions(Path(config.getoption("--student"))).items():
         if name in minitl.OPS:
             config.student_ops.append(name)
             original = minitl.OPS[name]
             config.add_cleanup(lambda name=name, fn=original: minitl.OPS.__setitem__(name, fn))
-            minitl.OPS[name] = fn
+            minitl.OPS[name] = two_things(fn)
         else:
             near = difflib.get_close_matches(name, minitl.OPS, 1)
             config.student_unknown.append(f"{name} (do you mean {near[0]}?)" if near else name)
     if not config.student_ops:
         unknown = f", but: {', '.join(config.student_unknown)}" if config.student_unknown else ""
         raise pytest.UsageError(f"--student: {config.getoption('--student')} has no function named like an op{unknown}")
+
+
+def two_things(fn):
+    """``fn``, with a clear message where it does not return both its value and its pullback."""
+
+    @functools.wraps(fn)
+    def call(*args, **options):
+        made = fn(*args, **options)
+        if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
+            raise TypeError("an op returns two things: its value, and the function backward(dy)")
+        return made
+
+    return call
 
 
 def functions(path):

@@ -138,7 +138,7 @@ def test_a_single_element_needs_none(shape):
     "grad, message",
     [
         (None, "got None"),
-        (np.ones((1, 3)), r"float64\[3\] needs a gradient like it, got float64\[1, 3\]"),
+        (np.ones((1, 3)), r"float64\[3\] needs .sum\(\) first.*got float64\[1, 3\]"),
         (np.ones(1), r"got float64\[1\]"),
         (np.ones(3, "float32"), r"got float32\[3\]"),
         (1.0, "got 1.0"),
@@ -317,10 +317,10 @@ def test_methods():
 
 def test_numbers_keep_the_dtype():
     x = leaf(1.0, dtype="float32")
-    for y in (x + 1.5, 1.5 - x, x * 2, 2.5 / x, x**2, x**0.5, x * np.float32(2)):
+    for y in (x + 1.5, 1.5 - x, x * 2, 2.5 / x, x**2, x**0.5, x * np.float64(2), np.float64(2) - x):
         assert y.dtype == np.float32
     with pytest.raises(TypeError, match=r"mul\(float32\[1\], float64\[\]\).*one dtype"):
-        x * np.float64(2)
+        x * np.array(2.0)
 
 
 def test_gradients_reach_both_sides_of_an_array():

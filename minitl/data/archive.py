@@ -119,16 +119,18 @@ def _decode_all(path, chosen, counts):
 
 def _decode(name, load):
     """The image file whose bytes ``load()`` gives, as an RGB array (H, W, 3)."""
-    from PIL import Image
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(load()), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
         if image.mode in MODES:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # cameras store how they were held
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{name} has more than {MAX_PIXELS} pixels; it is no picture to train on") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{name} is not a readable image of a kind that Pillow knows; take it out") from None
     except Exception as error:  # Pillow raises many kinds for broken files
         raise InputError(f"{name} is not a readable image ({error}); repair it or take it out") from error
     raise InputError(f"{name} has pixels of the kind {image.mode}; save it with 8 bits per channel")

@@ -1,4 +1,4 @@
-"""Activations. Each docstring gives the formula and its derivative; the code below it is the same, in that order."""
+"""Activations. Each docstring gives the formula and its derivative; the code computes the same, partly in place."""
 
 import math
 
@@ -48,11 +48,14 @@ def gelu(x, *, approximate="tanh"):
     if approximate != "tanh":
         raise ValueError(f"approximate is 'tanh' or 'none', not {approximate!r}")
     c, k = math.sqrt(2 / math.pi), 0.044715
-    t = x * x
+    t = x * x  # in place from here on: u = x (c + c k x²)
     t *= c * k
     t += c
     t *= x
     t = xp.tanh(t)
+    y = t + 1
+    y *= x
+    y /= 2
 
     def backward(dy):
         dx = x * x
@@ -65,9 +68,6 @@ def gelu(x, *, approximate="tanh"):
         dx /= 2
         return dx
 
-    y = t + 1
-    y *= x
-    y /= 2
     return y, backward
 
 

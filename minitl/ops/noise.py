@@ -17,13 +17,15 @@ def keep_mask(x, shape, p, rng):
 
 @op
 def dropout(x, *, p, rng=None):
-    """y = m x,  dx = m dy: each entry is 0 with probability p, and otherwise divided by 1 - p"""
-    keep = keep_mask(x, x.shape, p, default_rng(rng))
-    return (x.copy(), lambda dy: dy) if keep is None else (x * keep, lambda dy: dy * keep)
+    """y = m x,  dx = m dy: an entry of the mask m is 0 with probability p, and 1/(1-p) otherwise"""
+    return _masked(x, keep_mask(x, x.shape, p, default_rng(rng)))
 
 
 @op
 def drop_path(x, *, p, rng=None):
-    """Dropout of whole samples (stochastic depth): one draw for each entry of the first axis"""
-    keep = keep_mask(x, (len(x),) + (1,) * (x.ndim - 1), p, default_rng(rng))
+    """y = m x,  dx = m dy with one entry of m for each sample (the first axis): stochastic depth"""
+    return _masked(x, keep_mask(x, (len(x),) + (1,) * (x.ndim - 1), p, default_rng(rng)))
+
+
+def _masked(x, keep):
     return (x.copy(), lambda dy: dy) if keep is None else (x * keep, lambda dy: dy * keep)
