@@ -1,8 +1,6 @@
 # %% [markdown]
 # # 00 · What can eight tokens do?
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/minitl/minitl/blob/main/notebooks/00_eight_tokens.ipynb)
-#
 # A Vision Transformer cuts an image into patches and turns every patch into a vector, a *token*. Here there are 64 of
 # them. TokenLearner replaces the 64 tokens by 8, and computes from the image itself what those 8 should look at. This
 # notebook shows the result before any theory: trained models, what their tokens look at, what they cost, and where
@@ -16,13 +14,6 @@
 
 # %%
 import os
-import sys
-
-if "google.colab" in sys.modules and not os.path.isdir("models"):  # Colab has neither minitl nor the saved models
-    os.system("git clone -q --depth 1 https://github.com/minitl/minitl && pip install -q ./minitl")
-    os.chdir("minitl/notebooks")
-
-# %%
 import time
 
 import matplotlib.pyplot as plt
@@ -83,7 +74,7 @@ def load(name):
 def predict(model, x):
     """The most likely class of each image: (B, 32, 32, 3) -> (B,)."""
     with no_grad():  # we only ask for answers, so nothing has to be kept for training
-        return np.concatenate([model(part).data.argmax(1) for part in np.split(x, 10)])
+        return np.concatenate([model(part).data.argmax(1) for part in np.array_split(x, 10)])
 
 
 # %%
@@ -281,7 +272,7 @@ for title in names:
 
 # %%
 with no_grad():
-    logits = np.concatenate([model(part).data for part in np.split(x, 10)])
+    logits = np.concatenate([model(part).data for part in np.array_split(x, 10)])
 p = np.exp(logits - logits.max(1, keepdims=True))
 p /= p.sum(1, keepdims=True)  # (B, 8): a probability for each class
 worst = p[np.arange(B), test.labels].argsort()[:6]
@@ -334,8 +325,7 @@ plt.show()
 # the price.
 #
 # Also keep in mind that this task was made so that a small thing in an unknown place decides. In photographs where
-# one object fills the frame, a plain grid loses little, and learned tokens have little to win. Notebook 08 measures
-# that.
+# one object fills the frame, a plain grid loses little, and learned tokens have little to win.
 
 # %% [markdown]
 # ## Exercises
@@ -395,5 +385,5 @@ plt.show()
 # - Draw the maps of a model, and score them against a known box and against chance.
 # - Name the control that shows *why* it works (static maps), and a case in which it gains little (reduce late).
 #
-# **Next:** notebook 01 starts from the ground up, with a graph made of arrays. To see at once how the maps are
-# computed and trained, go to [notebook 06: TokenLearner, first version](06_tokenlearner.ipynb).
+# **Next:** to see how the maps are computed and trained, go to
+# [notebook 06: TokenLearner, first version](06_tokenlearner.ipynb). The lessons in between are in preparation.

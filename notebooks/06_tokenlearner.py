@@ -1,8 +1,6 @@
 # %% [markdown]
 # # 06 · TokenLearner, first version
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/minitl/minitl/blob/main/notebooks/06_tokenlearner.ipynb)
-#
 # TokenLearner turns a grid of many tokens into a few. Each of the few is a weighted mean over the whole grid, and the
 # weights are computed from the grid itself. In this notebook you write it in NumPy, line by line, with its gradient;
 # then you train it and watch eight maps find an object that nobody showed them.
@@ -11,18 +9,11 @@
 # |---|---|
 # | **Goal** | build TokenLearner 1.0 (the version of the paper) and know why each line is there |
 # | **Time** | 40 minutes to read, 90 seconds to run |
-# | **You need** | NumPy; for the training part, what `loss.backward()` and an optimiser do (notebooks 01 and 05) |
-
-# %%
-import os
-import sys
-
-if "google.colab" in sys.modules and not os.path.isdir("models"):  # Colab has neither minitl nor the saved models
-    os.system("git clone -q --depth 1 https://github.com/minitl/minitl && pip install -q ./minitl")
-    os.chdir("minitl/notebooks")
+# | **You need** | NumPy; for the training part, what `loss.backward()` and an optimiser do |
 
 # %%
 import itertools
+import os
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -314,7 +305,7 @@ plt.show()
 #
 # ## Training
 #
-# Now a whole network, as in notebook 05, but with TokenLearner between the patches and the two transformer blocks.
+# Now a whole network: a small ViT with TokenLearner between the patches and the two transformer blocks.
 # The blocks see $S = 8$ tokens instead of 64. Nothing tells the maps where the object is. The only signal is the name
 # of its shape.
 
@@ -342,18 +333,18 @@ def train(stop=STEPS, **options):
     loader = data.Loader(train_set, 100, shuffle=True, rng=np.random.default_rng(0))
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     losses, seen = [], {0: look(model)}
-    for step in range(1, stop + 1):
+    for step in range(stop):
         images, labels = next(batches)
         loss = ops.cross_entropy(model(data.normalize(images, mean, std)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.clip_grad_norm(1.0)
-        optimizer.lr = optim.warmup_cosine(step, STEPS + 1, STEPS // 10, 3e-3)
+        optimizer.lr = optim.warmup_cosine(step, STEPS, STEPS // 10, 3e-3)
         optimizer.step()
         losses.append(loss.item())
-        if step in LOOKS:
-            accuracy, mass, _ = seen[step] = look(model)
-            print(f"step {step:4}   loss {loss.item():.3f}   accuracy {accuracy:.1%}   map mass {mass:.2f}")
+        if step + 1 in LOOKS:
+            accuracy, mass, _ = seen[step + 1] = look(model)
+            print(f"step {step + 1:4}   loss {loss.item():.3f}   accuracy {accuracy:.1%}   map mass {mass:.2f}")
     return losses, seen
 
 
@@ -412,7 +403,7 @@ channels_last = right.transpose(1, 2, 0)  # (H, W, S), as the convolution leaves
 draw({"transpose": channels_last.transpose(2, 0, 1), "reshape": channels_last.reshape(S, H, W)}, test_set.images[2])
 
 # %% [markdown]
-# **2. Softmax over the wrong axis.** The second version of TokenLearner (notebook 07) has a softmax in place of the
+# **2. Softmax over the wrong axis.** The second version of TokenLearner has a softmax in place of the
 # sigmoid. It belongs over the *places*: each map then distributes one unit of attention over the image. Over the
 # *tokens*, each place distributes one unit over the tokens instead. Then every place has to go somewhere, so some
 # tokens must take the background.
@@ -512,5 +503,5 @@ assert np.allclose(large_mean, Z)
 # - Derive its gradient in three lines, and prove it by finite differences.
 # - Recognise the mistakes that raise no error: a `reshape` for a `transpose`, the wrong axis, sum for mean.
 #
-# **Next:** notebook 07 replaces the convolutions by a small network at each place and the sigmoid by a softmax. If
-# you have come here first, see [notebook 00](00_eight_tokens.ipynb) for what the eight tokens are good for.
+# **Next:** a lesson in preparation replaces the convolutions by a small network at each place and the sigmoid by a
+# softmax (`version="1.1"`). If you have come here first, see [notebook 00](00_eight_tokens.ipynb) for what the eight tokens are good for.
