@@ -21,6 +21,7 @@ import numpy as np
 from minitl import Tensor, check_gradients, data, nn, no_grad, ops, optim, report
 from minitl.autograd import op
 
+# %%
 FAST = bool(os.environ.get("MINITL_FAST"))  # set by the tests: few training steps
 plt.rcParams["figure.dpi"] = 90
 rng = np.random.default_rng(0)
