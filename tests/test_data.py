@@ -96,6 +96,17 @@ def test_unknown_path_names_its_neighbours(tmp_path):
         data.load(tmp_path / "photo.zip")
 
 
+def test_load_draws_clutter_once(monkeypatch):
+    data._clutter.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "clutter", lambda: data.shapes.clutter(20, 10))
+        (train, test), (again, _) = data.load("clutter"), data.load("clutter")
+    data._clutter.cache_clear()
+    assert train.images is again.images and same(test, data.clutter(20, 10)[1])
+    with pytest.raises(ValueError, match="read-only"):
+        train.images[0] = 0
+
+
 # --- CLUTTER ---
 
 
@@ -135,6 +146,12 @@ def test_clutter_boxes_hold_the_target(clutter):
         assert len(core) >= 5 and (core == core[0]).all()
         red, green, blue = core[0] / 255
         assert red > 0.84 and 0.14 < green < 0.36 and 0.09 < blue < 0.31
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (5, 0), (-1, 5)])
+def test_clutter_has_images(sizes):
+    with pytest.raises(InputError, match="at least 1 image"):
+        data.clutter(*sizes)
 
 
 def test_shapes_differ_and_fill_their_boxes():
@@ -299,6 +316,16 @@ UINT8, FLOAT, SOFT = np.zeros((4, 6, 6, 3), "uint8"), np.zeros((4, 6, 6, 3), "fl
     "call, message",
     [
         (lambda: data.normalize(FLOAT, 0, 1), "uint8"),
+        (lambda: data.normalize(UINT8, np.zeros(6), np.ones(6)), r"one number per channel, got float32\[6\]"),
+        (lambda: data.normalize(UINT8, np.zeros(3), 1.0), "one number per channel"),
+        (lambda: data.flip(UINT8[0], rng()), r"images \(B, H, W, C\), got uint8\[6, 6, 3\]"),
+        (lambda: data.flip([1], rng()), r"images \(B, H, W, C\), got \[1\]"),
+        (lambda: data.random_crop(UINT8[0], 1, rng()), "expected an array of images"),
+        (lambda: data.cutout(UINT8[0], 1, rng()), "expected an array of images"),
+        (lambda: data.mixup(FLOAT[..., 0], SOFT, 1.0, rng()), "expected an array of images"),
+        (lambda: data.cutmix(FLOAT[..., 0], SOFT, 1.0, rng()), "expected an array of images"),
+        (lambda: data.random_crop(UINT8, 1.5, rng()), "integer"),
+        (lambda: data.cutout(UINT8, 1.5, rng()), "integer"),
         (lambda: data.channel_stats(UINT8[0]), "uint8 images"),
         (lambda: data.random_crop(UINT8, 6, rng()), "padding .* 0 to 5"),
         (lambda: data.random_crop(UINT8, -1, rng()), "padding"),
@@ -307,6 +334,8 @@ UINT8, FLOAT, SOFT = np.zeros((4, 6, 6, 3), "uint8"), np.zeros((4, 6, 6, 3), "fl
         (lambda: data.mixup(FLOAT, SOFT[:3], 1.0, rng()), "soft targets"),
         (lambda: data.cutmix(FLOAT, np.arange(4), 1.0, rng()), "one_hot"),
         (lambda: data.cutmix(FLOAT, SOFT, 0, rng()), "alpha"),
+        (lambda: data.cutmix(FLOAT, SOFT, np.inf, rng()), "alpha"),
+        (lambda: data.mixup(FLOAT, SOFT, np.nan, rng()), "alpha"),
         (lambda: data.one_hot(np.array([0, 4]), 4), r"outside 0\.\.3"),
         (lambda: data.one_hot(np.array([-1, 3]), 4), r"outside 0\.\.3"),
         (lambda: data.one_hot(SOFT, 4), "integers"),
@@ -452,6 +481,10 @@ def test_cifar_wrong_checksum(server, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=f"{found}, expected {expected}.*wrong"):
         data.load("cifar10", data_dir=cache)
     assert [p.name for p in cache.iterdir()] == [path.name + ".wrong"]
+    (cache / path.name).write_bytes(b"another")
+    with pytest.raises(InputError, match="wrong1"):
+        data.load("cifar10", data_dir=cache)
+    assert (cache / (path.name + ".wrong")).read_bytes() == path.read_bytes()  # the first one is still there
 
 
 def test_cifar_truncated(server, tmp_path, monkeypatch):
@@ -590,6 +623,17 @@ def test_other_kinds_of_pixels_become_rgb(tmp_path):
     assert np.array_equal(train.images[0], np.dstack([grey] * 3)) and np.array_equal(train.images[1], train.images[0])
 
 
+def test_pictures_are_turned_as_the_camera_says(tmp_path):
+    files = good()
+    image = rng().integers(256, size=(6, 5, 3), dtype="uint8")
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # its top is at the right
+    Image.fromarray(image).save(file, "PNG", exif=exif)
+    files["train/cat/0.png"] = file.getvalue()
+    write_folder(tmp_path, files)
+    assert np.array_equal(data.load(tmp_path)[0].images[0], np.rot90(image, -1))
+
+
 def png_header(width, height):
     """A small file that claims to be a large picture."""
 
@@ -680,6 +724,80 @@ def test_archive_refuses_a_name_twice(tmp_path):
             file.addfile(info, io.BytesIO(raw))
     with pytest.raises(InputError, match="more than once"):
         data.load(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("kind", ["x.zip", "x.tar"])
+@pytest.mark.parametrize("other", ["./train/cat/0.png", "train\\cat\\0.png", "train//cat/./0.png"])
+def test_archive_refuses_two_spellings_of_a_name(tmp_path, kind, other):
+    WRITERS[kind](tmp_path / kind, good() | {other: picture(0)})
+    with pytest.raises(InputError, match=r"holds 'train/cat/0\.png' more than once"):
+        data.load(tmp_path / kind)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+@pytest.mark.parametrize("first", [True, False])
+def test_archive_refuses_a_long_header_unread(tmp_path, kind, first):
+    """The header's bytes are missing: only who would read them can notice."""
+    path = tmp_path / "x.tar"
+    write_tar(path, {} if first else good())
+    with tarfile.open(path) as file:
+        file.getmembers()
+        end = file.offset
+    header = tarfile.TarInfo("long")
+    header.type, header.size = kind, 2**20 + 1
+    path.write_bytes(path.read_bytes()[:end] + header.tobuf() + bytes(1024))
+    with pytest.raises(InputError, match="a header of 1048577 bytes"):
+        data.load(path)
+
+
+def test_archive_refuses_files_with_holes(tmp_path):
+    write_tar(tmp_path / "old.tar", {})
+    sparse = tarfile.TarInfo("train/cat/9.png")
+    sparse.type = tarfile.GNUTYPE_SPARSE
+    (tmp_path / "old.tar").write_bytes(sparse.tobuf() + bytes(1024))
+    with tarfile.open(tmp_path / "new.tar", "w") as file:
+        sparse = tarfile.TarInfo("train/cat/9.png")
+        sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        file.addfile(sparse)
+    for path in tmp_path.iterdir():
+        with pytest.raises(InputError, match="a file with holes"):
+            data.load(path)
+
+
+def test_archive_refuses_a_long_tail(tmp_path, monkeypatch):
+    write_tar(tmp_path / "x.tar.gz", good())
+    assert len(data.load(tmp_path / "x.tar.gz")[0]) == 5
+    monkeypatch.setattr(archive, "MAX_TAIL", 1000)
+    with pytest.raises(InputError, match="more than 1000 bytes follow"):
+        data.load(tmp_path / "x.tar.gz")
+
+
+@pytest.mark.parametrize("kind", ["folder", "x.zip", "x.tar"])
+@pytest.mark.parametrize("name", ["README.txt", "train/cat/.hidden"])
+def test_archive_refuses_large_files_that_are_no_images(tmp_path, monkeypatch, kind, name):
+    monkeypatch.setattr(archive, "MAX_FILE", 1000)
+    WRITERS[kind](tmp_path / kind, good() | {name: bytes(1001)})
+    with pytest.raises(InputError, match=f"{name}' has 1001 bytes"):
+        data.load(tmp_path / kind)
+
+
+@pytest.mark.parametrize("kind", ["x.tar.gz", "x.tar.xz", "x.tar.bz2"])
+def test_archive_refuses_a_damaged_end(tmp_path, kind):
+    """All files are whole, but the checksum after the last one is not."""
+    write_tar(tmp_path / kind, good())
+    raw = bytearray((tmp_path / kind).read_bytes())
+    raw[-6] ^= 255
+    (tmp_path / kind).write_bytes(raw)
+    with pytest.raises(InputError, match="cannot be read as a zip or tar archive"):
+        data.load(tmp_path / kind)
+
+
+def test_archive_refuses_a_cut_zip_as_a_zip(tmp_path):
+    write_zip(tmp_path / "x.zip", good())
+    (tmp_path / "x.zip").write_bytes((tmp_path / "x.zip").read_bytes()[:-100])
+    with pytest.raises(InputError, match="it is a zip archive whose end is missing") as error:
+        data.load(tmp_path / "x.zip")
+    assert "method" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["x.zip", "x.tar", "x.tar.gz", "x.tar.xz", "x.tar.bz2"])

@@ -4,6 +4,7 @@
 """
 
 import difflib
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,13 @@ def load(name, data_dir=None, subset=None):
     subset    at most so many training images, as equally many of each class as there are, always the same ones;
               the test split stays whole
 
+    The arrays of "clutter" are drawn once and shared by all calls, hence read-only.
     Raises ``InputError`` for an unknown name, and for files that cannot be used.
     """
     if name not in NAMES and Path(name).exists():
         return archive.read(name, subset)
     if name == "clutter":
-        train, test = clutter()
+        train, test = _clutter()
     elif name in NAMES:
         train, test = cifar.read(name, data_dir)
     else:
@@ -42,3 +44,13 @@ def load(name, data_dir=None, subset=None):
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose {', '.join(NAMES)}, or give a path"
         raise InputError(f"no data set and no file is called {name!r}; {hint}")
     return (train if subset is None else train.subset(subset, np.random.default_rng(0))), test
+
+
+@functools.lru_cache(1)
+def _clutter():
+    """CLUTTER takes seconds to draw, so all calls of ``load`` share it."""
+    splits = clutter()
+    for split in splits:
+        for array in (split.images, split.labels, split.boxes):
+            array.flags.writeable = False
+    return splits

@@ -26,6 +26,8 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits pe
 MAX_FILE = 64 * 2**20  # bytes of one image file
 MAX_PIXELS = 4096 * 4096  # of one image
 MAX_BYTES = 8 * 2**30  # of all decoded images
+MAX_HEADER = 2**20  # bytes of what a tar says about one file
+MAX_TAIL = 16 * 2**20  # bytes after the last file of a tar
 
 
 def read(path, subset=None):
@@ -51,13 +53,15 @@ def read(path, subset=None):
 def _index(path):
     """The names of all images, first pass: ``classes``, and for each split its sorted ``(class, file name)``."""
     splits = {split: [] for split in SPLITS}
-    seen, outer = Counter(), set()
+    seen, outer = Counter(), set()  # seen: the names, each in its plainest spelling
     for name, size, plain, _ in _files(path):
         parts = PureWindowsPath(name).parts  # knows / and \ and drive letters alike
         if PureWindowsPath(name).anchor or ".." in parts:
             raise InputError(f"{path}: the name {name!r} points outside of the archive; do not trust this file")
         if not plain:
             raise InputError(f"{path}: {name!r} is a link or a device; put the file itself there, or take it out")
+        if size > MAX_FILE:
+            raise InputError(f"{path}: {name!r} has {size} bytes, more than any image here ({MAX_FILE}); take it out")
         if any(part.startswith(".") or part == "__MACOSX" for part in parts):
             continue
         depth = next((i for i, part in enumerate(parts[:2]) if part in SPLITS), None)
@@ -65,10 +69,8 @@ def _index(path):
             continue
         if len(parts) != depth + 3:
             raise InputError(f"{path}: {name!r} is not of the form {parts[depth]}/class/image; move it or take it out")
-        if size > MAX_FILE:
-            raise InputError(f"{path}: {name!r} has {size} bytes, more than any image here ({MAX_FILE}); take it out")
         splits[parts[depth]].append((parts[depth + 1], name))
-        seen[name] += 1
+        seen["/".join(parts)] += 1
         outer.add("/".join(parts[:depth]) or "the outermost")
     if twice := [name for name, count in seen.items() if count > 1]:
         raise InputError(f"{path}: holds {twice[0]!r} more than once; make the archive anew")
@@ -79,7 +81,7 @@ def _index(path):
     for split, files in splits.items():
         if not files:
             raise InputError(f"{path}: has no images {split}/class/image; both train and test are needed")
-        files.sort()
+        files.sort(key=lambda file: (file[0], PureWindowsPath(file[1]).name))
     classes = tuple(sorted({c for c, _ in splits["train"]}))
     if len(classes) < 2:
         raise InputError(f"{path}: train has the single class {classes[0]!r}; at least two classes are needed")
@@ -174,17 +176,37 @@ def _zip(path):
         raise InputError(f"{path} cannot be read as a zip archive ({error}); get it again") from error
 
 
+class _Header(tarfile.TarInfo):
+    """The header of one member, without the parts that tarfile would read into memory at any length."""
+
+    def _proc_member(self, file):
+        if self.size > MAX_HEADER and not self.isreg():  # a long name, or the like
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(file)
+
+    def _refuse(self, *_):
+        raise tarfile.ReadError("a file with holes")  # the list of which has no limit
+
+    _proc_sparse = _proc_gnusparse_10 = _refuse
+
+
 def _tar(path):
     try:
-        with tarfile.open(path) as file:
+        with open(path, "rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise zipfile.BadZipFile("it is a zip archive whose end is missing or damaged")
+        with tarfile.open(path, tarinfo=_Header) as file:
             for info in file:
+                file.members.clear()  # tarfile remembers all of them
                 if not info.isdir():
                     yield info.name, info.size, info.isreg(), lambda info=info: file.extractfile(info).read()
             # tarfile takes a broken header, or none, for the end; the true end is a block of zeros.
             file.fileobj.seek(file.offset)
             if file.fileobj.read(512) != bytes(512):
                 raise tarfile.ReadError("it ends too early")
+            end = file.offset + MAX_TAIL
             while file.fileobj.read(2**20):  # to its end, where the compression's own checksum is
-                pass
+                if file.fileobj.tell() > end:
+                    raise tarfile.ReadError(f"more than {MAX_TAIL} bytes follow its last file")
     except Exception as error:  # tarfile and each decompressor raise their own kinds
         raise InputError(f"{path} cannot be read as a zip or tar archive ({error}); get it again") from error

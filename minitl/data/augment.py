@@ -4,9 +4,11 @@ Random numbers come from the host generator ``rng``, so both backends see the sa
 array and leaves its input alone. Crop, flip and cutmix take any dtype; the rest says what it takes.
 """
 
+import operator
+
 import numpy as np
 
-from ..backend import array_module, describe
+from ..backend import array_module, describe, is_array
 
 
 def channel_stats(images):
@@ -28,11 +30,14 @@ def normalize(images, mean, std):
     _expect(images, "uint8")
     xp = array_module(images)
     mean, std = xp.asarray(mean, "float32"), xp.asarray(std, "float32")
+    if not mean.shape == std.shape == images.shape[-1:]:
+        raise ValueError(f"mean and std have one number per channel, got {describe(mean)}, {describe(std)}")
     return images * (1 / (255 * std)) - mean / std
 
 
 def flip(images, rng):
     """Mirror each image left to right with probability 1/2."""
+    _expect_images(images)
     xp = array_module(images)
     mirrored = xp.asarray(rng.random(len(images)) < 0.5)[:, None, None, None]
     return xp.where(mirrored, images[:, :, ::-1], images)
@@ -40,7 +45,8 @@ def flip(images, rng):
 
 def random_crop(images, padding, rng):
     """Shift each image by up to ``padding`` pixels each way; what comes in is its own reflection at the border."""
-    xp = array_module(images)
+    _expect_images(images)
+    xp, padding = array_module(images), operator.index(padding)
     B, H, W, _ = images.shape
     if not 0 <= padding < min(H, W):
         raise ValueError(f"padding for images of {H} x {W} pixels is from 0 to {min(H, W) - 1}, got {padding}")
@@ -55,7 +61,8 @@ def random_crop(images, padding, rng):
 
 def cutout(images, size, rng):
     """Set a square of ``size`` pixels, centred anywhere in each image, to 0: black, or the mean once normalised."""
-    xp = array_module(images)
+    _expect_images(images)
+    xp, size = array_module(images), operator.index(size)
     B, H, W, _ = images.shape
     if size < 1:
         raise ValueError(f"size is at least 1 pixel, got {size}")
@@ -69,6 +76,7 @@ def mixup(images, targets, alpha, rng):
 
     One share for the batch, drawn from Beta(alpha, alpha).
     """
+    _expect_images(images)
     if images.dtype.kind != "f":
         raise TypeError(f"mixup blends float images, got {describe(images)}; normalise them first")
     share, other = _partners(images, targets, alpha, rng)
@@ -80,6 +88,7 @@ def cutmix(images, targets, alpha, rng):
 
     One box for the batch: its share of the area is drawn from Beta(alpha, alpha), its centre anywhere in the image.
     """
+    _expect_images(images)
     xp = array_module(images)
     share, other = _partners(images, targets, alpha, rng)
     _, H, W, _ = images.shape
@@ -108,13 +117,18 @@ def _partners(images, targets, alpha, rng):
     """The share that an image keeps, and the index of the one it is mixed with."""
     if targets.ndim != 2 or len(targets) != len(images) or targets.dtype.kind != "f":
         raise ValueError(f"soft targets are float (B, K) with B = {len(images)}, got {describe(targets)}; see one_hot")
-    if alpha <= 0:
-        raise ValueError(f"alpha is positive, got {alpha}")
+    if not 0 < alpha < np.inf:
+        raise ValueError(f"alpha is positive and finite, got {alpha}")
     return float(rng.beta(alpha, alpha)), array_module(images).asarray(rng.permutation(len(images)))
 
 
 def _between(x, low, high):
     return (x >= low) & (x < high)
+
+
+def _expect_images(images):
+    if not is_array(images) or images.ndim != 4:
+        raise TypeError(f"expected an array of images (B, H, W, C), got {describe(images)}")
 
 
 def _expect(images, dtype):

@@ -5,6 +5,7 @@ is downloaded once, kept as it is, and checked against its SHA-256 each time bef
 """
 
 import hashlib
+import itertools
 import os
 import tarfile
 import tempfile
@@ -101,7 +102,8 @@ def _fetch(archive, data_dir):
     path, url = folder / archive.file, URL + archive.file
     if path.exists():
         if (found := _sha256(path)) != archive.sha256:
-            aside = path.replace(path.with_name(path.name + ".wrong"))
+            names = (f"{path.name}.wrong{i or ''}" for i in itertools.count())
+            aside = path.replace(next(p for p in map(path.with_name, names) if not p.exists()))
             raise InputError(f"{_mismatch(path, archive, found)}. It is now {aside}; run again for a download")
         return path
     try:

@@ -7,6 +7,7 @@ object's box, where the model looks can be scored too.
 
 import numpy as np
 
+from ..backend import InputError
 from .dataset import Dataset
 
 SIDE = 32  # pixels
@@ -74,7 +75,10 @@ def clutter(num_train=20000, num_test=2000):
     """``(train, test)``: CLUTTER with 8 classes, the same images on every call.
 
     A map that looks everywhere equally has 0.063 of its mass in the target's box.
+    Raises ``InputError`` for a split without images.
     """
+    if min(num_train, num_test) < 1:
+        raise InputError(f"each split has at least 1 image, got {num_train} for training and {num_test} for testing")
     return _many(np.random.default_rng(1), num_train), _many(np.random.default_rng(2), num_test)
 
 
