@@ -42,7 +42,8 @@ class Tensor:
     """A NumPy or CuPy array ``data`` that may have a gradient; it lives where its array lives.
 
     After ``loss.backward()`` the gradient has been added to ``grad`` of every leaf that has ``requires_grad=True``.
-    Raises ``TypeError`` for anything but an array, and for ``requires_grad`` of a type other than float32 or float64.
+    Raises ``TypeError`` for anything but an array of real numbers or booleans, and for ``requires_grad`` of a type
+    other than float32 or float64.
     """
 
     __array_ufunc__ = None  # so that `array + tensor` asks the Tensor, not NumPy
@@ -54,6 +55,8 @@ class Tensor:
     def __init__(self, data, requires_grad=False):
         if not is_array(data):
             raise TypeError(f"Tensor expects an array, got {type(data).__name__}; use minitl.tensor(...) to convert")
+        if data.dtype.kind not in "biuf":
+            raise TypeError(f"Tensor holds real numbers or booleans, got {describe(data)}; convert the array first")
         self.data = np.asarray(data) if isinstance(data, np.generic) else data
         if requires_grad and self.dtype not in FLOATS:
             raise TypeError(f"only float32 and float64 have gradients, got {self.dtype}; convert the array first")
@@ -62,10 +65,6 @@ class Tensor:
     def __repr__(self):
         made_by = f", made by {self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({self.data}, shape={self.shape}, dtype={self.dtype}{made_by})"
-
-    def item(self):
-        """The value of a Tensor with a single element, as a Python number."""
-        return self.data.item()
 
     def backward(self, grad=None):
         """Add the gradient of this Tensor to ``grad`` of every leaf that it was computed from.
@@ -125,12 +124,13 @@ def op(fn):
     """A function of Tensors made from ``fn(*arrays, **options) -> value, pullback``; ``.register("cuda", other)``."""
     name, overrides = fn.__name__, {}
     OPS[name] = fn
-    limit = fn.__code__.co_argcount or float("inf")  # options are keyword-only, so the others are arrays
+    names = fn.__code__.co_varnames[: fn.__code__.co_argcount]  # options are keyword-only, so these are the arrays
 
     @functools.wraps(fn)
     def call(*args, **options):
-        if len(args) > limit:
-            raise TypeError(f"{name}() takes {limit} arrays, got {len(args)}; give options by keyword")
+        if len(args) > len(names) > 0 or not options.keys().isdisjoint(names):
+            raise TypeError(f"{name}() takes arrays by position, options by keyword; its arrays: {', '.join(names)}")
+        options = {k: v.item() if isinstance(v, np.number) else v for k, v in options.items()}
         arrays = [a.data if isinstance(a, Tensor) else a.item() if isinstance(a, np.generic) else a for a in args]
         parents = [(a.node or a) if isinstance(a, Tensor) and a.requires_grad else None for a in args]
         run = overrides["cuda"] if overrides and not any(isinstance(a, np.ndarray) for a in arrays) else OPS[name]

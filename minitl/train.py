@@ -102,8 +102,8 @@ def load_config(folder):
 def load_run(folder):
     """``(model, test_set, mean, std)`` of the run in ``folder``, as ``evaluate`` and ``draw_maps`` take them.
 
-    The model is in evaluation mode and has the averaged weights if the run keeps an average. It is on the run's device, or on the CPU of a
-    machine without a GPU. Raises InputError for what ``resume`` refuses.
+    The model is in evaluation mode and has the averaged weights if the run keeps an average. It is on the run's
+    device, or on the CPU of a machine without a GPU. Raises InputError for what ``resume`` refuses.
     """
     config = load_config(folder)
     arrays, meta = _load_checkpoint(folder, config)

@@ -505,4 +505,5 @@ assert np.allclose(large_mean, Z)
 # - Recognise the mistakes that raise no error: a `reshape` for a `transpose`, the wrong axis, sum for mean.
 #
 # **Next:** a lesson in preparation replaces the convolutions by a small network at each place and the sigmoid by a
-# softmax (`version="1.1"`). If you have come here first, see [notebook 00](00_eight_tokens.ipynb) for what the eight tokens are good for.
+# softmax (`version="1.1"`). If you have come here first, see
+# [notebook 00](00_eight_tokens.ipynb) for what the eight tokens are good for.

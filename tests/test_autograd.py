@@ -311,13 +311,16 @@ def test_methods():
     assert x.sum().item() == 15 and x.sum(axis=0, keepdims=True).shape == (1, 3)
     assert x.mean(axis=1).data.tolist() == [1.0, 4.0] and x.max(axis=1).data.tolist() == [2.0, 5.0]
     assert x.reshape(3, 2).shape == x.reshape((3, 2)).shape == x.reshape([3, -1]).shape == (3, 2)
+    assert x.sum(keepdims=True).reshape(()).shape == ()
+    with pytest.raises(ValueError, match=r"reshape\(float64\[2, 3\]\)"):
+        x.reshape(())
     assert x.transpose().shape == x.transpose(1, 0).shape == x.transpose((1, 0)).shape == (3, 2)
     assert (x.shape, x.ndim, x.size, x.dtype) == ((2, 3), 2, 6, np.float64)
 
 
 def test_numbers_keep_the_dtype():
     x = leaf(1.0, dtype="float32")
-    for y in (x + 1.5, 1.5 - x, x * 2, 2.5 / x, x**2, x**0.5, x * np.float64(2), np.float64(2) - x):
+    for y in (x + 1.5, 1.5 - x, x * 2, 2.5 / x, x**2, x**0.5, x ** np.float64(2), x * np.float64(2), np.float64(2) - x):
         assert y.dtype == np.float32
     with pytest.raises(TypeError, match=r"mul\(float32\[1\], float64\[\]\).*one dtype"):
         x * np.array(2.0)
@@ -357,6 +360,18 @@ def test_integer_tensors():
 def test_tensor_takes_arrays_only(data):
     with pytest.raises(TypeError, match=rf"expects an array, got {type(data).__name__}; use minitl\.tensor"):
         Tensor(data)
+
+
+@pytest.mark.parametrize("data", [np.array(["a"]), np.array([None]), np.array([1j])], ids=["str", "object", "complex"])
+def test_tensor_takes_real_numbers_only(data):
+    with pytest.raises(TypeError, match=rf"real numbers or booleans, got {data.dtype}\[1\]"):
+        Tensor(data)
+
+
+def test_truth():
+    assert leaf(2.0) and not leaf(0.0) and not leaf(3.0).sum() * 0
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(leaf(1.0, 2.0))
 
 
 def test_backward_of_a_constant():

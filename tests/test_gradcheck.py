@@ -135,6 +135,17 @@ def test_refuses_random_functions(rng):
         check_gradients(lambda x: ops.dropout(x, p=0.5, rng=rng), rng.standard_normal((4, 4)))
 
 
+def test_refuses_values_that_are_not_finite():
+    with pytest.raises(AssertionError, match="the output has infinite or NaN entries"):
+        check_gradients(lambda x: x * np.array([1.0, np.nan]), np.ones(2))
+
+
+def test_buffers_are_left_alone(rng):
+    norm = nn.BatchNorm2d(3).to(dtype="float64")
+    check_module(norm, rng.standard_normal((2, 2, 2, 3)))
+    assert (norm.running_mean == 0).all() and (norm.running_var == 1).all()
+
+
 def test_inputs_are_left_alone(rng):
     x = rng.standard_normal((2, 3))
     tensor, before = Tensor(x), x.copy()

@@ -101,6 +101,55 @@ def test_load_state_dict_lists_everything_that_is_wrong(rng):
     assert all((x == before[name]).all() for name, x in net.state_dict().items())
 
 
+def test_load_state_dict_reads_everything_before_it_writes(rng):
+    net, state = Net(rng), {name: x + 1 for name, x in Net(rng).state_dict().items()}
+    before = {name: x.copy() for name, x in net.state_dict().items()}
+    net.load_state_dict({name: x.tolist() for name, x in before.items()})
+    with pytest.raises(InputError, match=r"not numbers: count is float32\[2\] here, object\[2\] there"):
+        net.load_state_dict(state | {"count": np.array(["a", None])})
+    assert all((x == before[name]).all() for name, x in net.state_dict().items())
+
+
+def holder(value):
+    module = nn.Module()
+    module.thing = value
+    return module
+
+
+def test_lists_of_parameters():
+    parameters = [nn.Parameter(np.ones(2, "float32")) for _ in range(2)]
+    net = holder([parameters[0], nn.LayerNorm(3), parameters[1]])
+    assert list(net.state_dict()) == ["thing.0", "thing.1.weight", "thing.1.bias", "thing.2"]
+    assert net.to(dtype="float64").parameters()[-1] is parameters[1] and parameters[1].dtype == "float64"
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda x: {"a": x}, lambda x: [[x]], lambda x: (1, {"a": (x,)}), lambda x: {x}], ids=range(4)
+)
+def test_hidden_weights(wrap):
+    """They would never be trained or saved."""
+    for value in (nn.LayerNorm(3), nn.Parameter(np.ones(2, "float32"))):
+        for use in (nn.Module.parameters, nn.Module.state_dict, nn.Module.modules):
+            with pytest.raises(TypeError, match="attribute 'thing' hides weights"):
+                use(holder(wrap(value)))
+
+
+@pytest.mark.parametrize("value", [(1, 2.0), [[1, 2]], {"a": [1]}, np.float64(0.1), "name", None], ids=repr)
+def test_options_are_not_state(value):
+    assert holder(value).state_dict() == {}
+
+
+def test_a_module_in_itself():
+    net = holder(nn.LayerNorm(3))
+    net.thing.parent = net
+    with pytest.raises(TypeError, match=r"thing\.parent is a Module that contains itself"):
+        net.parameters()
+
+
+def test_to_dtype_keeps_integer_buffers():
+    assert holder(np.arange(3)).to(dtype="float64").thing.dtype == np.arange(3).dtype
+
+
 def test_to_dtype(rng):
     net, x = Net(rng), rng.standard_normal((2, 3, 3, 3))
     parameters = net.parameters()
@@ -326,6 +375,12 @@ def test_encoder_block_drops_in_training_only(rng):
         (lambda: nn.Attention(6, 0), "num_heads=0 does not divide dim=6"),
         (lambda: nn.EncoderBlock(6, 5, 8), "num_heads=5 does not divide dim=6"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups=2 must divide both 3 and 4 channels"),
+        (lambda: nn.Conv2d(3, 4, 3, groups=0), "groups=0 are at least 1"),
+        (lambda: nn.Conv2d(3, 4, 3, stride=0), "stride is an integer >= 1 .* got 0"),
+        (lambda: nn.Conv2d(3, 4, 0), "kernel_size is an integer >= 1 .* got 0"),
+        (lambda: nn.Linear(0, 4), "in_features=0 and out_features=4 are at least 1"),
+        (lambda: nn.Dropout(2.0), r"\[0, 1\), got 2.0"),
+        (lambda: nn.DropPath(-0.5), r"\[0, 1\), got -0.5"),
     ],
 )
 def test_wrong_sizes(make, message):

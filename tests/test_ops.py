@@ -176,6 +176,56 @@ def test_no_overflow(case, dtype, xp):
     assert all(np.isfinite(g).all() for g in gradients(out, arrays, cotangent(case, xp, dtype)))
 
 
+def test_losses_of_infinite_logits(xp):
+    """0 · ∞ counts as 0: a class that is ruled out and not asked for costs nothing."""
+    logits = Tensor(xp.asarray([[1.0, -math.inf, 1.0]]), requires_grad=True)
+    loss = ops.cross_entropy(logits, xp.asarray([0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2)) and to_numpy(logits.grad).tolist() == [[-0.5, 0, 0.5]]
+    logits = Tensor(xp.asarray([-math.inf, math.inf]), requires_grad=True)
+    loss = ops.binary_cross_entropy_with_logits(logits, xp.asarray([0.0, 1.0]))
+    loss.backward()
+    assert loss.item() == 0 and to_numpy(logits.grad).tolist() == [0, 0]
+
+
+EMPTY = [
+    Case("linear", ((0, 4), (4, 5), (5,)), lambda *_: np.zeros((0, 5))),
+    Case("mean", ((0, 3),), lambda x, **_: np.zeros(0), {"axis": np.int64(1)}),
+    Case("attention", ((0, 5, 12),), lambda x, **_: np.zeros((0, 5, 4)), {"num_heads": 2}),
+    Case("layer_norm", ((0, 4), (4,), (4,)), lambda *_: np.zeros((0, 4))),
+    Case("conv2d", ((0, 4, 5, 4), (3, 3, 2, 2), (2,)), lambda *_, **__: np.zeros((0, 2, 3, 2)), {"groups": 2}),
+    Case("max_pool2d", ((0, 4, 6, 2),), lambda x, **_: np.zeros((0, 2, 3, 2)), {"kernel_size": 2}),
+    Case("avg_pool2d", ((0, 4, 6, 2),), lambda x, **_: np.zeros((0, 2, 3, 2)), {"kernel_size": 2}),
+    Case("global_avg_pool", ((0, 3, 4, 5),), lambda x: np.zeros((0, 5))),
+]
+
+
+@pytest.mark.parametrize("case", EMPTY, ids=str)
+def test_empty_batch(case, xp):
+    """No samples: a value of the right shape, and zeros for the weights."""
+    arrays = case.arrays(xp)
+    out = call(case, arrays, xp)
+    assert out.shape == case.expected().shape
+    for grad, x in zip(gradients(out, arrays, cotangent(case, xp)), arrays, strict=True):
+        assert grad.shape == x.shape and (grad == 0).all()
+
+
+def test_numpy_integers_are_integers(xp):
+    """As sizes and axes; a NumPy number must not make float64 of float32 either."""
+    x, two = Tensor(xp.ones((1, 4, 4, 2), "float32"), requires_grad=True), np.int64(2)
+    for y in (
+        ops.max_pool2d(x, kernel_size=(two, two), stride=two),
+        ops.avg_pool2d(x, kernel_size=(two, two), stride=(two, two)),
+        ops.conv2d(x, xp.ones((2, 2, 2, 2), "float32"), stride=(two, two)),
+        ops.mean(x, axis=(two, np.int64(1))),
+        ops.max(x, axis=two),
+        ops.layer_norm(x, xp.ones(2, "float32"), xp.ones(2, "float32"), eps=np.float64(1e-6)),
+    ):
+        y.sum().backward()
+        assert y.dtype == x.grad.dtype == "float32"
+        x.grad = None
+
+
 def grads_of(fn, *arrays):
     tensors = [Tensor(np.asarray(x, "float64"), requires_grad=True) for x in arrays]
     fn(*tensors).sum().backward()
@@ -197,6 +247,13 @@ def test_batch_norm_moves_the_running_arrays(xp):
     x, mean, var = map(to_numpy, (x, mean, var))
     np.testing.assert_allclose(mean, 0.75 * np.array([1, 2, 3]) + 0.25 * x.mean((0, 1)))
     np.testing.assert_allclose(var, 0.75 * np.array([4, 5, 6]) + 0.25 * x.var((0, 1), ddof=1))
+
+
+def test_batch_norm_writes_nothing_when_a_shape_is_wrong():
+    mean, var = np.zeros(3), np.ones(1)
+    with pytest.raises(ValueError, match="running_mean and running_var"):
+        ops.batch_norm(f(4, 3), f(3), f(3), running_mean=mean, running_var=var)
+    assert (mean == 0).all() and (var == 1).all()
 
 
 @pytest.mark.parametrize("name", ["dropout", "drop_path"])
@@ -276,6 +333,9 @@ MISUSE = [
     ("gelu", (f(2),), {"approximate": "erf"}, ValueError, r"gelu\(float64\[2\]\).*'tanh' or 'none'"),
     ("linear", (f(2, 3), f(4, 5)), {}, ValueError, r"linear\(float64\[2, 3\], float64\[4, 5\]\).*\(in, out\)"),
     ("linear", (f(2, 3), f(3, 5), f(3)), {}, ValueError, r"linear\(.*float64\[3\]\).*b \(out\)"),
+    ("linear", (f(2, 3), f(3, 5, 1)), {}, ValueError, r"linear\(.*float64\[3, 5, 1\]\).*\(in, out\)"),
+    ("linear", (f(2, 3), f(3)), {}, ValueError, r"linear\(.*float64\[3\]\).*\(in, out\)"),
+    ("linear", (f(2, 3), f(3, 5)), {"b": f(5)}, TypeError, r"linear\(\) takes arrays by position.*x, W, b"),
     ("token_pool", (f(2, 3, 4), f(2, 5, 6)), {}, ValueError, r"token_pool\(.*\(B, S, P\)"),
     ("token_pool", (f(3, 3, 4), f(2, 4, 6)), {}, ValueError, r"token_pool\(.*\(B, S, P\)"),
     ("token_pool", (f(3, 4), f(2, 4, 6)), {}, ValueError, r"token_pool\(.*\(B, S, P\)"),
@@ -287,6 +347,13 @@ MISUSE = [
     ("layer_norm", (f(2, 3), f(2), f(3)), {}, ValueError, r"layer_norm\(.*\(3,\); got \(2,\) and \(3,\)"),
     ("batch_norm", (f(2, 3), f(3), f(2)), norm_state, ValueError, r"batch_norm\(.*\(3,\); got \(3,\) and \(2,\)"),
     ("batch_norm", (f(1, 3), f(3), f(3)), norm_state, ValueError, r"batch_norm\(.*at least two values per channel"),
+    (
+        "batch_norm",
+        (f(4, 3), f(3), f(3)),
+        {"running_mean": f(3), "running_var": f(1)},
+        ValueError,
+        r"batch_norm\(.*running_var need the shape \(3,\); got \(3,\) and \(1,\)",
+    ),
     ("batch_norm", (f(4, 3), f(3), f(3)), {}, TypeError, r"batch_norm\(.*running_mean"),
     (
         "conv2d",
@@ -303,6 +370,10 @@ MISUSE = [
     ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2)), {"padding": -1}, ValueError, r"conv2d\(.*padding.*>= 0.*got -1"),
     ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2)), {"padding": (1, 1, 1)}, ValueError, r"conv2d\(.*padding.*pair"),
     ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2), f(3)), {}, ValueError, r"conv2d\(.*float64\[3\]"),
+    ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2), f(1)), {}, ValueError, r"conv2d\(.*b \(2,\)"),
+    ("conv2d", (f(1, 4, 4, 2), f(0, 3, 2, 2)), {}, ValueError, r"conv2d\(.*at least 1 x 1"),
+    ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2)), {"b": Tensor(f(2))}, TypeError, r"conv2d\(\) takes arrays by position"),
+    ("global_avg_pool", (f(2, 3),), {}, ValueError, r"global_avg_pool\(float64\[2, 3\]\).*\(B, ..., C\)"),
     ("max_pool2d", (f(1, 4, 4, 2),), {"kernel_size": 5}, ValueError, r"max_pool2d\(.*kernel \(5, 5\) is larger"),
     ("max_pool2d", (f(1, 4, 4, 2),), {"kernel_size": 2, "padding": 2}, ValueError, r"max_pool2d\(.*half of the kernel"),
     ("max_pool2d", (f(1, 4, 4, 2), 2), {}, TypeError, r"max_pool2d.*by keyword"),

@@ -86,6 +86,12 @@ def test_defaults_are_the_papers():
     assert shapes["mlp.fc1.weight"] == (6, 64) and shapes["mlp.fc2.weight"] == (64, 8)
 
 
+def test_1_1_starts_near_the_mean_pixel(rng):
+    """The last layer's weights are a tenth of what a layer of this size starts with, ±√(6 / (in + out))."""
+    largest = np.abs(nn.TokenLearner(6, 8, version="1.1", hidden=64, rng=rng).mlp.fc2.weight.data).max()
+    assert 0.09 < largest / np.sqrt(6 / (64 + 8)) <= 0.1
+
+
 def test_maps_of_1_1_are_averages(rng):
     """Each map is positive and adds up to 1, so a constant image gives that constant, whatever the weights."""
     learner = randomise(nn.TokenLearner(5, 4, version="1.1"), rng)

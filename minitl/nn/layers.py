@@ -4,6 +4,8 @@ import numpy as np
 
 from .. import ops
 from ..backend import default_rng
+from ..ops.conv import pair
+from ..ops.noise import probability
 from .module import Module, constant, lecun_normal, xavier_uniform
 
 
@@ -14,6 +16,8 @@ class Linear(Module):
     """
 
     def __init__(self, in_features, out_features, bias=True, parts=1, rng=None):
+        if in_features < 1 or out_features < 1:
+            raise ValueError(f"in_features={in_features} and out_features={out_features} are at least 1")
         self.weight = xavier_uniform(default_rng(rng), (in_features, out_features), parts)
         self.bias = constant(0, out_features) if bias else None
 
@@ -25,12 +29,14 @@ class Conv2d(Module):
     """(B, H, W, in_channels) -> (B, Ho, Wo, out_channels). Sizes are integers or pairs (height, width)."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, groups=1, bias=True, rng=None):
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        kernel = pair(kernel_size, "kernel_size", 1)
+        if in_channels < 1 or out_channels < 1 or groups < 1:
+            raise ValueError(f"{in_channels} and {out_channels} channels and groups={groups} are at least 1")
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups={groups} must divide both {in_channels} and {out_channels} channels")
         self.weight = lecun_normal(default_rng(rng), (*kernel, in_channels // groups, out_channels))
         self.bias = constant(0, out_channels) if bias else None
-        self.stride, self.padding, self.groups = stride, padding, groups
+        self.stride, self.padding, self.groups = pair(stride, "stride", 1), pair(padding, "padding", 0), groups
 
     def forward(self, x):
         options = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
@@ -64,7 +70,7 @@ class Dropout(Module):
     """Zeroes entries with probability p in training; the identity in evaluation."""
 
     def __init__(self, p, rng=None):
-        self.p, self.rng = p, rng
+        self.p, self.rng = probability(p), rng
 
     def forward(self, x):
         return ops.dropout(x, p=self.p, rng=self.rng) if self.training and self.p else x
@@ -74,7 +80,7 @@ class DropPath(Module):
     """Zeroes whole samples with probability p in training (stochastic depth); the identity in evaluation."""
 
     def __init__(self, p, rng=None):
-        self.p, self.rng = p, rng
+        self.p, self.rng = probability(p), rng
 
     def forward(self, x):
         return ops.drop_path(x, p=self.p, rng=self.rng) if self.training and self.p else x

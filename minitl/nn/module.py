@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..autograd import Tensor
-from ..backend import FLOATS, InputError, array_module, describe, is_array, to_device
+from ..backend import FLOATS, InputError, array_module, describe, is_array, to_device, to_numpy
 
 
 class Parameter(Tensor):
@@ -16,8 +16,9 @@ class Parameter(Tensor):
 class Module:
     """Base of all layers. Subclasses set attributes in ``__init__`` and define ``forward``.
 
-    Attributes that are a Parameter, a Module, an array (a buffer: state that is not learned), or a list of Modules
-    are the module's own, and their paths are the names in ``state_dict``: ``blocks.3.attn.qkv.weight``.
+    Attributes that are a Parameter, a Module, an array (a buffer: state that is not learned), or a list of Parameters
+    and Modules are the module's own; their paths are the names in ``state_dict``: ``blocks.3.attn.qkv.weight``.
+    Any method raises TypeError where they are kept deeper (a dict, a list of lists) or a module contains itself.
     """
 
     training = True
@@ -25,19 +26,23 @@ class Module:
     def __call__(self, *args):
         return self.forward(*args)
 
-    def _members(self):
-        """(name, owner, attribute) for each Parameter and buffer, in order; ``owner.attribute`` is the thing itself."""
+    def _walk(self, path="", above=()):
+        """(path, thing, owner) for each Module, Parameter and buffer below, in the order in which they were set."""
+        if any(self is module for module in above):
+            raise TypeError(f"{path[:-1]} is a {type(self).__name__} that contains itself")
         for attribute, value in vars(self).items():
-            if isinstance(value, Parameter) or is_array(value):
-                yield attribute, self, attribute
-            for key, child in _children(attribute, value):
-                for name, owner, leaf in child._members():
-                    yield f"{key}.{name}", owner, leaf
+            for key, thing in _own(attribute, value):
+                yield path + key, thing, self
+                if isinstance(thing, Module):
+                    yield from thing._walk(f"{path}{key}.", (*above, self))
+
+    def _members(self):
+        """(path, thing, owner) for each Parameter and buffer."""
+        return [member for member in self._walk() if not isinstance(member[1], Module)]
 
     def named_parameters(self):
         """Pairs (path, Parameter), in the order in which the modules were built."""
-        found = ((name, getattr(owner, attribute)) for name, owner, attribute in self._members())
-        return [(name, value) for name, value in found if isinstance(value, Parameter)]
+        return [(path, thing) for path, thing, _ in self._members() if isinstance(thing, Parameter)]
 
     def parameters(self):
         """The Parameters, in the order of ``named_parameters``."""
@@ -49,10 +54,7 @@ class Module:
 
     def modules(self):
         """This module and all below it."""
-        yield self
-        for attribute, value in vars(self).items():
-            for _, child in _children(attribute, value):
-                yield from child.modules()
+        return [self, *(thing for _, thing, _ in self._walk() if isinstance(thing, Module))]
 
     def train(self, mode=True):
         """Set training mode (dropout drops, batch norm uses the batch) here and below; returns the module."""
@@ -72,51 +74,60 @@ class Module:
     def to(self, device=None, dtype=None):
         """Move parameters and buffers to ``"cpu"`` or ``"cuda"`` and/or to ``"float32"`` or ``"float64"``.
 
-        Gradients are forgotten, and an optimiser must be made afterwards. Returns the module.
+        Buffers of integers or booleans keep their type. Gradients are forgotten, and an optimiser must be made
+        afterwards. Returns the module.
         """
         if dtype not in (None, *FLOATS):
             raise ValueError(f"modules compute in float32 or float64, not {dtype}")
-        for _, owner, attribute in list(self._members()):
-            value = getattr(owner, attribute)
+        for path, value, owner in self._members():
             array = value.data if isinstance(value, Tensor) else value
             array = array if device is None else to_device(array, device)
-            array = array if dtype is None else array.astype(dtype, copy=False)
+            array = array if dtype is None or array.dtype.kind != "f" else array.astype(dtype, copy=False)
             if isinstance(value, Tensor):
                 value.data, value.grad = array, None
             else:
-                setattr(owner, attribute, array)
+                setattr(owner, path.rpartition(".")[2], array)
         return self
 
     def state_dict(self):
         """All parameters and buffers by path: the arrays themselves, not copies."""
-        state = {}
-        for name, owner, attribute in self._members():
-            value = getattr(owner, attribute)
-            state[name] = value.data if isinstance(value, Tensor) else value
-        return state
+        return {path: thing.data if isinstance(thing, Tensor) else thing for path, thing, _ in self._members()}
 
     def load_state_dict(self, state):
         """Copy arrays by path into this module, keeping its device and dtype.
 
-        Raises InputError with a list of every name that is missing, unknown or of another shape; then nothing changes.
+        Raises InputError with a list of every name that is missing, unknown, of another shape or not of real
+        numbers; then nothing changes.
         """
-        own = self.state_dict()
+        own, state = self.state_dict(), {name: to_numpy(array) for name, array in state.items()}
         wrong = [f"missing: {name} {describe(own[name])}" for name in own if name not in state]
         wrong += [f"unknown: {name} {describe(state[name])}" for name in state if name not in own]
         both = [name for name in own if name in state and state[name].shape != own[name].shape]
         wrong += [f"shape: {name} is {describe(own[name])} here, {describe(state[name])} there" for name in both]
+        odd = [name for name in own if name in state and state[name].dtype.kind not in "fiub"]
+        wrong += [f"not numbers: {name} is {describe(own[name])} here, {describe(state[name])} there" for name in odd]
         if wrong:
             raise InputError("these weights do not fit this model; nothing was loaded\n  " + "\n  ".join(wrong))
         for name, array in own.items():
             array[...] = array_module(array).asarray(state[name])
 
 
-def _children(attribute, value):
-    if isinstance(value, Module):
+def _own(attribute, value):
+    """(path, thing) for each Module, Parameter and buffer that an attribute holds; a NumPy scalar is an option."""
+    if isinstance(value, Module | Parameter) or (is_array(value) and not isinstance(value, np.generic)):
         return [(attribute, value)]
-    if isinstance(value, list | tuple):
-        return [(f"{attribute}.{i}", child) for i, child in enumerate(value) if isinstance(child, Module)]
-    return []
+    things = enumerate(value) if isinstance(value, list | tuple) else [("", value)]
+    found = [(f"{attribute}.{i}", thing) for i, thing in things if _holds(thing)]
+    for _, thing in found:
+        if not isinstance(thing, Module | Parameter):
+            raise TypeError(f"attribute {attribute!r} hides weights; keep them in a plain list, or in a Module")
+    return found
+
+
+def _holds(value):
+    """Whether it is a Module or Parameter, or a container with one at any depth."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+    return isinstance(value, Module | Parameter) or any(map(_holds, inner))
 
 
 def xavier_uniform(rng, shape, parts=1):

@@ -77,7 +77,8 @@ def erf(x):
         from cupyx.scipy.special import erf as cuda_erf
 
         return cuda_erf(x)
-    return array_module(x).frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)
+    xp = array_module(x)
+    return xp.asarray(xp.frompyfunc(math.erf, 1, 1)(x)).astype(x.dtype)
 
 
 @op

@@ -19,8 +19,9 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
     if qkv.ndim != 3 or num_heads < 1 or qkv.shape[-1] % (3 * num_heads):
         raise ValueError(f"needs qkv (B, N, 3C) with C divisible by num_heads={num_heads}; got {qkv.shape}")
     B, N, C = *qkv.shape[:2], qkv.shape[2] // 3
-    scale = 1 / math.sqrt(C // num_heads)
-    q, k, v = qkv.reshape(B, N, 3, num_heads, -1).transpose(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+    d = C // num_heads
+    scale = 1 / math.sqrt(d)
+    q, k, v = qkv.reshape(B, N, 3, num_heads, d).transpose(2, 0, 3, 1, 4)  # each (B, heads, N, d)
     A = (q * scale) @ k.swapaxes(-1, -2)
     A -= A.max(-1, keepdims=True)
     xp.exp(A, out=A)
@@ -29,8 +30,8 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
     y = (A if keep is None else A * keep) @ v
 
     def backward(dy):
-        dy = dy.reshape(B, N, num_heads, -1).swapaxes(1, 2)
-        dqkv = xp.empty((B, N, 3, num_heads, C // num_heads), dy.dtype)
+        dy = dy.reshape(B, N, num_heads, d).swapaxes(1, 2)
+        dqkv = xp.empty((B, N, 3, num_heads, d), dy.dtype)
         dq, dk, dv = dqkv.transpose(2, 0, 3, 1, 4)
         dv[...] = (A if keep is None else A * keep).swapaxes(-1, -2) @ dy
         dS = dy @ v.swapaxes(-1, -2)  # dA

@@ -1,6 +1,7 @@
 """Arithmetic, matrix products, reductions and shapes. Tensor gets its operators here."""
 
 import itertools
+import math
 
 import numpy as np
 
@@ -120,12 +121,15 @@ def matmul(x, y):
 
 def _spread(dy, shape, axis, keepdims):
     """Give the gradient of a reduction its reduced axes back, each with one entry."""
-    if keepdims:
-        return dy
+    axes = _reduced(shape, axis)
+    return dy if keepdims else dy.reshape([1 if i in axes else n for i, n in enumerate(shape)])
+
+
+def _reduced(shape, axis):
+    """The axes, counted from 0, over which a reduction runs."""
     if axis is None:
-        return dy.reshape((1,) * len(shape))
-    axes = {a % len(shape) for a in ((axis,) if isinstance(axis, int) else axis)}
-    return dy.reshape([1 if i in axes else n for i, n in enumerate(shape)])
+        return set(range(len(shape)))
+    return {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
 
 
 @op
@@ -140,7 +144,7 @@ def mean(x, *, axis=None, keepdims=False):
     """y = Σ x / n over ``axis``,  dx = dy / n for each of the n entries"""
     xp, shape = array_module(x), x.shape
     y = x.mean(axis, keepdims=keepdims)
-    n = x.size // y.size
+    n = math.prod(shape[i] for i in _reduced(shape, axis))
     return y, lambda dy: xp.broadcast_to(_spread(dy / n, shape, axis, keepdims), shape)
 
 
@@ -208,7 +212,7 @@ def _flexible(fn, name):
 
     def method(x, *sizes):
         sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
-        return fn(x, **{name: sizes or None})
+        return fn(x, **{name: sizes})
 
     return method
 
@@ -224,4 +228,7 @@ Tensor.__getitem__ = lambda x, index: getitem(x, index=index)
 Tensor.sum = lambda x, axis=None, keepdims=False: sum(x, axis=axis, keepdims=keepdims)
 Tensor.mean = lambda x, axis=None, keepdims=False: mean(x, axis=axis, keepdims=keepdims)
 Tensor.max = lambda x, axis=None, keepdims=False: max(x, axis=axis, keepdims=keepdims)
-Tensor.reshape, Tensor.transpose = _flexible(reshape, "shape"), _flexible(transpose, "axes")
+Tensor.reshape = _flexible(reshape, "shape")
+Tensor.transpose = _flexible(lambda x, axes: transpose(x, axes=axes or None), "axes")
+Tensor.item = lambda x: x.data.item()  # the one element, as a Python number
+Tensor.__bool__ = lambda x: bool(x.data)  # its truth; more than one element raises ValueError, as in NumPy

@@ -5,16 +5,18 @@ back to where they came from.
 """
 
 import math
+from numbers import Integral
 
 from ..autograd import op
 from ..backend import array_module
 
 
-def _pair(value, name, smallest):
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(not isinstance(n, int) or n < smallest for n in pair):
+def pair(value, name, smallest):
+    """(height, width) from one integer or two; raises ``ValueError`` for anything else."""
+    sizes = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(sizes) != 2 or any(not isinstance(n, Integral) or n < smallest for n in sizes):
         raise ValueError(f"{name} is an integer >= {smallest} or a pair of them, got {value!r}")
-    return pair
+    return tuple(map(int, sizes))  # NumPy integers would turn float32 into float64
 
 
 def _windows(x, kernel, stride, padding, fill=0):
@@ -49,16 +51,18 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     dx[p + o] += dy[p] W[o]ᵀ,  dW[o] = Σ_p x[p + o]ᵀ dy[p],  db = Σ dy
     With ``groups`` the channels of x, W and y are cut into as many parts, each convolved on its own.
     """
-    stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
+    stride, padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
     if x.ndim != 4 or W.ndim != 4 or x.shape[3] != groups * W.shape[2] or W.shape[3] % groups:
         shapes = f"got {x.shape}, {W.shape}, groups={groups}"
         raise ValueError(f"needs x (B, H, W, C) and W (kh, kw, C/groups, out), out divisible by groups; {shapes}")
     kh, kw, Cg, out = W.shape
+    if 0 in (kh, kw) or (b is not None and b.shape != (out,)):
+        raise ValueError(f"needs a kernel of at least 1 x 1 and b ({out},)")
     view = _windows(x, (kh, kw), stride, padding)
     B, Ho, Wo = view.shape[:3]
 
     def columns():  # (groups, B·Ho·Wo, kh·kw·C/groups); gathered again in backward, which costs less than keeping it
-        return view.reshape(B * Ho * Wo, kh * kw, groups, Cg).transpose(2, 0, 1, 3).reshape(groups, B * Ho * Wo, -1)
+        return view.reshape(B * Ho * Wo, kh * kw, groups, Cg).transpose(2, 0, 1, 3).reshape(groups, -1, kh * kw * Cg)
 
     kernel = W.reshape(kh * kw * Cg, groups, out // groups).swapaxes(0, 1)  # (groups, kh·kw·C/groups, out/groups)
     y = (columns() @ kernel).swapaxes(0, 1).reshape(B, Ho, Wo, out)
@@ -66,7 +70,7 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
         y = y + b
 
     def backward(dy):
-        rows = dy.reshape(B * Ho * Wo, groups, -1).swapaxes(0, 1)
+        rows = dy.reshape(B * Ho * Wo, groups, out // groups).swapaxes(0, 1)
         dW = (columns().swapaxes(1, 2) @ rows).swapaxes(0, 1).reshape(W.shape)
         dcolumns = (rows @ kernel.swapaxes(1, 2)).reshape(groups, B, Ho, Wo, kh, kw, Cg)
         dview = dcolumns.transpose(1, 2, 3, 4, 5, 0, 6).reshape(B, Ho, Wo, kh, kw, groups * Cg)
@@ -81,13 +85,13 @@ def max_pool2d(x, *, kernel_size, stride=None, padding=0):
 
     x (B, H, W, C); ``stride`` is the kernel size by default; the padding is -∞ and never wins.
     """
-    kernel, padding = _pair(kernel_size, "kernel_size", 1), _pair(padding, "padding", 0)
-    stride = kernel if stride is None else _pair(stride, "stride", 1)
+    kernel, padding = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0)
+    stride = kernel if stride is None else pair(stride, "stride", 1)
     if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
         raise ValueError(f"padding {padding} is more than half of the kernel {kernel}")
     xp = array_module(x)
     view = _windows(x, kernel, stride, padding, fill=-math.inf)
-    flat = view.reshape(*view.shape[:3], -1, x.shape[3])  # (B, Ho, Wo, kh·kw, C)
+    flat = view.reshape(*view.shape[:3], kernel[0] * kernel[1], x.shape[3])  # (B, Ho, Wo, kh·kw, C)
     best = flat.argmax(3)[:, :, :, None]
     shape = view.shape
 
@@ -104,8 +108,8 @@ def avg_pool2d(x, *, kernel_size, stride=None, padding=0):
 
     x (B, H, W, C); ``stride`` is the kernel size by default.
     """
-    kernel, padding = _pair(kernel_size, "kernel_size", 1), _pair(padding, "padding", 0)
-    stride = kernel if stride is None else _pair(stride, "stride", 1)
+    kernel, padding = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0)
+    stride = kernel if stride is None else pair(stride, "stride", 1)
     xp = array_module(x)
     view = _windows(x, kernel, stride, padding)
     shape = view.shape
@@ -120,7 +124,9 @@ def avg_pool2d(x, *, kernel_size, stride=None, padding=0):
 @op
 def global_avg_pool(x):
     """y = mean of x (B, ..., C) over all axes but the first and the last,  dx = dy / count"""
+    if x.ndim < 3:
+        raise ValueError(f"needs x (B, ..., C) with at least one axis in between, got {x.shape}")
     xp, shape = array_module(x), x.shape
     y = x.mean(tuple(range(1, x.ndim - 1)))
-    share = y.size / x.size
-    return y, lambda dy: xp.broadcast_to((dy * share).reshape(shape[0], *(1,) * (len(shape) - 2), shape[-1]), shape)
+    count = math.prod(shape[1:-1])
+    return y, lambda dy: xp.broadcast_to((dy / count).reshape(shape[0], *(1,) * (len(shape) - 2), shape[-1]), shape)

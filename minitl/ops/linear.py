@@ -11,7 +11,7 @@ def linear(x, W, b=None):
 
     All leading axes are flattened first, so each of the three products is a single matrix product.
     """
-    if x.shape[-1] != W.shape[0] or (b is not None and b.shape != W.shape[1:]):
+    if W.ndim != 2 or x.shape[-1:] != W.shape[:1] or (b is not None and b.shape != W.shape[1:]):
         shapes = f"x {x.shape}, W {W.shape}, b {b.shape}" if b is not None else f"x {x.shape}, W {W.shape}"
         raise ValueError(f"needs x (..., in), W (in, out), b (out); got {shapes}")
     rows = x.reshape(-1, x.shape[-1])
@@ -23,7 +23,7 @@ def linear(x, W, b=None):
         dy = dy.reshape(-1, dy.shape[-1])
         return (dy @ W.T).reshape(x.shape), rows.T @ dy, None if b is None else dy.sum(0)
 
-    return y.reshape(*x.shape[:-1], -1), backward
+    return y.reshape(*x.shape[:-1], W.shape[1]), backward
 
 
 @op

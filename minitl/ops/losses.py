@@ -27,7 +27,7 @@ def cross_entropy(logits, targets, *, label_smoothing=0.0):
         dtargets = log_p * (dL * (label_smoothing - 1) / B) if soft is targets else None
         return dlogits * (dL / B), dtargets
 
-    return -(t * log_p).sum() / B, backward
+    return -(t * xp.where(t == 0, 0, log_p)).sum() / B, backward  # 0 ln 0 = 0
 
 
 def _soft(targets, B, K, dtype, xp):
@@ -44,8 +44,9 @@ def _soft(targets, B, K, dtype, xp):
 
 @op
 def binary_cross_entropy_with_logits(logits, targets):
-    """L = mean of -t ln p - (1 - t) ln(1 - p) = max(x, 0) - x t + ln(1 + e^-|x|),  p = sigmoid(x)
+    """L = mean of -t ln p - (1 - t) ln(1 - p) = |x| w + ln(1 + e^-|x|),  p = sigmoid(x)
 
+    w is 1 - t where x > 0 and t elsewhere.
     dx = (p - t) / n for logits x and targets t of one shape and dtype, with n entries; dt = -x / n.
     """
     xp = array_module(logits)
@@ -53,9 +54,10 @@ def binary_cross_entropy_with_logits(logits, targets):
         raise ValueError("targets need the shape and dtype of the logits")
     x, n = logits, logits.size
     e = xp.exp(-xp.abs(x))
+    w = xp.where(x > 0, 1 - targets, targets)
 
     def backward(dL):
         p = xp.where(x >= 0, 1, e) / (1 + e)
         return (p - targets) * (dL / n), -x * (dL / n)
 
-    return (xp.maximum(x, 0) - x * targets + xp.log1p(e)).mean(), backward
+    return (xp.where(w == 0, 0, xp.abs(x)) * w + xp.log1p(e)).mean(), backward  # 0 ∞ = 0

@@ -4,11 +4,16 @@ from ..autograd import op
 from ..backend import array_module, default_rng
 
 
-def keep_mask(x, shape, p, rng):
-    """0 with probability p and 1/(1-p) otherwise, of x's kind and the given shape; ``None`` when p is 0."""
+def probability(p):
+    """``p`` itself; raises ``ValueError`` when nothing could be kept or ``p`` is no probability."""
     if not 0 <= p < 1:
         raise ValueError(f"a drop probability lies in [0, 1), got {p}")
-    if p == 0:
+    return p
+
+
+def keep_mask(x, shape, p, rng):
+    """0 with probability p and 1/(1-p) otherwise, of x's kind and the given shape; ``None`` when p is 0."""
+    if probability(p) == 0:
         return None
     keep = (rng.random(shape, dtype="float32") >= p).astype(x.dtype)
     keep /= 1 - p

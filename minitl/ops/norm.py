@@ -44,6 +44,9 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
     Otherwise mean and var are the running arrays, constants:  dx = dy weight / √(var + eps).
     """
     _check(x, weight, bias)
+    if running_mean.shape != x.shape[-1:] or running_var.shape != x.shape[-1:]:
+        got = f"got {running_mean.shape} and {running_var.shape}"
+        raise ValueError(f"running_mean and running_var need the shape {x.shape[-1:]}; {got}")
     xp, axes, count = array_module(x), tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     if training and count < 2:
         raise ValueError(f"training needs at least two values per channel, got x {x.shape}; use a larger batch")
