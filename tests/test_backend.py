@@ -5,6 +5,7 @@ import pytest
 
 import minitl
 from minitl import Tensor, backend
+from minitl.nn import ViTConfig
 
 
 def test_array_module(xp):
@@ -56,3 +57,22 @@ def test_seed():
     assert draw(1) == draw(1) != draw(2)
     rng = np.random.default_rng(0)
     assert backend.default_rng(rng) is rng
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"loc": 0.5}, "loc is of type int, got 0.5"),
+        ({"dim": 48.0}, "dim is of type int, got 48.0"),
+        ({"layers": True}, "layers is of type int, got True"),
+        ({"pre_norm": "no"}, "pre_norm is of type bool, got 'no'"),
+        ({"dropout": "0.1"}, "dropout is of type float, got '0.1'"),
+        ({"image_size": 32}, "image_size is a pair of integers, got 32"),
+        ({"image_size": (32, 32, 3)}, "image_size is a pair of integers"),
+        ({"tokenizer": "lerner"}, "tokenizer is one of learner, "),
+    ],
+)
+def test_a_configuration_names_the_field_of_a_wrong_type(options, message):
+    with pytest.raises(backend.InputError, match=message):
+        ViTConfig(**options)
+    assert ViTConfig(image_size=[32, 32], dropout=0).dropout == 0

@@ -1,12 +1,10 @@
-"""TokenLearner against loops over single pixels, what holds for any weights, and the pools it competes with."""
+"""TokenLearner against loops over single pixels, and what holds for any weights."""
 
 import cases
 import numpy as np
 import pytest
 
 from minitl import Tensor, nn
-from minitl.backend import InputError
-from minitl.nn.tokenizers import grid_shape
 
 
 def randomise(module, rng):
@@ -171,48 +169,3 @@ def test_wrong_shapes(version):
         learner.maps(tokens)
     with pytest.raises(ValueError, match=r"\[2, 3, 4, 6\].*float32\[5\]"):
         learner(Tensor(np.ones((2, 3, 4, 6), "float32")))
-
-
-# --- the tokenizers it is compared with ---
-
-
-@pytest.mark.parametrize(
-    "tokens, height, width, grid", [(4, 4, 4, (2, 2)), (8, 8, 8, (2, 4)), (6, 4, 6, (2, 3)), (1, 3, 5, (1, 1))]
-)
-def test_grid_shape(tokens, height, width, grid):
-    found = grid_shape(tokens, height, width)
-    assert found == grid or (height == width and found == grid[::-1])
-
-
-def test_grid_shape_that_does_not_fit():
-    with pytest.raises(InputError, match="a grid of 4 x 4 pixels cannot be cut into 3 equal cells"):
-        nn.GridPool(3, 4, 4)
-
-
-def test_grid_pool(rng):
-    pool, x = nn.GridPool(6, 4, 6), rng.standard_normal((2, 4, 6, 5))
-    assert (pool.rows, pool.columns) == (2, 3) and pool.parameters() == []
-    tokens = np.zeros((2, 6, 5))
-    for i, j in np.ndindex(4, 6):
-        tokens[:, (i // 2) * 3 + j // 2] += x[:, i, j] / 4
-    np.testing.assert_allclose(pool(Tensor(x)).data, tokens, rtol=1e-12)
-    maps = pool.maps(Tensor(x)).data
-    assert maps.shape == (2, 6, 4, 6)
-    np.testing.assert_allclose(maps.sum((2, 3)), 1)
-    np.testing.assert_allclose(np.einsum("bshw,bhwc->bsc", maps, x), tokens, rtol=1e-12, atol=1e-13)
-
-
-def test_static_pool(rng):
-    """The maps are a softmax of free numbers, the same for every image."""
-    pool, x = nn.StaticPool(3, 4, 2, rng=rng).to(dtype="float64"), rng.standard_normal((2, 4, 2, 5))
-    maps = np.exp(pool.logits.data[0]) / np.exp(pool.logits.data[0]).sum(1, keepdims=True)
-    tokens = np.zeros((2, 3, 5))
-    for b, s, i, j in np.ndindex(2, 3, 4, 2):
-        tokens[b, s] += maps[s, 2 * i + j] * x[b, i, j]
-    np.testing.assert_allclose(pool(Tensor(x)).data, tokens, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(pool.maps(Tensor(x)).data, np.stack([maps.reshape(3, 4, 2)] * 2), rtol=1e-12)
-
-
-def test_static_pool_of_another_size():
-    with pytest.raises(ValueError, match=r"token_pool\(float32\[1, 3, 8\], float32\[2, 12, 5\]\)"):
-        nn.StaticPool(3, 4, 2)(Tensor(np.ones((2, 4, 3, 5), "float32")))

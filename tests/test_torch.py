@@ -43,6 +43,12 @@ def attention(qkv, num_heads, dropout=0.0, rng=None):
     return (mask(A, A.shape, dropout, rng) @ v).transpose(1, 2).reshape(B, N, C)
 
 
+def vector_attention(q, k, v, chunk=None):
+    """Each channel of its own: a batch of B·C problems with one channel and one head."""
+    q, k, v = (x.mT.unsqueeze(-1) for x in (q, k, v))  # (B, C, N, 1)
+    return F.scaled_dot_product_attention(q, k, v).squeeze(-1).mT
+
+
 def mask(x, shape, p, rng):
     """``x`` with entries dropped as the op's own generator says; PyTorch draws other masks."""
     return x * torch.as_tensor(rng.random(tuple(shape), dtype="float32") >= p) / (1 - p) if p else x
@@ -90,6 +96,7 @@ TORCH = {
     "tanh": torch.tanh,
     "token_pool": lambda A, x, mean=False: A @ x / (x.shape[1] if mean else 1),
     "transpose": lambda x, axes=None: x.permute(*(axes or range(x.ndim)[::-1])),
+    "vector_attention": vector_attention,
     "where": lambda x, y, condition: torch.where(torch.as_tensor(condition), x, y),
 }
 

@@ -7,7 +7,7 @@ import pytest
 
 from minitl import Tensor, check_module, nn, ops
 from minitl.backend import InputError
-from minitl.nn.vit import patchify
+from minitl.nn.vit import patchify, waves
 
 TINY = nn.ViTConfig(
     image_size=(8, 12),
@@ -26,9 +26,23 @@ TOKENIZERS = [
     {"tokenizer": "learner", "version": "1.0", "pool": "sum"},
     {"tokenizer": "pool"},
     {"tokenizer": "static"},
+    {"tokenizer": "dense"},
+    {"tokenizer": "mean-dense"},
+    {"tokenizer": "query"},
+    {"tokenizer": "gate"},
     {"tokenizer": "none"},
 ]
+BACKS = [
+    {"back": "fuser", "version": "1.0"},
+    {"back": "fuser", "fuser_beta": "mlp", "version": "1.1"},
+    {"back": "fuser", "tokenizer": "dense"},
+    {"back": "unpool", "version": "1.0"},
+    {"back": "unpool", "version": "1.1"},
+    {"back": "reproject", "version": "1.1"},
+    {"back": "reproject", "tokenizer": "query"},
+]
 every_tokenizer = pytest.mark.parametrize("options", TOKENIZERS, ids=lambda o: "-".join(o.values()))
+every_back = pytest.mark.parametrize("options", BACKS, ids=lambda o: "-".join(o.values()))
 
 
 def tiny(rng=None, **options):
@@ -45,7 +59,7 @@ def spy(module, seen):
     module.forward = lambda x: seen.append(x.data) or forward(x)
 
 
-@every_tokenizer
+@pytest.mark.parametrize("options", TOKENIZERS + BACKS, ids=lambda o: "-".join(o.values()))
 def test_shapes(options, rng):
     model = tiny(rng, **options)
     for count in (1, 3):
@@ -77,6 +91,24 @@ def test_names_of_the_parameters():
     ]
 
 
+def test_names_with_a_way_back():
+    """One tokenizer and one fuser for each block from ``loc`` on."""
+    tops = {".".join(name.split(".")[:2]) for name in tiny(version="1.1", back="fuser", loc=1).state_dict()}
+    assert {name for name in tops if name.startswith("later")} == {"later_tokenizers.0"}
+    assert {name for name in tops if name.startswith("backs")} == {"backs.0", "backs.1"}
+
+
+def test_config_reaches_the_fuser():
+    options = {"back": "fuser", "frames": 4, "tubelet": 2, "dropout": 0.2}
+    fuser = tiny(**options).backs[0]
+    assert fuser.mix.weight.shape == (6, 6) and fuser.beta.weight.shape == (6, 3) and fuser.drop.p == 0.2
+    fuser = tiny(**options, fuser_mix="frame", fuser_beta="mlp", fuser_norm=False, hidden=9).backs[0]
+    assert fuser.mix.weight.shape == (3, 3) and fuser.mix_norm1 is fuser.mix_norm2 is None
+    assert fuser.beta.fc1.weight.shape == (6, 9) and fuser.beta.drop.p == 0.2
+    attention = tiny(back="reproject", heads=3).backs[0].attn
+    assert attention.num_heads == 3
+
+
 def test_config_reaches_the_tokenizer():
     learner = tiny(version="1.1", hidden=9, dropout=0.2, pre_norm=False).tokenizer
     assert learner.norm is None and learner.mlp.fc1.weight.shape == (6, 9) and learner.mlp.drop.p == 0.2
@@ -104,30 +136,80 @@ def test_loc(loc, options, rng):
     assert [x.shape for x in seen] == [(2, 6, 6)] * loc + [(2, few, 6)] * (3 - loc)
 
 
+@pytest.mark.parametrize("loc", [0, 1, 2])
+@every_back
+def test_loc_with_a_way_back(loc, options, rng):
+    """Each block from ``loc`` on sees 3 tokens, and each gets all 6 to make its own from."""
+    model, seen, grids = tiny(rng, loc=loc, **options), [], []
+    tokenizers = [model.tokenizer, *model.later_tokenizers]
+    for block in model.blocks:
+        spy(block, seen)
+    for tokenizer in tokenizers:
+        forward = tokenizer.forward
+        tokenizer.forward = lambda x, *maps, forward=forward: grids.append(x.data) or forward(x, *maps)
+    spy(model.norm, seen)
+    model(images(rng))
+    assert [x.shape for x in seen] == [(2, 6, 6)] * loc + [(2, 3, 6)] * (3 - loc) + [(2, 6, 6)]
+    assert [x.shape for x in grids] == [(2, 2, 3, 6)] * (3 - loc)
+
+
+def test_layer_with_a_fuser(rng):
+    """x + fuser(block(tokenizer(x)), x), each with its own weights; the paper's section 3.2 and nothing else."""
+    model, outputs = tiny(rng, loc=1, back="fuser"), []
+    for back in model.backs:
+        back.mix.weight.data[...] = rng.standard_normal((3, 3))
+    spy(model.norm, outputs)
+    image = images(rng)
+    model(image)
+    x = model.blocks[0](model._embed(image))
+    for i, tokenizer in enumerate([model.tokenizer, *model.later_tokenizers]):
+        grid = x.reshape(2, 2, 3, 6)
+        x = model.backs[i](model.blocks[1 + i](tokenizer(grid)), grid).reshape(2, 6, 6)
+    np.testing.assert_allclose(outputs[0], x.data, rtol=1e-5, atol=1e-6)
+
+
+def test_unpooling_uses_the_maps_that_made_the_tokens(rng):
+    """Also with dropout, where maps made a second time would differ."""
+    model, made, used = tiny(rng, version="1.1", back="unpool", dropout=0.5), [], []
+    for tokenizer, back in zip([model.tokenizer, *model.later_tokenizers], model.backs, strict=True):
+        forward, spread = tokenizer.forward, back.forward
+        tokenizer.forward = lambda x, maps, forward=forward: made.append(maps) or forward(x, maps)
+        back.forward = lambda y, x, maps, spread=spread: used.append(maps) or spread(y, x, maps)
+    model(images(rng))
+    assert len(made) == 3 and all(a is b for a, b in zip(made, used, strict=True))
+
+
+@pytest.mark.parametrize("tokenizer", ["none", "dense", "mean-dense"])
+def test_no_maps(tokenizer, rng):
+    model = tiny(rng, tokenizer=tokenizer)
+    assert not model.has_maps
+    with pytest.raises(ValueError, match=f"no maps: its tokenizer is '{tokenizer}'"):
+        model.maps(images(rng))
+
+
 @pytest.mark.parametrize("loc", [0, 2])
-@every_tokenizer
+@pytest.mark.parametrize("options", [o for o in TOKENIZERS if o["tokenizer"] in ("learner", "pool", "static", "gate")])
 def test_maps(loc, options, rng):
     """They are the weights with which forward pools the grid."""
     model, grids, tokens = tiny(rng, loc=loc, **options), [], []
-    if options["tokenizer"] == "none":
-        with pytest.raises(ValueError, match="no tokenizer, so it has no maps"):
-            model.maps(images(rng))
-        return
+    assert model.has_maps
     spy(model.tokenizer, grids)
     spy(model.blocks[loc], tokens)
     x = images(rng)
     model(x)
     maps = model.maps(x).data
     assert maps.shape == (2, 3, 2, 3)
-    scale = 1 / 6 if options.get("version") == "1.0" and "pool" not in options else 1
+    mean = options["tokenizer"] == "gate" or (options.get("version") == "1.0" and "pool" not in options)
+    scale = 1 / 6 if mean else 1
     np.testing.assert_allclose(np.einsum("bshw,bhwc->bsc", maps, grids[0]) * scale, tokens[0], rtol=1e-4, atol=1e-6)
 
 
-@every_tokenizer
+@pytest.mark.parametrize("options", TOKENIZERS + BACKS, ids=lambda o: "-".join(o.values()))
 def test_gradients(options, rng):
-    """Every parameter by finite differences; the zero head would hide the rest of the model."""
-    model = tiny(rng, loc=1, layers=2, **options).to(dtype="float64")
-    model.head.weight.data[...] = rng.standard_normal(model.head.weight.shape)
+    """Every parameter by finite differences; the zeros of head and fusers would hide the rest of the model."""
+    model = tiny(rng, loc=1, **options).to(dtype="float64")
+    for matrix in (model.head.weight, *[back.mix.weight for back in model.backs if hasattr(back, "mix")]):
+        matrix.data[...] = rng.standard_normal(matrix.shape)
     check_module(model, images(rng, dtype="float64"))
 
 
@@ -150,14 +232,18 @@ def test_dropout_is_for_training(rng):
     assert [block.drop_path.p for block in model.blocks] == [0.0, 0.15, 0.3]
 
 
-def test_overfits_16_images():
-    """Random pictures with random labels: only a model whose every part learns gets all of them right."""
+@pytest.mark.parametrize("options", [{}, {"back": "fuser"}, {"frames": 4, "tubelet": 2, "image_size": (8, 8)}], ids=str)
+def test_overfits_16_images(options):
+    """Or clips. Random pictures with random labels: only a model whose every part learns gets all of them right."""
     optim = pytest.importorskip("minitl.optim")
     rng = np.random.default_rng(0)
-    config = nn.ViTConfig(image_size=(16, 16), dim=24, heads=2, mlp_dim=48, num_tokens=4, hidden=16, loc=1)
+    sizes = {"image_size": (16, 16), "dim": 24, "heads": 2, "mlp_dim": 48, "num_tokens": 4, "hidden": 16, "loc": 1}
+    config = nn.ViTConfig(**sizes | options)
     model = nn.ViT(config, rng=rng)
     optimizer = optim.AdamW(model.parameters(), lr=3e-3)
-    x, labels = rng.standard_normal((16, 16, 16, 3)).astype("float32"), rng.integers(0, 8, 16)
+    time = (config.frames,) if config.frames > 1 else ()
+    x = rng.standard_normal((16, *time, *config.image_size, 3)).astype("float32")
+    labels = rng.integers(0, 8, 16)
     start = ops.cross_entropy(model(x), labels).item()
     assert start == pytest.approx(np.log(8), rel=1e-5)
     for _ in range(60):
@@ -168,10 +254,19 @@ def test_overfits_16_images():
     assert (logits.data.argmax(1) == labels).all() and ops.cross_entropy(logits, labels).item() < 0.1
 
 
+def test_more_tokens_than_pixels(rng):
+    """Learned maps may overlap, so there is no limit; cells of a grid cannot."""
+    for tokenizer in ("learner", "static", "query", "gate", "dense"):
+        assert tiny(rng, tokenizer=tokenizer, num_tokens=9)(images(rng)).shape == (2, 4)
+    with pytest.raises(InputError, match="a grid of 2 x 3 pixels cannot be cut into 9 equal cells"):
+        tiny(rng, tokenizer="pool", num_tokens=9)
+
+
 def test_the_smallest_model():
     names = ("patch_size", "channels", "num_classes", "dim", "layers", "heads", "mlp_dim", "num_tokens", "hidden")
-    config = nn.ViTConfig(image_size=(1, 1), **dict.fromkeys(names, 1))
-    assert nn.ViT(config)(np.ones((1, 1, 1, 1), "float32")).shape == (1, 1)
+    for back in ("none", "fuser", "unpool", "reproject"):
+        config = nn.ViTConfig(image_size=(1, 1), back=back, **dict.fromkeys(names, 1))
+        assert nn.ViT(config)(np.ones((1, 1, 1, 1), "float32")).shape == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +282,13 @@ def test_the_smallest_model():
         ({"num_tokens": 0}, "num_tokens is at least 1, got 0"),
         ({"num_classes": -2}, "num_classes is at least 1, got -2"),
         ({"image_size": (0, 12)}, "does not divide the image size 0 x 12"),
-        ({"tokenizer": "lerner"}, "tokenizer is one of learner, pool, static, none, got 'lerner'"),
+        ({"tokenizer": "lerner"}, "tokenizer is one of learner, pool, .*, none, got 'lerner'"),
         ({"version": "1"}, "version is one of 1.0, 1.1, got '1'"),
+        ({"back": "fuse"}, "back is one of none, fuser, unpool, reproject, got 'fuse'"),
+        ({"fuser_beta": "mlp64"}, "fuser_beta is one of linear, mlp, got 'mlp64'"),
+        ({"fuser_mix": "clip"}, "fuser_mix is one of all, frame, got 'clip'"),
+        ({"back": "fuser", "tokenizer": "none"}, "back='fuser' needs a tokenizer"),
+        ({"back": "unpool", "tokenizer": "dense"}, "needs the maps of tokenizer='learner', not of 'dense'"),
         ({"pool": "max"}, "pool is one of mean, sum, got 'max'"),
         ({"dropout": 1.0}, r"dropout lies in \[0, 1\), got 1.0"),
         ({"drop_path": -0.1}, r"drop_path lies in \[0, 1\), got -0.1"),
@@ -217,3 +317,23 @@ def test_wrong_images(x, kind, message):
     for call in (model, model.maps):
         with pytest.raises(kind, match=message):
             call(x)
+
+
+def test_the_head_starts_at_zero():
+    """Without that all else starts the same."""
+    usual, other = (nn.ViT(dataclasses.replace(TINY, zero_head=z), np.random.default_rng(0)) for z in (True, False))
+    assert (usual.head.weight.data == 0).all() and (other.head.weight.data != 0).all()
+    for name, array in usual.state_dict().items():
+        assert name == "head.weight" or (array == other.state_dict()[name]).all()
+
+
+def test_waves(rng):
+    """A sum of one function of each coordinate, of equal spread, in which neighbours are nearer than others."""
+    x = nn.ViT(dataclasses.replace(TINY, positions="waves", frames=8, tubelet=2), rng).pos_embed
+    assert x.shape == (1, 4 * 2 * 3, 6) and x.dtype == "float32"
+    x = waves(rng, (4, 5, 6), 400).data.reshape(4, 5, 6, 400)
+    parts = [x.mean((1, 2), keepdims=True), x.mean((0, 2), keepdims=True), x.mean((0, 1), keepdims=True)]
+    np.testing.assert_allclose(sum(parts) - 2 * x.mean((0, 1, 2)), x, atol=1e-5)
+    assert abs(x.var() / (3 * 0.3**2) - 1) < 0.3
+    distance = np.linalg.norm(x[:, :, 1:] - x[:, :, :1], axis=-1).mean((0, 1))  # of each column from the first
+    assert distance.argmin() == 0

@@ -4,12 +4,14 @@
 
 α_i(x) is a map of one weight per pixel, γ repeats it over the channels, ρ averages over the pixels. With the maps as
 the rows of a matrix A (S, H·W) this is Z = A x. The two versions differ in how they compute A.
+
+TokenFuser is the way back: each pixel gets a weighted sum of the S tokens, with weights computed from the pixel.
 """
 
 from .. import ops
 from ..backend import default_rng
-from .layers import Conv2d, LayerNorm
-from .module import Module
+from .layers import Conv2d, Dropout, LayerNorm, Linear
+from .module import Module, constant
 from .transformer import MLP
 
 
@@ -21,6 +23,7 @@ class TokenLearner(Module):
     the first into groups; ``pre_norm=False`` leaves out the LayerNorm before them.
     ``version="1.1"`` (Scenic since 2022): an MLP with ``hidden`` units at each pixel, then a softmax over the pixels,
     so each token is a convex combination of pixels and ``pool`` does not apply.
+    There may be more tokens than pixels: nothing in the formula forbids it, though nothing is saved then.
     Only the branch that makes the maps is normalised; the pooled values are the input itself.
     """
 
@@ -59,15 +62,6 @@ class TokenLearner(Module):
 
     def maps(self, x):
         """The weights A of all pixels, (B, H, W, channels) -> (B, num_tokens, H, W)."""
-        return self._weights(x).reshape(x.shape[0], self.num_tokens, *x.shape[1:3])
-
-    def forward(self, x):
-        A = self._weights(x)
-        B, H, W, C = x.shape
-        mean = self.version == "1.0" and self.pool == "mean"
-        return ops.token_pool(A, x.reshape(B, H * W, C), mean=mean)
-
-    def _weights(self, x):
         if x.ndim != 4:
             raise ValueError(
                 f"TokenLearner needs (B, H, W, channels), got {x.shape}; reshape tokens to their grid first"
@@ -75,7 +69,15 @@ class TokenLearner(Module):
         B, H, W, _ = x.shape
         logits = self._logits(x if self.norm is None else self.norm(x)).reshape(B, H * W, self.num_tokens)
         logits = logits.transpose(0, 2, 1)  # (B, P, S) -> (B, S, P): a transpose, not a reshape
-        return ops.sigmoid(logits) if self.version == "1.0" else ops.softmax(logits, axis=-1)
+        A = ops.sigmoid(logits) if self.version == "1.0" else ops.softmax(logits, axis=-1)
+        return A.reshape(B, self.num_tokens, H, W)
+
+    def forward(self, x, maps=None):
+        """``maps`` spares making them anew for those who have called ``maps(x)`` already."""
+        maps = self.maps(x) if maps is None else maps
+        B, H, W, C = x.shape
+        mean = self.version == "1.0" and self.pool == "mean"
+        return ops.token_pool(maps.reshape(B, -1, H * W), x.reshape(B, H * W, C), mean=mean)
 
     def _logits(self, x):
         if self.version == "1.1":
@@ -83,3 +85,63 @@ class TokenLearner(Module):
         for conv in self.convs[:-1]:
             x = ops.gelu(conv(x))
         return self.convs[-1](x)
+
+
+class TokenFuser(Module):
+    """(tokens, grid) -> grid + B_w M(tokens), of the grid's shape: the few tokens act on all pixels.
+
+    tokens (B, S, channels) and grid (B, H, W, channels); for clips, with ``frames`` T > 1, tokens (B, T·S, channels)
+    in the order of time and grid (B, T, H, W, channels).
+    M mixes the tokens, each channel on its own: LayerNorm, a learned matrix with bias over all T·S tokens of a clip
+    (``mix="all"``, paper) or over each frame's S (``mix="frame"``, Scenic), LayerNorm; ``normalize=False`` leaves both
+    norms out. The matrix starts at zero, and so the module as the identity.
+    B_w (H·W, S) = sigmoid(β(LayerNorm(grid))) holds the weights of each frame's tokens at each of its pixels, where β
+    is linear (``beta="linear"``, paper) or an MLP with ``hidden`` units (``beta="mlp"``, Scenic).
+    """
+
+    def __init__(
+        self,
+        channels,
+        num_tokens=8,
+        frames=1,
+        mix="all",
+        beta="linear",
+        normalize=True,
+        hidden=64,
+        dropout=0.0,
+        rng=None,
+    ):
+        if mix not in ("all", "frame"):
+            raise ValueError(f"mix is 'all' or 'frame', not {mix!r}")
+        if beta not in ("linear", "mlp"):
+            raise ValueError(f"beta is 'linear' or 'mlp', not {beta!r}")
+        if channels < 1 or num_tokens < 1 or frames < 1:
+            raise ValueError(f"channels={channels}, num_tokens={num_tokens} and frames={frames} are at least 1")
+        rng = default_rng(rng)
+        mixed = num_tokens * frames if mix == "all" else num_tokens
+        self.num_tokens, self.frames = num_tokens, frames
+        self.mix_norm1 = LayerNorm(channels) if normalize else None
+        self.mix = Linear(mixed, mixed, rng=rng)
+        self.mix.weight = constant(0, mixed, mixed)
+        self.mix_norm2 = LayerNorm(channels) if normalize else None
+        self.norm = LayerNorm(channels)
+        if beta == "linear":
+            self.beta = Linear(channels, num_tokens, bias=False, rng=rng)
+        else:
+            self.beta = MLP(channels, hidden, num_tokens, dropout, rng)
+        self.drop = Dropout(dropout, rng)
+
+    def forward(self, tokens, grid, maps=None):
+        """``maps`` are not looked at: they are there because other ways back need them."""
+        B, S, T, C = tokens.shape[0], self.num_tokens, self.frames, grid.shape[-1]
+        batches = [(B, T), (B,)] if T == 1 else [(B, T)]
+        if tokens.shape != (B, T * S, C) or grid.shape[:-3] not in batches:
+            sizes = f"S={S} and T={T}; got {tokens.shape} and {grid.shape}"
+            raise ValueError(f"TokenFuser needs tokens (B, T·S, C) and a grid (B, T, H, W, C) with {sizes}")
+        y = tokens.reshape(-1, self.mix.weight.shape[0], C)
+        y = y if self.mix_norm1 is None else self.mix_norm1(y)
+        y = self.mix(y.transpose(0, 2, 1)).transpose(0, 2, 1)  # a linear layer over tokens in place of channels
+        y = y if self.mix_norm2 is None else self.mix_norm2(y)
+        x = grid.reshape(B * T, -1, C)
+        weights = ops.sigmoid(self.beta(self.norm(x)))  # (B·T, H·W, S)
+        return grid + self.drop(weights @ y.reshape(B * T, S, C)).reshape(grid.shape)

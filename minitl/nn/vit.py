@@ -1,14 +1,19 @@
-"""A Vision Transformer whose tokens may be reduced to a few at one place (paper, sections 3 and 4.1)."""
+"""A Vision Transformer for images and clips whose tokens may be reduced to a few (paper, sections 3 and 4.1).
+
+Either once, in front of block ``loc``; or, with a way back, in front of that block and each later one, behind which
+all tokens are there again: TokenLearner - block - TokenFuser.
+"""
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from typing import Literal
+
+import numpy as np
 
 from ..autograd import Tensor
-from ..backend import InputError, default_rng
+from ..backend import InputError, array_module, check_types, default_rng
 from .layers import Dropout, LayerNorm, Linear
-from .module import Module, constant, normal
-from .tokenizers import GridPool, StaticPool, grid_shape
-from .tokenlearner import TokenLearner
+from .module import Module, Parameter, constant, normal
+from .tokenizers import grid_shape, make_back, make_tokenizer
 from .transformer import EncoderBlock
 
 
@@ -17,7 +22,11 @@ class ViTConfig:
     """Sizes of a ViT, checked when it is made. Raises InputError for what cannot be built."""
 
     image_size: tuple[int, int] = (32, 32)
-    """height and width of the images in pixels"""
+    """height and width of the images or frames in pixels"""
+    frames: int = 1
+    """frames of a clip; 1 for images"""
+    tubelet: int = 1
+    """frames per tubelet: with patch_size, what one token is made of; divides frames"""
     channels: int = 3
     """colour channels of the images"""
     num_classes: int = 8
@@ -32,12 +41,19 @@ class ViTConfig:
     """attention heads; divides dim"""
     mlp_dim: int = 96
     """hidden width of a block's MLP"""
-    tokenizer: Literal["learner", "pool", "static", "none"] = "learner"
-    """TokenLearner, average over a grid, learned maps that ignore the input, or all tokens kept"""
+    positions: Literal["random", "waves"] = "random"
+    """how the learned positions start: small and random, or as waves over time, rows and columns"""
+    zero_head: bool = True
+    """start the head at zero, with equal odds for all classes"""
+    tokenizer: Literal["learner", "pool", "static", "dense", "mean-dense", "query", "gate", "none"] = "learner"
+    """TokenLearner; means over a grid; learned maps that ignore the input; a linear layer on all pixels, or on their
+    mean; learned queries; spatial gates; or all tokens kept"""
     num_tokens: int = 8
-    """tokens that the tokenizer leaves"""
+    """tokens that the tokenizer leaves of an image, or of each tubelet's frames"""
     loc: int = 0
     """index of the first block that sees the few tokens, 0 <= loc < layers"""
+    back: Literal["none", "fuser", "unpool", "reproject"] = "none"
+    """how all tokens come back behind each block from loc on, each with its own tokenizer; none: they do not"""
     version: Literal["1.0", "1.1"] = "1.0"
     """TokenLearner's version: convolutions and sigmoid, or MLP and softmax"""
     pool: Literal["mean", "sum"] = "mean"
@@ -45,17 +61,22 @@ class ViTConfig:
     pre_norm: bool = True
     """LayerNorm before the layers that make the maps, as in Scenic"""
     hidden: int = 64
-    """hidden width of version 1.1's MLP"""
+    """hidden width of version 1.1's MLP, and of the fuser's"""
+    fuser_mix: Literal["all", "frame"] = "all"
+    """TokenFuser mixes the tokens of a whole clip, as in the paper, or each frame's, as in Scenic"""
+    fuser_beta: Literal["linear", "mlp"] = "linear"
+    """TokenFuser's weights at each pixel: the paper's linear layer or Scenic's MLP"""
+    fuser_norm: bool = True
+    """LayerNorm before and after TokenFuser's mixing matrix, as in Scenic"""
     dropout: float = 0.0
     """drop probability after embedding, attention and MLP layers, and of attention weights"""
     drop_path: float = 0.0
     """probability of skipping a whole block's branch, growing linearly from 0 to this at the last block"""
 
     def __post_init__(self):
+        check_types(self)
         for field in fields(self):
-            name, value, choices = field.name, getattr(self, field.name), get_args(field.type)
-            if get_origin(field.type) is Literal and value not in choices:
-                raise InputError(f"{name} is one of {', '.join(choices)}, got {value!r}")
+            name, value = field.name, getattr(self, field.name)
             if field.type is int and name != "loc" and value < 1:
                 raise InputError(f"{name} is at least 1, got {value}")
             if field.type is float and not 0 <= value < 1:
@@ -63,100 +84,165 @@ class ViTConfig:
         height, width = self.image_size
         if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
             raise InputError(f"patch_size={self.patch_size} does not divide the image size {height} x {width}")
+        if self.frames % self.tubelet:
+            raise InputError(f"tubelet={self.tubelet} does not divide frames={self.frames}")
         if self.dim % self.heads:
             raise InputError(f"heads={self.heads} does not divide dim={self.dim}")
         if not 0 <= self.loc < self.layers:
             raise InputError(f"loc={self.loc} is not the index of a block: 0 <= loc < layers={self.layers}")
         if self.tokenizer == "pool":
             grid_shape(self.num_tokens, *self.grid)
+        if self.back != "none" and self.tokenizer == "none":
+            raise InputError(f"back={self.back!r} needs a tokenizer: with tokenizer='none' all tokens stay")
+        if self.back == "unpool" and self.tokenizer != "learner":
+            raise InputError(f"back='unpool' needs the maps of tokenizer='learner', not of {self.tokenizer!r}")
 
     @property
     def grid(self):
         """Rows and columns of patches."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
+    @property
+    def time_steps(self):
+        """Tubelets along time, 1 for images."""
+        return self.frames // self.tubelet
 
-def patchify(images, size):
-    """Cut images (B, H, W, C) into patches (B, N, size·size·C), row by row; N = (H / size)(W / size)."""
-    B, H, W, C = images.shape
-    x = images.reshape(B, H // size, size, W // size, size, C)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, size * size * C)
+
+def patchify(x, size, tubelet=1):
+    """Cut images (B, H, W, C) or clips (B, T, H, W, C) into patches (B, N, tubelet·size·size·C).
+
+    N = (T / tubelet)(H / size)(W / size), in the order of time, then row by row.
+    """
+    B, *_, H, W, C = x.shape
+    x = x.reshape(B, -1, tubelet, H // size, size, W // size, size, C)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(B, -1, tubelet * size * size * C)
+
+
+def waves(rng, sides, dim, std=0.3):
+    """Positions (1, n, dim) on a grid with these sides: along each, sines and cosines of three lengths, mixed.
+
+    Near places start alike, and are far enough apart to be told from one another at once.
+    """
+    positions = np.zeros((*sides, dim))
+    for axis, n in enumerate(sides):
+        phase = np.pi * (np.arange(n)[:, None] + 0.5) / n * (1, 2, 4)
+        code = np.concatenate([np.sin(phase), np.cos(phase)], 1) @ rng.standard_normal((6, dim))
+        positions += np.expand_dims(std / code.std() * code, [i for i in range(len(sides)) if i != axis])
+    return Parameter(positions.reshape(1, -1, dim).astype(np.float32))
+
+
+def inflate(state, config, how="central"):
+    """The ``state_dict`` of an image ViT for the clip ViT of ``config``, to start from (ViViT, section 3.4).
+
+    A tubelet's embedding sees its middle frame alone (``how="central"``) or the mean of its frames (``"average"``);
+    positions are repeated at each time. A clip of one repeated image then has the logits of that image, as long as
+    nothing else tells the frames apart. Returns new arrays where they change. Raises InputError for another ``how``.
+    """
+    if how not in ("central", "average"):
+        raise InputError(f"how is one of central, average, got {how!r}")
+    patch = state["patch_embed.weight"]
+    frames = array_module(patch).zeros((config.tubelet, *patch.shape), patch.dtype)
+    if how == "central":
+        frames[config.tubelet // 2] = patch
+    else:
+        frames += patch / config.tubelet
+    positions = array_module(patch).concatenate([state["pos_embed"]] * config.time_steps, 1)
+    return state | {"patch_embed.weight": frames.reshape(-1, patch.shape[1]), "pos_embed": positions}
 
 
 class ViT(Module):
-    """Images (B, H, W, channels), float and normalised, to logits (B, num_classes).
+    """Images (B, H, W, channels) or clips (B, T, H, W, channels), float and normalised, to logits (B, num_classes).
 
-    Patches are embedded linearly and get a learned position; then come the blocks, with the tokenizer in front of
-    block ``loc``; the head reads the mean over the tokens that are left. There is no class token.
+    Patches or tubelets are embedded linearly and get a learned position; then come the blocks, whose attention is
+    joint over space and time, with the tokenizer in front of block ``loc``; the head reads the mean over the tokens
+    that are left. There is no class token. Tokenizers see the grid at one time after the other and leave
+    T' · num_tokens tokens, T' = frames / tubelet. With a way back, each block from ``loc`` on has its own tokenizer and
+    its own way back. Learned tokens may be more than there are patches: that saves nothing, but is no error.
     """
 
     def __init__(self, config, rng=None):
         rng = default_rng(rng)
         self.config = config
-        height, width = config.grid
-        self.patch_embed = Linear(config.patch_size**2 * config.channels, config.dim, rng=rng)
-        self.pos_embed = normal(rng, (1, height * width, config.dim), std=0.02)
+        N = config.time_steps * config.grid[0] * config.grid[1]
+        self.patch_embed = Linear(config.tubelet * config.patch_size**2 * config.channels, config.dim, rng=rng)
+        if config.positions == "random":
+            self.pos_embed = normal(rng, (1, N, config.dim), std=0.02)
+        else:
+            self.pos_embed = waves(rng, (config.time_steps, *config.grid), config.dim)
         self.drop = Dropout(config.dropout, rng)
-        self.tokenizer = _tokenizer(config, rng)
-        self.blocks = [
-            EncoderBlock(
-                config.dim,
-                config.heads,
-                config.mlp_dim,
-                dropout=config.dropout,
-                attention_dropout=config.dropout,
-                drop_path=config.drop_path * i / max(config.layers - 1, 1),
-                rng=rng,
-            )
-            for i in range(config.layers)
-        ]
+        repeats = 1 if config.back == "none" else config.layers - config.loc
+        self.tokenizer, *self.later_tokenizers = [_tokenizer(config, rng) for _ in range(repeats)]
+        skips = [config.drop_path * i / max(config.layers - 1, 1) for i in range(config.layers)]
+        sizes, drops = (config.dim, config.heads, config.mlp_dim), (config.dropout, config.dropout)
+        self.blocks = [EncoderBlock(*sizes, *drops, skip, rng) for skip in skips]
+        self.backs = [back for _ in range(repeats) if (back := _back(config, rng))]
         self.norm = LayerNorm(config.dim)
         self.head = Linear(config.dim, config.num_classes, rng=rng)
-        self.head.weight = constant(0, config.dim, config.num_classes)  # so that training starts at equal odds
+        if config.zero_head:
+            self.head.weight = constant(0, config.dim, config.num_classes)
+
+    @property
+    def has_maps(self):
+        """Whether the tokens come from maps over the grid that can be looked at."""
+        return hasattr(self.tokenizer, "maps")
 
     def forward(self, images):
         x = self._embed(images)
+        tokenizers = [self.tokenizer, *self.later_tokenizers] if self.tokenizer else []
         for i, block in enumerate(self.blocks):
-            if i == self.config.loc and self.tokenizer is not None:
-                x = self.tokenizer(self._to_grid(x))
-            x = block(x)
+            j = i - self.config.loc
+            x = self._few(j, tokenizers[j], block, x) if 0 <= j < len(tokenizers) else block(x)
         return self.head(self.norm(x).mean(axis=1))
 
-    def maps(self, images):
-        """What each token looks at: (B, H, W, channels) -> (B, num_tokens, rows, columns) over the patch grid.
+    def _few(self, j, tokenizer, block, x):
+        """A block on few tokens: x (B, N, dim) -> (B, T'·S, dim), or (B, N, dim) again where there is a way back."""
+        grid = self._to_grid(x)  # (B·T', rows, columns, dim)
+        maps = tokenizer.maps(grid) if self.config.back == "unpool" else None
+        tokens = tokenizer(grid) if maps is None else tokenizer(grid, maps)  # (B·T', S, dim)
+        tokens = block(tokens.reshape(x.shape[0], -1, self.config.dim))
+        if not self.backs:
+            return tokens
+        return self.backs[j](tokens, grid.reshape(x.shape[0], -1, *grid.shape[1:]), maps).reshape(x.shape)
 
-        Raises ValueError when the model keeps all its tokens.
+    def maps(self, images):
+        """What each token looks at, over the patch grid: (B, H, W, channels) -> (B, num_tokens, rows, columns).
+
+        For clips (B, T, H, W, channels) -> (B, T', num_tokens, rows, columns). With a way back, the maps of block
+        ``loc``. Raises ValueError when the model keeps all its tokens, or makes the few without maps.
         """
-        if self.tokenizer is None:
-            raise ValueError("this ViT has no tokenizer, so it has no maps")
+        if not self.has_maps:
+            raise ValueError(f"this ViT has no maps: its tokenizer is {self.config.tokenizer!r}")
         x = self._embed(images)
         for block in self.blocks[: self.config.loc]:
             x = block(x)
-        return self.tokenizer.maps(self._to_grid(x))
+        maps = self.tokenizer.maps(self._to_grid(x))
+        return maps if self.config.frames == 1 else maps.reshape(x.shape[0], -1, *maps.shape[1:])
 
     def _embed(self, images):
         images = images if isinstance(images, Tensor) else Tensor(images)
-        expected = (*self.config.image_size, self.config.channels)
-        if images.ndim != 4 or images.shape[1:] != expected:
-            raise ValueError(f"this ViT takes images (B, {', '.join(map(str, expected))}), got {images.shape}")
-        if images.dtype != self.head.weight.dtype:
-            raise TypeError(
-                f"this ViT computes in {self.head.weight.dtype}, the images are {images.dtype}; convert them"
-            )
-        x = self.patch_embed(patchify(images, self.config.patch_size))  # (B, N, dim)
+        config = self.config
+        kind, time = ("images", ()) if config.frames == 1 else ("clips", (config.frames,))
+        expected = (*time, *config.image_size, config.channels)
+        if images.shape[1:] != expected:
+            raise ValueError(f"this ViT takes {kind} (B, {', '.join(map(str, expected))}), got {images.shape}")
+        dtype = self.head.weight.dtype
+        if images.dtype != dtype:
+            raise TypeError(f"this ViT computes in {dtype}, the {kind} are {images.dtype}; convert them")
+        x = self.patch_embed(patchify(images, config.patch_size, config.tubelet))  # (B, N, dim)
         return self.drop(x + self.pos_embed)
 
     def _to_grid(self, x):
-        return x.reshape(x.shape[0], *self.config.grid, self.config.dim)  # (B, N, dim) -> (B, rows, columns, dim)
+        return x.reshape(-1, *self.config.grid, self.config.dim)  # (B, N, dim) -> (B·T', rows, columns, dim)
 
 
 def _tokenizer(config, rng):
-    size = (config.num_tokens, *config.grid)
-    if config.tokenizer == "pool":
-        return GridPool(*size)
-    if config.tokenizer == "static":
-        return StaticPool(*size, rng=rng)
-    if config.tokenizer == "none":
-        return None
-    options = {name: getattr(config, name) for name in ("version", "pool", "pre_norm", "hidden", "dropout")}
-    return TokenLearner(config.dim, config.num_tokens, **options, rng=rng)
+    learner = {name: getattr(config, name) for name in ("version", "pool", "pre_norm", "hidden", "dropout")}
+    options = {"learner": learner, "query": {"num_heads": config.heads}}.get(config.tokenizer, {})
+    return make_tokenizer(config.tokenizer, config.dim, config.num_tokens, config.grid, rng=rng, **options)
+
+
+def _back(config, rng):
+    fuser = {"frames": config.time_steps, "hidden": config.hidden, "dropout": config.dropout}
+    fuser |= {"mix": config.fuser_mix, "beta": config.fuser_beta, "normalize": config.fuser_norm}
+    options = {"fuser": fuser, "reproject": {"num_heads": config.heads}}.get(config.back, {})
+    return make_back(config.back, config.dim, config.num_tokens, config.grid, rng=rng, **options)

@@ -2,7 +2,7 @@
 
 from ..autograd import OPS
 from .activations import gelu, log_softmax, relu, sigmoid, softmax, tanh
-from .attention import attention
+from .attention import attention, vector_attention
 from .basic import (
     add,
     concatenate,

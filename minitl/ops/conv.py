@@ -59,7 +59,7 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     if 0 in (kh, kw) or (b is not None and b.shape != (out,)):
         raise ValueError(f"needs a kernel of at least 1 x 1 and b ({out},)")
     view = _windows(x, (kh, kw), stride, padding)
-    B, Ho, Wo = view.shape[:3]
+    (B, Ho, Wo), shape = view.shape[:3], x.shape
 
     def columns():  # (groups, B·Ho·Wo, kh·kw·C/groups); gathered again in backward, which costs less than keeping it
         return view.reshape(B * Ho * Wo, kh * kw, groups, Cg).transpose(2, 0, 1, 3).reshape(groups, -1, kh * kw * Cg)
@@ -74,7 +74,7 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
         dW = (columns().swapaxes(1, 2) @ rows).swapaxes(0, 1).reshape(W.shape)
         dcolumns = (rows @ kernel.swapaxes(1, 2)).reshape(groups, B, Ho, Wo, kh, kw, Cg)
         dview = dcolumns.transpose(1, 2, 3, 4, 5, 0, 6).reshape(B, Ho, Wo, kh, kw, groups * Cg)
-        return _scatter(dview, x.shape, stride, padding), dW, None if b is None else dy.sum((0, 1, 2))
+        return _scatter(dview, shape, stride, padding), dW, None if b is None else dy.sum((0, 1, 2))
 
     return y, backward
 
@@ -93,11 +93,11 @@ def max_pool2d(x, *, kernel_size, stride=None, padding=0):
     view = _windows(x, kernel, stride, padding, fill=-math.inf)
     flat = view.reshape(*view.shape[:3], kernel[0] * kernel[1], x.shape[3])  # (B, Ho, Wo, kh·kw, C)
     best = flat.argmax(3)[:, :, :, None]
-    shape = view.shape
+    shape, size = view.shape, x.shape
 
     def backward(dy):
         hit = best == xp.arange(kernel[0] * kernel[1])[:, None]
-        return _scatter((hit * dy[:, :, :, None]).reshape(shape), x.shape, stride, padding)
+        return _scatter((hit * dy[:, :, :, None]).reshape(shape), size, stride, padding)
 
     return xp.take_along_axis(flat, best, 3)[:, :, :, 0], backward
 
@@ -112,11 +112,11 @@ def avg_pool2d(x, *, kernel_size, stride=None, padding=0):
     stride = kernel if stride is None else pair(stride, "stride", 1)
     xp = array_module(x)
     view = _windows(x, kernel, stride, padding)
-    shape = view.shape
+    shape, size = view.shape, x.shape
 
     def backward(dy):
         share = (dy / (kernel[0] * kernel[1]))[:, :, :, None, None]
-        return _scatter(xp.broadcast_to(share, shape), x.shape, stride, padding)
+        return _scatter(xp.broadcast_to(share, shape), size, stride, padding)
 
     return view.mean((3, 4)), backward
 

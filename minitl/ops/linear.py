@@ -14,14 +14,14 @@ def linear(x, W, b=None):
     if W.ndim != 2 or x.shape[-1:] != W.shape[:1] or (b is not None and b.shape != W.shape[1:]):
         shapes = f"x {x.shape}, W {W.shape}, b {b.shape}" if b is not None else f"x {x.shape}, W {W.shape}"
         raise ValueError(f"needs x (..., in), W (in, out), b (out); got {shapes}")
-    rows = x.reshape(-1, x.shape[-1])
+    rows, shape = x.reshape(-1, x.shape[-1]), x.shape  # x itself is not kept: rows may be a copy
     y = rows @ W
     if b is not None:
         y += b
 
     def backward(dy):
         dy = dy.reshape(-1, dy.shape[-1])
-        return (dy @ W.T).reshape(x.shape), rows.T @ dy, None if b is None else dy.sum(0)
+        return (dy @ W.T).reshape(shape), rows.T @ dy, None if b is None else dy.sum(0)
 
     return y.reshape(*x.shape[:-1], W.shape[1]), backward
 
