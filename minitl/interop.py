@@ -10,19 +10,19 @@ import statistics
 
 import numpy as np
 
+from . import nn
 from .backend import FLOATS, InputError, describe, is_array, to_numpy
-from .nn import MLP, Attention, Conv2d, EncoderBlock, LayerNorm, Linear, Module, TokenLearner, ViT, ViTConfig
 
-SUPPORTED = "TokenLearner (version 1.0 or 1.1), EncoderBlock, and ViT without a fuser"
+SUPPORTED = "TokenLearner (version 1.0 or 1.1), TokenFuser with beta='mlp', EncoderBlock, ViT, VideoViT"
 
 
 def from_scenic(meta, params):
     """Build the module that ``meta`` describes with the weights ``params``, in their dtype, on the CPU.
 
     ``meta`` is a dict or its JSON text: ``module``, ``version``, sizes and options. ``params`` maps Flax paths, with
-    or without ``param/`` in front, to float32 or float64 arrays. Raises InputError for a module that is not supported,
-    a ``meta`` that does not describe one, and, in one list, all parameters that are missing, unknown or of another
-    shape.
+    or without ``param/`` in front, to float32 or float64 arrays. A TokenFuser here adds its residual, which Scenic
+    leaves to the encoder. Raises InputError for a module that is not supported, a ``meta`` that does not describe one,
+    and, in one list, all parameters that are missing, unknown or of another shape.
     """
     try:
         meta = meta if isinstance(meta, dict) else json.loads(str(meta))
@@ -69,7 +69,7 @@ def _table(module):
     """Flax path -> (Parameter, view), where ``view`` shows an array of the Parameter's shape in Scenic's shape."""
     table = {}
     for name, part in _parts(module).items():
-        if isinstance(part, Module):
+        if isinstance(part, nn.Module):
             table |= {f"{name}/{path}": row for path, row in _table(part).items()}
         elif part is not None:
             table[name] = part if isinstance(part, tuple) else (part, lambda array: array)
@@ -79,34 +79,40 @@ def _table(module):
 def _parts(module):
     """Scenic's name -> Module, Parameter, (Parameter, view) where the shapes differ, or None for what is left out."""
     match module:
-        case LayerNorm():
+        case nn.LayerNorm():
             return {"scale": module.weight, "bias": module.bias}
-        case Linear() | Conv2d():
+        case nn.Linear() | nn.Conv2d():
             return {"kernel": module.weight, "bias": module.bias}
-        case MLP():
+        case nn.MLP():
             return {"Dense_0": module.fc1, "Dense_1": module.fc2}
-        case Attention(qkv=qkv, proj=proj, num_heads=heads):
+        case nn.Attention(qkv=qkv, proj=proj, num_heads=heads):
             parts = {"out/kernel": (proj.weight, lambda W: W.reshape(heads, -1, W.shape[1])), "out/bias": proj.bias}
             for i, name in enumerate(("query", "key", "value")):
                 third = _third(i, heads)
                 parts |= {f"{name}/kernel": (qkv.weight, third), f"{name}/bias": (qkv.bias, third)}
             return parts
-        case EncoderBlock():
+        case nn.EncoderBlock():
             attention = {"LayerNorm_0": module.norm1, "MultiHeadDotProductAttention_0": module.attn}
             return attention | {"LayerNorm_1": module.norm2, "MlpBlock_0": module.mlp}
-        case TokenLearner(version="1.0"):
+        case nn.TokenLearner(version="1.0"):
             return {"LayerNorm_0": module.norm} | {f"Conv_{i}": conv for i, conv in enumerate(module.convs)}
-        case TokenLearner(version="1.1"):
+        case nn.TokenLearner(version="1.1"):
             return {"LayerNorm_0": module.norm, "token_masking": module.mlp}
-        case ViT(config=config, patch_embed=embed):
+        case nn.TokenFuser(beta=nn.MLP()):
+            mix = {"fuser_mix_norm1": module.mix_norm1, "Dense_0": module.mix, "fuser_mix_norm2": module.mix_norm2}
+            return mix | {"LayerNorm_0": module.norm, "token_masking": module.beta}
+        case nn.ViT(config=config, patch_embed=embed):
             patch = (config.patch_size, config.patch_size, config.channels, config.dim)
-            learner = {"1.0": "TokenLearnerModule_0", "1.1": "TokenLearnerModuleV11_0"}[config.version]
+            patch = patch if config.frames == 1 else (config.tubelet, *patch)
+            learner = {"1.0": "TokenLearnerModule", "1.1": "TokenLearnerModuleV11"}[config.version]
+            tokenizers = [module.tokenizer, *module.later_tokenizers]
             return {
                 "embedding/kernel": (embed.weight, lambda W: W.reshape(patch)),
                 "embedding/bias": embed.bias,
                 "Transformer/posembed_input/pos_embedding": module.pos_embed,
                 **{f"Transformer/encoderblock_{i}": block for i, block in enumerate(module.blocks)},
-                f"Transformer/{learner}": module.tokenizer,
+                **{f"Transformer/{learner}_{i}": tokenizer for i, tokenizer in enumerate(tokenizers)},
+                **{f"Transformer/TokenFuser_{i}": back for i, back in enumerate(module.backs)},
                 "Transformer/encoder_norm": module.norm,
                 "output_projection": module.head,
             }
@@ -125,17 +131,20 @@ def _build(meta, params):
         match meta["module"]:
             case "TokenLearner":
                 sizes = _sizes(meta, num_tokens="num_tokens") | _learner(meta)
-                return TokenLearner(_width(params), **sizes, rng=rng)
+                return nn.TokenLearner(_width(params), **sizes, rng=rng)
+            case "TokenFuser":
+                sizes = _sizes(meta, num_tokens="num_tokens", hidden="bottleneck_dim")
+                return nn.TokenFuser(_width(params), **sizes, beta="mlp", normalize=bool(meta["normalize"]), rng=rng)
             case "EncoderBlock":
-                return EncoderBlock(_width(params), **_sizes(meta, num_heads="num_heads", mlp_dim="mlp_dim"), rng=rng)
-            case "ViT" if not meta.get("fuser"):
-                return ViT(_vit_config(meta, params), rng=rng)
+                sizes = _sizes(meta, num_heads="num_heads", mlp_dim="mlp_dim")
+                return nn.EncoderBlock(_width(params), **sizes, rng=rng)
+            case "ViT" | "VideoViT":
+                return nn.ViT(_vit_config(meta, params), rng=rng)
     except KeyError as error:
         raise InputError(f"meta has no {error}, which this {meta['module']} needs") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"meta and params do not describe a {meta['module']}: {error}") from error
-    fuser = " with a fuser" if meta.get("fuser") else ""
-    raise InputError(f"cannot build a {meta['module']}{fuser} from Scenic's weights; supported: {SUPPORTED}")
+    raise InputError(f"cannot build a {meta['module']} from Scenic's weights; supported: {SUPPORTED}")
 
 
 def _sizes(meta, **names):
@@ -153,13 +162,18 @@ def _vit_config(meta, params):
     names = {"dim": "hidden_size", "layers": "num_layers", "heads": "num_heads"}
     names |= {name: name for name in ("image_size", "num_classes", "patch_size", "mlp_dim")}
     tokenizer = {"tokenizer": "none"}
+    if meta["module"] == "VideoViT":
+        names |= {"frames": "frames", "tubelet": "tubelet_frames"}
     if meta["version"] is not None:
         tokenizer = _sizes(meta, num_tokens="num_tokens", loc="tokenlearner_loc") | _learner(meta)
+    if meta.get("fuser"):
+        tokenizer |= {"back": "fuser", "fuser_beta": "mlp", "fuser_mix": meta.get("fuser_mix", "frame")}
+        tokenizer |= _sizes(meta, hidden="bottleneck_dim")
     sizes = _sizes(meta, **names)
     sizes["image_size"] = (sizes["image_size"], sizes["image_size"])
     kernel = params.get("embedding/kernel")
-    channels = kernel.shape[2] if kernel is not None and kernel.ndim == 4 else 3  # meta does not say
-    return ViTConfig(**sizes, **tokenizer, channels=channels)
+    channels = kernel.shape[-2] if kernel is not None and kernel.ndim in (4, 5) else 3  # meta does not say
+    return nn.ViTConfig(**sizes, **tokenizer, channels=channels)
 
 
 def _width(params):
