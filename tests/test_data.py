@@ -97,11 +97,11 @@ def test_unknown_path_names_its_neighbours(tmp_path):
 
 
 def test_load_draws_clutter_once(monkeypatch):
-    data._clutter.cache_clear()
+    data._generated.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(data, "clutter", lambda: data.shapes.clutter(20, 10))
+        patch.setitem(data.GENERATED, "clutter", lambda: data.shapes.clutter(20, 10))
         (train, test), (again, _) = data.load("clutter"), data.load("clutter")
-    data._clutter.cache_clear()
+    data._generated.cache_clear()
     assert train.images is again.images and same(test, data.clutter(20, 10)[1])
     with pytest.raises(ValueError, match="read-only"):
         train.images[0] = 0

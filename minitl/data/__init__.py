@@ -3,53 +3,54 @@
 ``load`` is the way in: ``train, test = load("clutter")``. Only NumPy is imported until an archive is read.
 """
 
-import difflib
 import functools
 from pathlib import Path
 
 import numpy as np
 
-from ..backend import InputError
+from ..backend import InputError, near
 from . import archive, cifar
 from .augment import channel_stats, cutmix, cutout, flip, mixup, normalize, one_hot, random_crop
+from .clips import actors
 from .dataset import Dataset
 from .loader import Loader
 from .shapes import clutter, draw
 
-__all__ = ["Dataset", "Loader", "channel_stats", "clutter", "cutmix", "cutout", "draw", "flip", "load", "mixup"]
-__all__ += ["normalize", "one_hot", "random_crop"]
+__all__ = ["Dataset", "Loader", "actors", "channel_stats", "clutter", "cutmix", "cutout", "draw", "flip", "load"]
+__all__ += ["mixup", "normalize", "one_hot", "random_crop"]
 
-NAMES = ("clutter", *cifar.ARCHIVES)
+GENERATED = {"clutter": clutter, "actors": actors}
+NAMES = (*GENERATED, *cifar.ARCHIVES)
 
 
 def load(name, data_dir=None, subset=None):
     """The two splits of a data set, as ``(train, test)``.
 
-    name      "clutter", "cifar10", "cifar100", or the path of a folder, zip or tar of ``split/class/image`` files
+    name      "clutter", "actors", "cifar10", "cifar100", or the path of a folder, zip or tar of ``split/class/image``
+              files
     data_dir  where downloads are kept; else the folder that $MINITL_DATA names, else ~/.cache/minitl
     subset    at most so many training images, as equally many of each class as there are, always the same ones;
               the test split stays whole
 
-    The arrays of "clutter" are drawn once and shared by all calls, hence read-only.
+    The arrays of a generated set are drawn once and shared by all calls, hence read-only.
     Raises ``InputError`` for an unknown name, and for files that cannot be used.
     """
     if name not in NAMES and Path(name).exists():
         return archive.read(name, subset)
-    if name == "clutter":
-        train, test = _clutter()
+    if name in GENERATED:
+        train, test = _generated(name)
     elif name in NAMES:
         train, test = cifar.read(name, data_dir)
     else:
-        near = difflib.get_close_matches(str(name), [*NAMES, *map(str, Path(name).parent.glob("*"))])
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose {', '.join(NAMES)}, or give a path"
+        hint = near(name, [*NAMES, *Path(name).parent.glob("*")], f"choose {', '.join(NAMES)}, or give a path")
         raise InputError(f"no data set and no file is called {name!r}; {hint}")
     return (train if subset is None else train.subset(subset, np.random.default_rng(0))), test
 
 
 @functools.lru_cache(1)
-def _clutter():
-    """CLUTTER takes seconds to draw, so all calls of ``load`` share it."""
-    splits = clutter()
+def _generated(name):
+    """Drawing a set takes seconds, so all calls of ``load`` share the last one."""
+    splits = GENERATED[name]()
     for split in splits:
         for array in (split.images, split.labels, split.boxes):
             array.flags.writeable = False

@@ -12,12 +12,12 @@ from ..backend import array_module, describe, is_array
 
 
 def channel_stats(images):
-    """``(mean, std)`` of each channel of uint8 images (N, H, W, C), in units of 0 to 1: two float32 arrays (C,).
+    """``(mean, std)`` of each channel of uint8 images or clips, in units of 0 to 1: two float32 arrays (C,).
 
     The std of a channel that never varies is given as 1, so that one can divide by it.
     """
     _expect(images, "uint8")
-    xp = array_module(images)
+    xp, images = array_module(images), images.reshape(-1, *images.shape[-3:])
     count = images.size // images.shape[-1]
     squares = xp.square(images, dtype="uint16")  # 255² just fits, so the sums are exact
     mean, second = (x.sum(0, dtype="int64").sum((0, 1)) / count for x in (images, squares))
@@ -26,7 +26,7 @@ def channel_stats(images):
 
 
 def normalize(images, mean, std):
-    """float32 (x / 255 - mean) / std of uint8 images, with ``mean`` and ``std`` for each channel."""
+    """float32 (x / 255 - mean) / std of uint8 images or clips, with ``mean`` and ``std`` for each channel."""
     _expect(images, "uint8")
     xp = array_module(images)
     mean, std = xp.asarray(mean, "float32"), xp.asarray(std, "float32")
@@ -132,5 +132,5 @@ def _expect_images(images):
 
 
 def _expect(images, dtype):
-    if images.dtype != dtype or images.ndim != 4:
-        raise TypeError(f"expected {dtype} images (B, H, W, C), got {describe(images)}")
+    if images.dtype != dtype or images.ndim not in (4, 5):
+        raise TypeError(f"expected {dtype} images (B, H, W, C) or clips (B, T, H, W, C), got {describe(images)}")

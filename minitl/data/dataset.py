@@ -1,4 +1,4 @@
-"""What every reader and generator of this package returns: images, labels, class names and, if known, boxes."""
+"""What every reader and generator of this package returns: images or clips, their labels and, if known, boxes."""
 
 from dataclasses import dataclass, replace
 
@@ -11,10 +11,11 @@ from ..backend import InputError, describe
 class Dataset:
     """One split of a data set, whole in memory.
 
-    images   uint8 (N, H, W, C)
-    labels   int64 (N,), each an index into ``classes``
+    images   uint8 (N, H, W, C), or clips (N, T, H, W, C)
+    labels   int64 (N,), each an index into ``classes``; or uint8 (N, K), 1 for each class that applies and 0 elsewhere
     classes  the names of the K classes
-    boxes    int64 (N, 4) as (top, left, bottom, right) in pixels, bottom and right excluded; None when not known
+    boxes    int64 (N, 4), or (N, T, 4) for clips, as (top, left, bottom, right) in pixels, bottom and right excluded;
+             None when not known
 
     Raises ``InputError`` when the parts do not fit together.
     """
@@ -25,16 +26,27 @@ class Dataset:
     boxes: np.ndarray | None = None
 
     def __post_init__(self):
-        if not isinstance(self.images, np.ndarray) or self.images.dtype != np.uint8 or self.images.ndim != 4:
-            raise InputError(f"images are a uint8 array (N, H, W, C), got {describe(self.images)}")
-        n = len(self.images)
-        _check("labels", self.labels, (n,))
+        if not isinstance(self.images, np.ndarray) or self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
+            raise InputError(
+                f"images are a uint8 array (N, H, W, C), or clips (N, T, H, W, C), got {describe(self.images)}"
+            )
+        n, k = len(self.images), len(self.classes)
         if self.boxes is not None:
-            _check("boxes", self.boxes, (n, 4))
-        wrong = self.labels[(self.labels < 0) | (self.labels >= len(self.classes))]
-        if wrong.size:
-            last = len(self.classes) - 1
-            raise InputError(f"label {wrong[0]} is out of range: the labels of {last + 1} classes are 0..{last}")
+            _check("boxes", self.boxes, np.int64, (*self.images.shape[:-3], 4))
+        if self.multi_label:
+            _check("several labels each", self.labels, np.uint8, (n, k))
+            if self.labels.max(initial=0) > 1:
+                raise InputError(f"several labels each are 0 or 1 for every class, got {self.labels.max()}")
+        else:
+            _check("labels", self.labels, np.int64, (n,))
+            wrong = self.labels[(self.labels < 0) | (self.labels >= k)]
+            if wrong.size:
+                raise InputError(f"label {wrong[0]} is out of range: the labels of {k} classes are 0..{k - 1}")
+
+    @property
+    def multi_label(self):
+        """Whether an image (or clip) may have several labels, or none: ``labels`` is (N, K)."""
+        return np.ndim(self.labels) == 2
 
     def __len__(self):
         return len(self.images)
@@ -45,14 +57,22 @@ class Dataset:
         return replace(self, images=self.images[indices], labels=self.labels[indices], boxes=boxes)
 
     def subset(self, n, rng):
-        """At most ``n`` images drawn by ``rng``, as equally many of each class as there are; their order is kept."""
+        """At most ``n`` images drawn by ``rng``, as equally many of each class as there are; their order is kept.
+
+        Where an image may have several labels, all are equally likely to be drawn.
+        """
         return self.take(balanced(self.labels, n, rng))
 
 
 def balanced(labels, n, rng):
-    """Sorted indices of at most ``n`` labels, drawn by ``rng`` so that the classes are as equal as can be."""
+    """Sorted indices of at most ``n`` labels, drawn by ``rng`` so that the classes are as equal as can be.
+
+    Labels (N, K) are drawn as if all were of one class.
+    """
     if n < 1:
         raise InputError(f"a subset has at least 1 image, got {n}")
+    if labels.ndim == 2:
+        labels = np.zeros(len(labels), "int64")
     order = rng.permutation(len(labels))
     by_class = np.argsort(labels[order], kind="stable")
     counts = np.bincount(labels)
@@ -61,6 +81,6 @@ def balanced(labels, n, rng):
     return np.sort(order[np.argsort(rank, kind="stable")[:n]])
 
 
-def _check(name, x, shape):
-    if not isinstance(x, np.ndarray) or x.dtype != np.int64 or x.shape != shape:
-        raise InputError(f"{name} of these images are an int64 array {shape}, got {describe(x)}")
+def _check(name, x, dtype, shape):
+    if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != shape:
+        raise InputError(f"{name} of these images are an {np.dtype(dtype)} array {shape}, got {describe(x)}")

@@ -1,0 +1,38 @@
+"""Scores of multi-label predictions: mean average precision, as Charades is scored."""
+
+import numpy as np
+
+from .backend import to_numpy
+
+
+def average_precision(scores, targets):
+    """The average precision of each class, float64 (K,): nan for a class that no sample has.
+
+        AP_k = mean over the samples i of class k of: the share of class k among all j with scores_jk >= scores_ik
+
+    scores (N, K) are of any scale, the higher the surer; targets (N, K) are 0 or 1. Equal scores share one rank, so the
+    order of the samples never matters. Raises ValueError for shapes that differ, other targets, or nan.
+    """
+    scores, targets = to_numpy(scores), to_numpy(targets)
+    if scores.ndim != 2 or scores.shape != targets.shape:
+        raise ValueError(f"scores and targets are both (N, K), got {scores.shape} and {targets.shape}")
+    if not np.isin(targets, (0, 1)).all():
+        raise ValueError("targets are 0 or 1 for each class")
+    if np.isnan(scores).any():
+        raise ValueError("some scores are nan, so they cannot be ranked")
+    precisions = np.full(scores.shape[1], np.nan)
+    for k, (score, target) in enumerate(zip(scores.T, targets.T, strict=True)):
+        ranked, of_class = np.sort(score), np.sort(score[target == 1])
+        if of_class.size:
+            found = of_class.size - np.searchsorted(of_class, of_class)  # how many of the class score at least as high,
+            among = len(ranked) - np.searchsorted(ranked, of_class)  # and how many of all
+            precisions[k] = (found / among).mean()
+    return precisions
+
+
+def mean_average_precision(scores, targets):
+    """The mean of ``average_precision`` over the classes that any sample has; ValueError where there is none."""
+    precisions = average_precision(scores, targets)
+    if np.isnan(precisions).all():
+        raise ValueError("no sample has any class, so there is nothing to average")
+    return float(np.nanmean(precisions))
