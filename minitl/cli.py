@@ -1,8 +1,8 @@
-"""The command line: ``minitl train | eval | maps``. Options are made from the configuration dataclasses."""
+"""The command line: train, eval, maps, flops, ablate, fewshot. Options are made from the configuration dataclasses."""
 
 import argparse
-import difflib
 import itertools
+import json
 import shlex
 import sys
 from dataclasses import dataclass, field, fields
@@ -12,24 +12,27 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
-from .backend import InputError
+from . import flops
+from .backend import InputError, near
+from .experiments import ablate, fewshot, paper, speed
 from .nn import ViTConfig
-from .report import box_share
-from .train import TrainConfig, draw_maps, evaluate, load_config, load_run, resume, start
+from .report import box_share, png
+from .train import TrainConfig, default_config, draw_maps, evaluate, load_config, load_run, resume, start
 
 MOST_IMAGES = 64  # in one picture
 
 
 @dataclass(frozen=True)
 class ModelOptions(ViTConfig):
-    image_size: Suppress[tuple[int, int]] = (32, 32)  # these three are the data set's to say
+    image_size: Suppress[tuple[int, int]] = (32, 32)  # these four are the data set's to say
+    frames: Suppress[int] = 1
     channels: Suppress[int] = 3
     num_classes: Suppress[int] = 8
 
     def __post_init__(self):
-        """Check what does not depend on the images, by a size that fits all patches and numbers of tokens."""
+        """Check what does not depend on the images, by a size that fits all patches, tubelets and numbers of tokens."""
         side = self.patch_size * self.num_tokens
-        ViTConfig(**vars(self) | {"image_size": (side, side)})
+        ViTConfig(**vars(self) | {"image_size": (side, side), "frames": self.tubelet})
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,47 @@ class MapsOptions:
     """folder of a run"""
     out: Path | None = None
     """PNG to write; maps.png in the folder by default"""
-    images: int = 8
-    """number of test images"""
+    images: int | None = None
+    """number of test images or clips; 8 images or 2 clips by default"""
+
+
+@dataclass(frozen=True)
+class FlopsOptions:
+    preset: Positional[str] = ""
+    """a model of the paper, such as B/16-8at6; --paper lists them"""
+    model: OmitArgPrefixes[ViTConfig] = field(default_factory=ViTConfig)
+    paper: bool = False
+    """what the paper publishes beside what is counted, row by row"""
+    json: bool = False
+    """print for machines"""
+
+
+@dataclass(frozen=True)
+class AblateOptions:
+    kind: Positional[str]
+    """location, tokens, fuser, pooling, back, tokenizer, video; or speed: the time of a step for each location"""
+    dataset: str | None = None
+    """another data set, as for `minitl train`; a generated one by default"""
+    seeds: int | None = None
+    """how often each model is trained; 2, or 1 if quick"""
+    quick: bool = False
+    """one epoch on few images, to see that everything runs"""
+    out: Path | None = None
+    """folder for the runs and results; by default runs/ablate-KIND"""
+
+
+@dataclass(frozen=True)
+class FewshotOptions:
+    run: Positional[Path]
+    """folder of a run"""
+    shots: int = 5
+    """training images of each class"""
+    draws: int = 5
+    """how often they are drawn anew"""
+    dataset: str | None = None
+    """another data set of images of the same size; that of the run by default"""
+    l2: float = 100.0
+    """weight of the squared weights in the regression"""
 
 
 def train_command(args):
@@ -68,7 +110,7 @@ def train_command(args):
     else:
         trainer = start(config, options.out or _new_folder(options.dataset))
     print(trainer.describe(), flush=True)
-    if not trainer.fit(on_epoch=lambda row: _print_epoch(row, config.epochs)):
+    if not trainer.fit(on_epoch=lambda row: _print_epoch(row, config.epochs, trainer.score)):
         how = f"minitl train --resume {shlex.quote(str(trainer.folder))}"
         print(f"stopped and saved after step {trainer.step} of {trainer.total}; go on with: {how}")
         sys.exit(130)
@@ -86,7 +128,7 @@ def maps_command(args):
     """draw what each learned token looks at, over test images of a run"""
     options = _parse(MapsOptions, "maps", args)
     out = options.out or options.run / "maps.png"
-    if not 1 <= options.images <= MOST_IMAGES:
+    if options.images is not None and not 1 <= options.images <= MOST_IMAGES:
         raise InputError(f"--images is from 1 to {MOST_IMAGES}, got {options.images}")
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: the picture is a PNG; choose a name that ends in .png")
@@ -94,7 +136,72 @@ def maps_command(args):
     print(f"wrote {out}")
 
 
-COMMANDS = {"train": train_command, "eval": eval_command, "maps": maps_command}
+def flops_command(args):
+    """count parameters, multiply-adds and memory of a model, or of all that the paper names"""
+    name = paper.find(args[0]) if args and not args[0].startswith("-") else ""
+    fixed = name in paper.SPECIAL
+    if fixed and set(args[1:]) - {"--json", "--help", "-h"}:
+        paper.preset(name)  # says that it has no options
+    model = paper.preset(name) if name and not fixed else ViTConfig()
+    options = _parse(FlopsOptions, "flops", args, default=FlopsOptions(name, model))
+    if options.paper:
+        print(json.dumps(paper.paper(), indent=1) if options.json else paper.paper_table())
+        return
+    if not name:
+        raise InputError("name a model first, as in `minitl flops B/16-8at6`; `minitl flops --paper` lists them")
+    parts = paper.count_preset(name) if fixed else flops.count(options.model)
+    print(json.dumps(flops.as_dict(parts), indent=1) if options.json else flops.table(parts))
+
+
+def ablate_command(args):
+    """train all models of one of the paper's ablations, and compare them"""
+    options = _parse(AblateOptions, "ablate", args)
+    folder = options.out or ablate.folder_of(options.kind, options.dataset, options.quick)
+    if options.kind == "speed":
+        if options.dataset or options.seeds is not None:
+            raise InputError("ablate speed takes random images once: leave out --dataset and --seeds")
+        return _print_speed(folder, options.quick)
+    seeds = options.seeds if options.seeds is not None else 1 if options.quick else 2
+    runs = ablate.plan(options.kind, folder, seeds, options.dataset, options.quick)
+    score, rows = ablate.score_of(runs[0].config), []
+    for i, run in enumerate(runs, 1):
+        row = run.finish()
+        if row is None:
+            print(f"stopped and saved in {run.folder}; the same command goes on from there")
+            sys.exit(130)
+        rows.append(row)
+        result = f"{score} {row['accuracy']:.2%}   {row['seconds']:.0f} s"
+        print(f"{i:3d}/{len(runs)}   {run.name:22} seed {run.seed}   {result}", flush=True)
+    ablate.save(rows, folder, score)
+    print(
+        f"\n{ablate.table(rows, score)}\n\nresults are in {folder}: results.csv, results.png, and a folder of each run"
+    )
+
+
+def _print_speed(folder, quick):
+    models = {name: config.model for name, config in ablate.KINDS["location"].items()}
+    rows = speed.measure(models, **({"batch_size": 10, "rounds": 3} if quick else {}))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "speed.png").write_bytes(png(speed.picture(rows)))
+    print(f"{speed.table(rows)}\n\nwrote {folder / 'speed.png'}")
+
+
+def fewshot_command(args):
+    """how well the features of a run serve with a few labelled images of each class"""
+    options = vars(_parse(FewshotOptions, "fewshot", args))
+    accuracies = fewshot.few_shot(options.pop("run"), **options)
+    spread = f", deviation {accuracies.std(ddof=1):.2%}" if len(accuracies) > 1 else ""
+    print(f"{options['shots']}-shot accuracy  {accuracies.mean():.2%} (mean of {len(accuracies)} draws{spread})")
+
+
+COMMANDS = {
+    "train": train_command,
+    "eval": eval_command,
+    "maps": maps_command,
+    "flops": flops_command,
+    "ablate": ablate_command,
+    "fewshot": fewshot_command,
+}
 
 
 def main(args=None):
@@ -105,14 +212,12 @@ def main(args=None):
     name, *args = (sys.argv[1:] if args is None else args) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: minitl COMMAND [options]\n")
-        print("\n".join(f"  {name:6} {command.__doc__}" for name, command in COMMANDS.items()))
+        print("\n".join(f"  {name:7} {command.__doc__}" for name, command in COMMANDS.items()))
         print("\nOptions of a command: minitl COMMAND --help")
         return
     try:
         if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
-            raise InputError(f"unknown command {name!r}; {hint}")
+            raise InputError(f"unknown command {name!r}; {near(name, COMMANDS)}")
         COMMANDS[name](args)
     except (InputError, OSError) as error:
         print(f"minitl: {error}", file=sys.stderr)
@@ -130,18 +235,24 @@ def _parse(options, name, args, default=None):
 
 
 def _train_options(args):
-    """Options for ``minitl train``; those not given are the defaults, or with ``--resume`` those of that run."""
+    """Options for ``minitl train``; others are the data set's defaults, or with ``--resume`` those of that run."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", nargs="?", type=Path)
     run = parser.parse_known_args(args)[0].resume
     if run is None:
-        return _parse(TrainOptions, "train", args)
-    saved = vars(load_config(run))
-    saved = TrainOptions(**saved | {"model": ModelOptions(**vars(saved["model"]))})
-    options = _parse(TrainOptions, "train", args, default=saved)
+        dataset = _parse(TrainOptions, "train", args).dataset
+        return _parse(TrainOptions, "train", args, default=_as_options(default_config(dataset)))
+    saved = load_config(run)
+    if not isinstance(saved.model, ViTConfig):
+        raise InputError(f"{run} is a run of `minitl ablate`; go on with it by that command")
+    options = _parse(TrainOptions, "train", args, default=_as_options(saved))
     if options.out:
         raise InputError(f"--out {options.out} and --resume exclude each other: a run goes on in its own folder")
     return options
+
+
+def _as_options(config):
+    return TrainOptions(**vars(config) | {"model": ModelOptions(**vars(config.model))})
 
 
 def _new_folder(dataset):
@@ -151,16 +262,17 @@ def _new_folder(dataset):
     return next(folder for folder in names if not folder.exists())
 
 
-def _print_epoch(row, epochs):
+def _print_epoch(row, epochs, score):
     """A line for a row of metrics.csv, above the progress bar where there is one."""
-    train = "train loss {train_loss:.3f}  accuracy {train_accuracy:.1%}".format(**row)
-    test = "test loss {test_loss:.3f}  accuracy {test_accuracy:.1%}".format(**row)
+    train = f"train loss {row['train_loss']:.3f}  {score} {row['train_accuracy']:.1%}"
+    test = f"test loss {row['test_loss']:.3f}  {score} {row['test_accuracy']:.1%}"
     tqdm.write(f"epoch {row['epoch']:3d}/{epochs}   {train}   {test}   {row['seconds']:.0f} s")
     sys.stdout.flush()
 
 
 def _print_result(result, test_set):
-    print(f"test loss      {result['loss']:.4f}\ntest accuracy  {result['accuracy']:.2%}")
+    score = "mAP" if test_set.multi_label else "accuracy"
+    print(f"test loss      {result['loss']:.4f}\ntest {score:8}  {result['accuracy']:.2%}")
     if "map_mass" in result:
-        even = box_share(test_set.boxes, test_set.images.shape[1:3])
+        even = box_share(test_set.boxes, test_set.images.shape[-3:-1])
         print(f"map mass       {result['map_mass']:.3f} on the target object (even maps would have {even:.3f})")

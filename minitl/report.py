@@ -1,4 +1,4 @@
-"""What a run looks like: learned maps, curves, how much of the maps lies on the object, what backward keeps.
+"""What a run looks like: maps, activations, curves, how much of the maps lies on the object, what backward keeps.
 
 Pictures are matplotlib figures; matplotlib is imported when the first one is drawn.
 """
@@ -7,8 +7,11 @@ import io
 
 import numpy as np
 
-from .autograd import Tensor
+from .autograd import Tensor, no_grad
 from .backend import is_array, to_numpy
+from .nn import X21D
+
+MOST = 16  # tokens and frames in one picture
 
 
 def map_mass(maps, boxes, image_size):
@@ -16,8 +19,13 @@ def map_mass(maps, boxes, image_size):
 
     maps (B, S, H, W), not negative; boxes (B, 4) as (top, left, bottom, right) in pixels of an image of
     ``image_size`` (height, width). A map's value is spread evenly over the pixels of its cell; a map of zeros counts 0.
+    For clips maps (B, T', S, H, W) and boxes (B, T, 4): the mean over all frames, those of a tubelet having its maps.
     """
     maps = to_numpy(maps)
+    if maps.ndim == 5:
+        B, T, _ = boxes.shape
+        maps = _of_each_frame(maps, T).reshape(B * T, *maps.shape[2:])
+        return map_mass(maps, boxes.reshape(B * T, 4), image_size).reshape(B, T).mean(1)
     _, _, H, W = maps.shape
     rows = _overlap(boxes[:, 0], boxes[:, 2], H, image_size[0] / H)  # (B, H)
     columns = _overlap(boxes[:, 1], boxes[:, 3], W, image_size[1] / W)  # (B, W)
@@ -29,7 +37,12 @@ def map_mass(maps, boxes, image_size):
 def box_share(boxes, image_size):
     """Mean share of an image's pixels that lie in its box: what ``map_mass`` gives for maps that are even."""
     height, width = image_size
-    return float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).mean() / (height * width))
+    return float(((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])).mean() / (height * width))
+
+
+def _of_each_frame(maps, frames):
+    """Maps (B, T', ...) of tubelets as maps (B, frames, ...)."""
+    return maps.repeat(frames // maps.shape[1], axis=1)
 
 
 def _overlap(start, end, cells, size):
@@ -45,42 +58,146 @@ def show_maps(images, maps, boxes=None):
     images uint8 (B, H, W, C) with C 1 or 3; maps (B, S, h, w), each spread over its own smallest and largest value;
     boxes (B, 4) in pixels as for ``map_mass``, or None. Of more than 16 maps the first 16 are shown.
     """
+    maps = to_numpy(maps)
+    if np.ndim(images) != 4 or maps.ndim != 4 or len(maps) != len(images):
+        raise ValueError(f"needs images (B, H, W, C) and maps (B, S, h, w), got {np.shape(images)} and {maps.shape}")
+    return show_stages(images, {f"token {s + 1}": maps[:, s] for s in range(min(maps.shape[1], MOST))}, boxes)
+
+
+def show_stages(images, stages, boxes=None):
+    """The same for maps of any size, such as one clip's ``activation_maps``: ``stages`` is {title: maps (B, h, w)}."""
+    pictures = [[image, *(_lit(image, maps[b]) for maps in stages.values())] for b, image in enumerate(images)]
+    boxes = None if boxes is None else [[box] * (1 + len(stages)) for box in boxes]
+    return _table(pictures, boxes, ["image", *stages])
+
+
+def show_clip_maps(clips, maps, boxes=None):
+    """A figure with a film strip per clip: its frames side by side, and below them a row for each token.
+
+    clips uint8 (B, T, H, W, C) with C 1 or 3; maps (B, T', S, h, w), those of a tubelet being shown on each of its
+    frames. A token's maps are spread over their smallest and largest value in the whole clip, so that one sees when it
+    looks at nothing. boxes (B, T, 4), or None. Of more than 16 tokens or frames the first 16 are shown.
+    """
+    maps = to_numpy(maps)
+    if np.ndim(clips) != 5 or maps.ndim != 5 or len(maps) != len(clips):
+        raise ValueError(f"needs clips (B, T, H, W, C) and maps (B, T', S, h, w), got {np.shape(clips)}, {maps.shape}")
+    T, S = min(clips.shape[1], MOST), min(maps.shape[2], MOST)
+    pictures = []
+    for clip, tokens in zip(clips, _of_each_frame(maps, clips.shape[1]).swapaxes(1, 2), strict=True):
+        pictures.append(list(clip[:T]))
+        pictures += [[_lit(clip[t], token[t], token.min(), token.max()) for t in range(T)] for token in tokens[:S]]
+    boxes = None if boxes is None else np.repeat(boxes[:, :T], S + 1, axis=0)
+    rows = ["clip", *(f"token {s + 1}" for s in range(S))] * len(clips)
+    return _table(pictures, boxes, [f"frame {t + 1}" for t in range(T)], rows)
+
+
+def _table(pictures, boxes, columns, rows=None):
+    """A figure of pictures (H, W, C) in rows and columns, each with its box (top, left, bottom, right) if there are."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    images, maps = np.asarray(images), to_numpy(maps)
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or maps.ndim != 4 or len(maps) != len(images):
-        raise ValueError(f"needs images (B, H, W, 1 or 3) and maps (B, S, h, w), got {images.shape} and {maps.shape}")
-    (B, H, W, _), S = images.shape, min(maps.shape[1], 16)
+    H, W, C = pictures[0][0].shape
+    if C not in (1, 3):
+        raise ValueError(f"needs pictures with 1 or 3 colour channels, got {C}")
     height = 1.05 * H / W  # of a picture in inches; all are as wide as the word above them
-    figure = Figure(figsize=(1.05 * (S + 1), height * B + 0.3), dpi=110, layout="constrained")
+    figure = Figure(figsize=(1.05 * len(columns), height * len(pictures) + 0.3), dpi=110, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    for b, row in enumerate(figure.subplots(B, S + 1, squeeze=False)):
-        for s, axes in enumerate(row):
-            axes.set_axis_off()
-            if b == 0:
-                axes.set_title(f"token {s}" if s else "image", fontsize=8)
-            picture = _lit(images[b], maps[b, s - 1]) if s else images[b]
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for i, line in enumerate(figure.subplots(len(pictures), len(columns), squeeze=False)):
+        for j, axes in enumerate(line):
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if i == 0:
+                axes.set_title(columns[j], fontsize=8)
+            if j == 0 and rows:
+                axes.set_ylabel(rows[i], fontsize=8)
+            axes.imshow(pictures[i][j], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             if boxes is not None:
-                top, left, bottom, right = boxes[b]
+                top, left, bottom, right = boxes[i][j]
                 corner = (left - 0.5, top - 0.5)
                 frame = Rectangle(corner, right - left, bottom - top, fill=False, edgecolor="white", linewidth=0.8)
                 axes.add_patch(frame)
     return figure
 
 
-def _lit(image, weights):
-    """The image (H, W, C), at full brightness where a map (h, w) is largest and at a quarter of it where smallest."""
+def _lit(image, weights, low=None, high=None):
+    """The image (H, W, C), at full brightness where a map (h, w) is ``high`` and at a quarter of it where ``low``.
+
+    By default these are the map's own largest and smallest value.
+    """
     H, W, _ = image.shape
-    low, high = weights.min(), weights.max()
+    low, high = weights.min() if low is None else low, weights.max() if high is None else high
     light = (weights - low) / (high - low) if high > low else np.ones_like(weights)
     light = light.repeat(H // weights.shape[0], 0).repeat(W // weights.shape[1], 1)
     return (image * (0.25 + 0.75 * light[..., None])).astype(np.uint8)
 
 
-def curves(rows):
-    """A figure of loss and accuracy by epoch, from the rows of ``metrics.csv`` (a list of dicts of numbers)."""
+def activation_maps(model, images):
+    """How strongly a ViT or X21D acts at each place: the mean over the channels of its squared activations.
+
+    For normalised images (B, H, W, C) or clips, a dict from the name of each stage to maps (B, h, w), for clips
+    (B, T', h, w). A stage is a part of the model behind which every place has channels of its own: the patches and the
+    blocks before the tokenizer; behind it only a way back makes more. (Zagoruyko and Komodakis, 2017, show their
+    attention so.)
+    """
+    if isinstance(model, X21D):
+        stages = {f"stage {i + 1}": block for i, block in enumerate(model.blocks)} | {"last block": model.last}
+    else:
+        first = model.config.loc if model.tokenizer else len(model.blocks)
+        stages = {"patches": model.drop} | {f"block {i}": model.blocks[i] for i in range(first)}
+        stages |= {f"block {first + i}": back for i, back in enumerate(model.backs)}
+    found = {}
+
+    def recording(name, forward):
+        def record(*args):
+            found[name] = forward(*args)
+            return found[name]
+
+        return record
+
+    for name, module in stages.items():
+        module.forward = recording(name, module.forward)
+    try:
+        with no_grad():
+            model(images)
+    finally:
+        for module in stages.values():
+            del module.forward
+    maps = {name: (to_numpy(y) ** 2).mean(-1) for name, y in found.items()}
+    if isinstance(model, X21D):
+        return maps
+    shape = (model.config.time_steps, *model.config.grid)[images.ndim == 4 :]
+    return {name: y.reshape(len(images), *shape) for name, y in maps.items()}
+
+
+def accuracy_against_cost(rows, score="accuracy"):
+    """A figure of what models achieve against what they cost, one point per row.
+
+    Rows are dicts of ``name``, ``macs`` (multiply-adds of one image or clip), ``accuracy`` from 0 to 1 (what it is,
+    ``score`` says), and for a mean over several seeds ``spread``, drawn as a bar to both sides.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(6, 4), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        x, y = row["macs"] / 1e6, row["accuracy"]
+        axes.errorbar(x, y, yerr=row.get("spread"), fmt="o", color="tab:blue", markersize=5, capsize=3)
+        axes.annotate(row["name"], (x, y), (6, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("million multiply-adds")
+    axes.set_xlim(0, 1.2 * axes.dataLim.xmax)  # room for the names
+    axes.set_ylabel(score)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def curves(rows, score="accuracy"):
+    """A figure of loss and accuracy by epoch, from the rows of ``metrics.csv`` (a list of dicts of numbers).
+
+    ``score`` says what the accuracy is.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -91,7 +208,7 @@ def curves(rows):
             values = [row[f"{split}_{name}"] for row in rows]
             axes.plot(epochs, values, style, color="tab:blue", markersize=4, markerfacecolor=face, label=split)
         axes.set_xlabel("epoch")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(score if name == "accuracy" else name, fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -146,6 +263,7 @@ def _held(kept):
 
 
 def _owner(array):
-    while getattr(array, "base", None) is not None and is_array(array.base):
-        array = array.base
+    owner = array
+    while (owner := getattr(owner, "base", None)) is not None:  # a strided view has a wrapper between it and its owner
+        array = owner if is_array(owner) else array
     return array

@@ -21,8 +21,9 @@ import numpy as np
 
 from . import checkpoint, data, ops, optim, report
 from .autograd import no_grad
-from .backend import DEVICES, InputError, cuda_problem, to_device
-from .nn import ViT, ViTConfig
+from .backend import InputError, check_types, cuda_problem, to_device, to_numpy
+from .metrics import mean_average_precision
+from .nn import X21D, ViT, ViTConfig, X21DConfig
 
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 CHECKPOINT = "checkpoint.safetensors"
@@ -34,8 +35,8 @@ class TrainConfig:
     """One training run, checked when it is made. Raises InputError for a value out of range."""
 
     dataset: str = "clutter"
-    """clutter, cifar10, cifar100, or a folder, zip or tar of split/class/image files"""
-    model: ViTConfig = field(default_factory=lambda: ViTConfig(version="1.1", pre_norm=False))
+    """clutter, actors (with other defaults), cifar10, cifar100, or a folder, zip or tar of split/class/image files"""
+    model: ViTConfig | X21DConfig = field(default_factory=lambda: ViTConfig(version="1.1", pre_norm=False))
     epochs: int = 10
     """passes over the training images"""
     batch_size: int = 100
@@ -72,6 +73,7 @@ class TrainConfig:
     """where to compute"""
 
     def __post_init__(self):
+        check_types(self)
         for wanted, holds, names in (
             ("at least 1", lambda x: x >= 1, ("epochs", "batch_size", "subset")),
             ("above 0", lambda x: 0 < x < np.inf, ("lr", "clip")),
@@ -82,8 +84,16 @@ class TrainConfig:
                 value = getattr(self, name)
                 if value is not None and not holds(value):
                     raise InputError(f"{name} must be {wanted}, got {value}")
-        if self.device not in DEVICES:
-            raise InputError(f"device is one of {', '.join(DEVICES)}, got {self.device!r}")
+
+
+def default_config(dataset):
+    """The TrainConfig of ``minitl train DATASET`` where no option says otherwise."""
+    config = TrainConfig(dataset)
+    if dataset != "actors":
+        return config
+    # from small positions, or with a head of zeros, learning takes many epochs to begin
+    model = replace(config.model, num_tokens=4, positions="waves", zero_head=False)
+    return replace(config, model=model, epochs=8, batch_size=64, lr=6e-3)
 
 
 def load_config(folder):
@@ -93,8 +103,11 @@ def load_config(folder):
         raise InputError(f"{folder} is no run, it has no config.json; give a folder that `minitl train` made")
     try:
         saved = json.loads(path.read_text())
-        model = saved["model"] | {"image_size": tuple(saved["model"]["image_size"])}
-        return TrainConfig(**saved | {"model": ViTConfig(**model)})
+        model = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in dict(saved["model"]).items()
+        }
+        kind = X21DConfig if "widths" in model else ViTConfig
+        return TrainConfig(**saved | {"model": kind(**model)})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is no configuration of this minitl ({error}); restore it or start anew") from error
 
@@ -108,11 +121,10 @@ def load_run(folder):
     config = load_config(folder)
     arrays, meta = _load_checkpoint(folder, config)
     _, test_set = data.load(config.dataset, config.data_dir, subset=1)  # the training images are not needed
-    size = (*config.model.image_size, config.model.channels)
-    if (list(test_set.classes), test_set.images.shape[1:]) != (meta["classes"], size):
+    if list(test_set.classes) != meta["classes"] or _fitted(config, test_set) != config:
         raise InputError(f"{config.dataset} has other classes or images of another size than when {folder} was trained")
     device = "cpu" if config.device == "cpu" or cuda_problem() else "cuda"
-    model = ViT(config.model, np.random.default_rng(config.seed)).to(device)
+    model = _built(config.model, np.random.default_rng(config.seed)).to(device)
     parts = {"model": model}
     if config.ema:
         parts["ema"] = optim.EMA(model.parameters(), config.ema)
@@ -125,10 +137,11 @@ def load_run(folder):
 def evaluate(model, dataset, mean, std, batch_size=200, stop=()):
     """``{"loss", "accuracy"}`` of a model on a data set, and ``"map_mass"`` where it has boxes and the model maps.
 
-    ``mean`` and ``std`` (channels,) are those of the training images. Returns None as soon as ``stop`` is not empty.
+    Where images have several labels the accuracy is the mean average precision. ``mean`` and ``std`` (channels,) are
+    those of the training images. Returns None as soon as ``stop`` is not empty.
     """
-    loss = correct = mass = 0.0
-    with_maps = dataset.boxes is not None and model.tokenizer is not None
+    loss, mass, scores = 0.0, 0.0, []
+    with_maps = dataset.boxes is not None and model.has_maps
     with _evaluating(model) as device:
         for first in range(0, len(dataset), batch_size):
             if stop:
@@ -137,25 +150,29 @@ def evaluate(model, dataset, mean, std, batch_size=200, stop=()):
             images = to_device(data.normalize(part.images, mean, std), device)
             labels = to_device(part.labels, device)
             logits = model(images)
-            loss += ops.cross_entropy(logits, labels).item() * len(part)
-            correct += int((logits.data.argmax(1) == labels).sum())
+            loss += _loss(logits, labels).item() * len(part)
+            scores.append(to_numpy(logits))
             if with_maps:
-                mass += float(report.map_mass(model.maps(images), part.boxes, part.images.shape[1:3]).sum())
+                mass += float(report.map_mass(model.maps(images), part.boxes, part.images.shape[-3:-1]).sum())
+    correct = _correct(np.concatenate(scores), dataset.labels)
     found = {"loss": loss / len(dataset), "accuracy": correct / len(dataset)}
     return found | ({"map_mass": mass / len(dataset)} if with_maps else {})
 
 
-def draw_maps(path, model, dataset, mean, std, count=8):
+def draw_maps(path, model, dataset, mean, std, count=None):
     """Save a PNG of the model's maps over ``count`` images, as far apart in the data set as can be.
 
-    (Files are sorted by class, so the first images are often all of one.) Raises InputError when there are no maps.
+    (Files are sorted by class, so the first images are often all of one.) By default 8 images, or 2 clips. Raises
+    InputError when there are no maps.
     """
-    if model.tokenizer is None:
-        raise InputError("this model keeps all its tokens, so there are no maps to draw")
+    if not model.has_maps:
+        raise InputError("the tokens of this model do not come from maps, so there are none to draw")
+    show, few = (report.show_maps, 8) if dataset.images.ndim == 4 else (report.show_clip_maps, 2)
+    count = count or few
     some = dataset.take(np.unique(np.linspace(0, len(dataset) - 1, count, dtype=int)))
     with _evaluating(model) as device:
         maps = model.maps(to_device(data.normalize(some.images, mean, std), device))
-    _write(path, report.png(report.show_maps(some.images, maps, some.boxes)))
+    _write(path, report.png(show(some.images, maps, some.boxes)))
 
 
 def start(config, folder):
@@ -166,6 +183,7 @@ def start(config, folder):
     folder = Path(folder)
     _expect_empty(folder)
     trainer = Trainer(config, folder)
+    new = not folder.exists()
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     _expect_empty(folder)  # still: reading the data takes a while
@@ -175,6 +193,8 @@ def start(config, folder):
     except BaseException:
         for name in ("config.json", "metrics.csv"):
             (folder / name).unlink(missing_ok=True)
+        if new:
+            folder.rmdir()
         raise
     return trainer
 
@@ -194,7 +214,8 @@ def resume(folder, config=None):
 class Trainer:
     """A training run in memory: data, model, optimiser, and how far it is. Made by ``start`` and ``resume``.
 
-    ``config.model``'s image size, channels and classes are taken from the data.
+    ``config.model``'s image size, frames, channels and classes are taken from the data. ``score`` is what the columns
+    of accuracies hold: mean average precision, "mAP", where images have several labels; in training that of a batch.
     """
 
     def __init__(self, config, folder):
@@ -204,9 +225,10 @@ class Trainer:
         self.train_set, self.test_set = data.load(config.dataset, config.data_dir, config.subset)
         self.config = config = _fitted(config, self.train_set)
         self.mean, self.std = data.channel_stats(self.train_set.images)
+        self.score = "mAP" if self.train_set.multi_label else "accuracy"
 
         self.rng = np.random.default_rng(config.seed)
-        self.model = ViT(config.model, self.rng).to(config.device)
+        self.model = _built(config.model, self.rng).to(config.device)
         self.optimizer = optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.ema = optim.EMA(self.optimizer, config.ema) if config.ema else None
 
@@ -218,14 +240,12 @@ class Trainer:
 
     def describe(self):
         """One line on what is trained, on what, and where."""
-        model = self.config.model
-        ways = {"learner": f"TokenLearner {model.version}", "pool": "grid pooling", "static": "static pooling"}
-        tokens = f"{model.grid[0] * model.grid[1]} tokens"
-        if self.model.tokenizer is not None:
-            tokens += f" -> {model.num_tokens} by {ways[model.tokenizer]} before block {model.loc}"
+        model, classes = self.config.model, len(self.train_set.classes)
+        images = "images" if self.train_set.images.ndim == 4 else "clips"
         return (
-            f"ViT, {self.model.num_parameters():,} parameters, {tokens}, on {self.config.device}; "
-            f"{len(self.train_set):,} training and {len(self.test_set):,} test images of {model.num_classes} classes"
+            f"{type(self.model).__name__}, {self.model.num_parameters():,} parameters, {_tokens(model)}, "
+            f"on {self.config.device}; "
+            f"{len(self.train_set):,} training and {len(self.test_set):,} test {images} of {classes} classes"
         )
 
     def fit(self, on_epoch=lambda row: None):
@@ -241,7 +261,8 @@ class Trainer:
                 for images, labels in self._rest_of_epoch():
                     self._step(images, labels)
                     self.seconds = time.perf_counter() - began
-                    progress.set_postfix_str("loss {:.3f}, accuracy {:.1%}".format(*self._means()), refresh=False)
+                    loss, accuracy = self._means()
+                    progress.set_postfix_str(f"loss {loss:.3f}, {self.score} {accuracy:.1%}", refresh=False)
                     progress.update(len(labels))
                     if stop:
                         break
@@ -250,10 +271,10 @@ class Trainer:
                     self._end_epoch(test)
                     on_epoch(self.rows[-1])
                 self.save()
-        if len(self.rows) < self.config.epochs:
-            return False
-        self._draw()
-        return True
+            finished = len(self.rows) == self.config.epochs
+            if finished:
+                self._draw()
+        return finished
 
     def evaluate(self, stop=()):
         """``evaluate`` on the test images, with the averaged weights if there is an average."""
@@ -301,7 +322,7 @@ class Trainer:
         images, labels = to_device(images, config.device), to_device(labels, config.device)
         inputs, targets = self._augment(images, labels)
         logits = self.model(inputs)
-        loss = ops.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+        loss = _loss(logits, targets, config.label_smoothing)
         self._expect_finite(loss.item(), f"the loss of {step}")
         self.optimizer.zero_grad()
         loss.backward()
@@ -312,7 +333,7 @@ class Trainer:
         self.step += 1
         self.sums["images"] += len(labels)
         self.sums["loss"] += loss.item() * len(labels)
-        self.sums["correct"] += int((logits.data.argmax(1) == labels).sum())
+        self.sums["correct"] += _correct(logits.data, labels)
 
     def _augment(self, images, labels):
         """uint8 images and labels -> float images, normalised and augmented, and labels or soft targets."""
@@ -348,8 +369,8 @@ class Trainer:
         self.sums = _nothing_yet()
 
     def _draw(self):
-        _write(self.folder / "curves.png", report.png(report.curves(self.rows)))
-        if self.model.tokenizer is not None:
+        _write(self.folder / "curves.png", report.png(report.curves(self.rows, self.score)))
+        if self.model.has_maps:
             with self._evaluated_weights():
                 draw_maps(self.folder / "maps.png", self.model, self.test_set, self.mean, self.std)
 
@@ -377,19 +398,71 @@ def _nothing_yet():
 
 def _fitted(config, train_set):
     """``config`` with what the images decide. Raises InputError for options that do not fit them."""
-    _, height, width, channels = train_set.images.shape
+    *time, height, width, channels = train_set.images.shape[1:]
+    if isinstance(config.model, X21DConfig) and not time:
+        raise InputError(f"an X(2+1)D model needs clips, and {config.dataset} has images; train a ViT on them")
+    for names, images, unfit in (
+        (("flip", "crop", "cutout", "mixup", "cutmix"), "clips", time),
+        (("label_smoothing", "mixup", "cutmix"), "images with several labels", train_set.multi_label),
+    ):
+        if used := [name for name in names if unfit and getattr(config, name)]:
+            raise InputError(f"{config.dataset} has {images}, which do not go with {', '.join(used)}; leave that out")
     for name in ("crop", "cutout"):
         if getattr(config, name) >= min(height, width):
             size = f"{height} x {width}"
             raise InputError(f"{name} must be less than a side of the images, {size}, got {getattr(config, name)}")
     known = {"image_size": (height, width), "channels": channels, "num_classes": len(train_set.classes)}
-    return replace(config, model=ViTConfig(**vars(config.model) | known))
+    known |= {"frames": time[0] if time else 1}
+    kind = X21DConfig if isinstance(config.model, X21DConfig) else ViTConfig
+    return replace(config, model=kind(**vars(config.model) | known))
+
+
+def _built(config, rng):
+    return (X21D if isinstance(config, X21DConfig) else ViT)(config, rng)
+
+
+def _tokens(config):
+    """In words, what becomes of the tokens in the model of this configuration."""
+    if isinstance(config, X21DConfig):
+        return "a convolution over time" if config.last == "conv" else f"{config.num_tokens} tokens of each frame"
+    ways = {
+        "learner": f"TokenLearner {config.version}",
+        "pool": "grid pooling",
+        "static": "static pooling",
+        "dense": "a linear layer on all patches",
+        "mean-dense": "a linear layer on their mean",
+        "query": "learned queries",
+        "gate": "spatial gates",
+    }
+    backs = {"fuser": "TokenFuser", "unpool": "unpooling", "reproject": "re-projection"}
+    frames = "" if config.frames == 1 else f"{config.time_steps} x "
+    text = f"{frames}{config.grid[0] * config.grid[1]} tokens"
+    if config.tokenizer != "none":
+        text += f" -> {frames}{config.num_tokens} by {ways[config.tokenizer]} before block {config.loc}"
+    if config.back != "none":
+        text += f" and each later one, back by {backs[config.back]}"
+    return text
+
+
+def _loss(logits, targets, label_smoothing=0.0):
+    """The mean loss for labels as a Dataset has them, or for soft targets (B, K) of a single label each."""
+    if targets.dtype == np.uint8:
+        return ops.binary_cross_entropy_with_logits(logits, targets.astype(logits.dtype))
+    return ops.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+def _correct(logits, labels):
+    """How many of the images are classified rightly; if they have several labels, as many times their mAP."""
+    if labels.ndim == 1:
+        return int((logits.argmax(1) == labels).sum())
+    return len(labels) * mean_average_precision(logits, labels) if labels.any() else 0.0
 
 
 def _load_checkpoint(folder, config):
     """``(arrays, meta)`` of the run in ``folder``. Raises InputError unless it is a run of this configuration."""
     path = Path(folder) / CHECKPOINT
     arrays, meta = checkpoint.load(path)
+    meta = meta if isinstance(meta, dict) else {}
     if missing := {"config", "images", "classes", "mean", "std", "generator", *COUNTS} - meta.keys():
         raise InputError(
             f"{path} is no checkpoint of a training run: it says nothing about {', '.join(sorted(missing))}"

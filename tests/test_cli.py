@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import checkpoint, cli, data, report, train
+from minitl import checkpoint, cli, data, flops, report, train
 from minitl.backend import InputError
+from minitl.data import clips
+from minitl.experiments import paper
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = ["--patch-size", "8", "--dim", "12", "--heads", "2", "--mlp-dim", "16", "--hidden", "8", "--num-tokens", "4"]
@@ -112,6 +115,42 @@ def test_clutter_prints_the_map_mass(capsys, monkeypatch):
     assert f"on the target object (even maps would have {even:.3f})" in capsys.readouterr().out
 
 
+def test_clips_print_their_mean_average_precision(capsys, monkeypatch):
+    splits = clips.draw(np.random.default_rng(1), 16), clips.draw(np.random.default_rng(2), 16)
+    monkeypatch.setattr(data, "load", lambda *_, **__: splits)
+    assert minitl("train", "actors", *TINY, "--tubelet", 2, "--epochs", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "4 x 16 tokens -> 4 x 4 by TokenLearner 1.1" in lines[0] and " mAP " in lines[1]
+    config = train.load_config("runs/actors")
+    given = config.batch_size, config.model.positions, config.model.zero_head
+    assert given == (16, "waves", False), "an option that is given, and two of the data set's own"
+    assert lines[3].startswith("test mAP       ") and lines[4].startswith("map mass       ")
+    assert minitl("maps", "runs/actors", "--images", 1) == 0
+    assert minitl("eval", "runs/actors") == 0
+
+
+def test_flops(capsys):
+    """A model of the paper, changed, as a table or for machines; one that has no options; and the paper's tables."""
+    assert minitl("flops", "b/16-8AT6", "--back", "fuser", "--json") == 0
+    same = flops.as_dict(paper.count_preset("B/16-8at6-fuser"))
+    assert json.loads(capsys.readouterr().out) == same
+    assert minitl("flops", "B/16-8at6-fuser") == 0
+    assert capsys.readouterr().out == flops.table(paper.count_preset("B/16-8at6-fuser")) + "\n"
+    assert minitl("flops", "keras") == 0
+    assert capsys.readouterr().out == flops.table(paper.count_preset("keras")) + "\n"
+    assert minitl("flops", "--paper") == 0
+    assert capsys.readouterr().out == paper.paper_table() + "\n"
+    assert minitl("flops", "--paper", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == paper.paper()
+
+
+def test_runs_of_ablations_go_on_elsewhere(capsys, monkeypatch):
+    splits = clips.draw(np.random.default_rng(1), 8), clips.draw(np.random.default_rng(2), 8)
+    monkeypatch.setattr(data, "load", lambda *_, **__: splits)
+    train.start(train.TrainConfig("actors", train.X21DConfig(widths=(4,))), "run")
+    assert "run is a run of `minitl ablate`" in fails(capsys, "train", "--resume", "run")
+
+
 def test_cifar_photographs(capsys):
     """A few of them: real files in a real archive."""
     archive = SHARED / "data" / "cifar10-images.tar.xz"
@@ -128,7 +167,9 @@ def test_help(capsys):
     assert minitl("train", "--help") == 0
     text = capsys.readouterr().out
     assert all(option in text for option in ("--epochs", "--num-tokens", "--resume", "--out", "--data-dir"))
-    assert "--image-size" not in text and "--num-classes" not in text  # the data set says that
+    assert not [
+        name for name in ("--image-size", "--frames", "--num-classes") if name in text
+    ]  # the data set says that
 
 
 def test_a_name_for_the_folder(here):
@@ -147,7 +188,7 @@ def test_a_name_for_the_folder(here):
     "args, messages",
     [
         ("trian", ["unknown command 'trian'; did you mean train?"]),
-        ("xyz", ["unknown command 'xyz'; choose one of train, eval, maps"]),
+        ("xyz", ["unknown command 'xyz'; choose one of train, eval, maps, flops, ablate, fewshot"]),
         ("train --epoch 2", ["Unrecognized options: --epoch", "--epochs"]),
         ("train --epochs two", ["--epochs", "'two'"]),
         ("train --epochs 0", ["epochs must be at least 1, got 0"]),
@@ -176,11 +217,18 @@ def test_a_name_for_the_folder(here):
         ),
         ("train --resume RUN clutter", ["dataset:", "in the checkpoint, clutter here"]),
         ("train --resume", ["--resume"]),
+        ("train DATA --tubelet 2", ["tubelet=2 does not divide frames=1"]),
         ("eval", ["folder of a run"]),
         ("eval nowhere", ["nowhere is no run"]),
         ("eval RUN --images 3", ["Unrecognized options: --images"]),
         ("maps RUN --images 0", ["--images is from 1 to 64, got 0"]),
         ("maps RUN --out maps.gif", ["the picture is a PNG; choose a name that ends in .png"]),
+        ("flops", ["name a model first, as in `minitl flops B/16-8at6`; `minitl flops --paper` lists them"]),
+        ("flops --loc 1 B/16", ["name a model first"]),
+        ("flops B/17-8at6", ["there is no preset 'B/17-8at6'; did you mean B/16-8at6"]),
+        ("flops keras --loc 2", ["keras is counted, but it is no ViT with options"]),
+        ("flops B/16-8at6 --loc 12", ["loc=12 is not the index of a block: 0 <= loc < layers=12"]),
+        ("flops B/16 --image-size 100 100", ["patch_size=16 does not divide the image size 100 x 100"]),
         ("maps RUN --out nowhere/maps.png", ["cannot write nowhere/maps.png (No such file or directory)"]),
     ],
 )
@@ -215,7 +263,7 @@ def test_one_class(here, capsys):
 def test_a_run_without_maps(capsys, pictures):
     assert minitl("train", pictures, *TINY, "--tokenizer", "none", "--epochs", 1, "--out", "run") == 0
     capsys.readouterr()
-    assert "keeps all its tokens, so there are no maps to draw" in fails(capsys, "maps", "run")
+    assert "do not come from maps, so there are none to draw" in fails(capsys, "maps", "run")
 
 
 def test_a_loss_that_is_no_number(capsys, pictures):

@@ -138,7 +138,7 @@ def test_show_maps_shows_at_most_sixteen(rng):
     "shape, maps", [((2, 8, 8, 2), (2, 4, 2, 2)), ((8, 8, 3), (2, 4, 2, 2)), ((2, 8, 8, 3), (4, 2, 2))]
 )
 def test_show_maps_refuses_what_is_no_picture(shape, maps):
-    with pytest.raises(ValueError, match="needs images"):
+    with pytest.raises(ValueError, match=r"needs (images|pictures)"):
         report.show_maps(np.zeros(shape, "uint8"), np.zeros(maps))
 
 
@@ -156,3 +156,110 @@ def test_curves(epochs):
 def test_curves_of_a_perfect_model():
     """No warning about limits that coincide."""
     report.png(report.curves([a_row(1, loss=0.0, accuracy=1.0)]))
+
+
+# --- clips ---
+
+
+def test_map_mass_of_clips_is_a_mean_over_frames(rng):
+    """Two tubelets of three frames: each frame is scored with the maps of its tubelet."""
+    maps, start = rng.random((2, 2, 3, 4, 4)), rng.integers(0, 8, (2, 6, 2))
+    boxes = np.concatenate([start, start + rng.integers(1, 8, (2, 6, 2))], axis=2)
+    expected = [
+        [report.map_mass(maps[b, t // 3][None], boxes[b, t][None], (16, 16))[0] for t in range(6)] for b in (0, 1)
+    ]
+    np.testing.assert_allclose(report.map_mass(maps, boxes, (16, 16)), np.mean(expected, axis=1))
+    even = report.map_mass(np.ones((2, 6, 1, 4, 4)), boxes, (16, 16))
+    assert report.box_share(boxes, (16, 16)) == pytest.approx(even.mean())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_show_clip_maps(rng, channels):
+    """Tokens are rows, frames are columns; both frames of a tubelet have its map; a box moves with its frame."""
+    clips = rng.integers(100, 256, (2, 4, 8, 8, channels)).astype("uint8")
+    maps, boxes = rng.random((2, 2, 3, 2, 2)), rng.integers(0, 5, (2, 4, 4))
+    figure = report.show_clip_maps(clips, Tensor(maps), boxes)
+    axes = np.array(figure.axes).reshape(8, 4)
+    assert [a.get_title() for a in axes[0]] == ["frame 1", "frame 2", "frame 3", "frame 4"]
+    assert [a.get_ylabel() for a in axes[:, 0]] == ["clip", "token 1", "token 2", "token 3"] * 2
+    np.testing.assert_array_equal(axes[4, 2].images[0].get_array(), np.squeeze(clips[1, 2]))
+    token = maps[1, :, 2]  # of the second clip, over both tubelets
+    light = (token - token.min()) / (token.max() - token.min())
+    for t in range(4):
+        shown = axes[7, t].images[0].get_array().reshape(8, 8, channels)
+        expected = clips[1, t] * (0.25 + 0.75 * light[t // 2].repeat(4, 0).repeat(4, 1)[..., None])
+        np.testing.assert_array_equal(shown, expected.astype("uint8"))
+        (box,) = axes[7, t].patches
+        assert (box.get_y(), box.get_x()) == tuple(boxes[1, t, :2] - 0.5)
+    assert report.png(figure).startswith(b"\x89PNG")
+
+
+def test_show_clip_maps_shows_at_most_sixteen():
+    figure = report.show_clip_maps(np.zeros((1, 18, 2, 2, 3), "uint8"), np.zeros((1, 9, 20, 1, 1)))
+    assert len(figure.axes) == 17 * 16
+
+
+def test_show_clip_maps_refuses_images():
+    with pytest.raises(ValueError, match=r"needs clips .*\(2, 8, 8, 3\)"):
+        report.show_clip_maps(np.zeros((2, 8, 8, 3), "uint8"), np.zeros((2, 3, 2, 2)))
+
+
+# --- activations ---
+
+TINY = {"image_size": (8, 12), "patch_size": 4, "dim": 6, "layers": 3, "heads": 2, "mlp_dim": 5, "num_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    "options, stages",
+    [
+        ({"tokenizer": "none"}, ["patches", "block 0", "block 1", "block 2"]),
+        ({"loc": 1}, ["patches", "block 0"]),
+        ({"loc": 1, "back": "fuser"}, ["patches", "block 0", "block 1", "block 2"]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("frames", [1, 4])
+def test_activation_maps(rng, options, stages, frames):
+    """One map per stage where each place has channels of its own; afterwards the model is as it was."""
+    tubelet, time = (1, ()) if frames == 1 else (2, (2,))
+    model = nn.ViT(nn.ViTConfig(**TINY, **options, frames=frames, tubelet=tubelet), rng)
+    x = rng.standard_normal((5, *[frames] * (frames > 1), 8, 12, 3), "float32")
+    maps = report.activation_maps(model, x)
+    assert {name: m.shape for name, m in maps.items()} == dict.fromkeys(stages, (5, *time, 2, 3))
+    embedded = model._embed(x)
+    np.testing.assert_allclose(maps["patches"].reshape(5, -1), (embedded.data**2).mean(2), rtol=1e-6)
+    first = model.blocks[0](embedded) if stages[1:] else embedded
+    np.testing.assert_allclose(list(maps.values())[:2][-1].reshape(5, -1), (first.data**2).mean(2), rtol=1e-5)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_activation_maps_of_the_bottleneck_model(rng):
+    model = nn.X21D(nn.X21DConfig(frames=2, image_size=(8, 8), widths=(4, 6), num_tokens=2), rng).eval()
+    maps = report.activation_maps(model, rng.standard_normal((3, 2, 8, 8, 3), "float32"))
+    assert {name: m.shape[1:] for name, m in maps.items()} == {
+        "stage 1": (2, 4, 4),
+        "stage 2": (2, 2, 2),
+        "last block": (2, 2, 2),
+    }
+
+
+def test_show_stages(rng):
+    stages = {"fine": rng.random((2, 8, 8)), "coarse": rng.random((2, 1, 2))}
+    figure = report.show_stages(rng.integers(0, 256, (2, 8, 8, 3)).astype("uint8"), stages)
+    assert [axes.get_title() for axes in figure.axes] == ["image", "fine", "coarse", "", "", ""]
+
+
+# --- an ablation ---
+
+
+def test_accuracy_against_cost():
+    rows = [
+        {"name": "one", "macs": 2e6, "accuracy": 0.5},
+        {"name": "two", "macs": 7e6, "accuracy": 0.9, "spread": 0.02},
+    ]
+    (axes,) = report.accuracy_against_cost(rows, "mAP").axes
+    assert axes.get_ylabel() == "mAP" and axes.get_xlim()[0] == 0 and axes.get_xlim()[1] > 7
+    points = [
+        (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines if line.get_marker() == "o"
+    ]
+    assert points == [(2, 0.5), (7, 0.9)] and [text.get_text() for text in axes.texts] == ["one", "two"]

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import backend, checkpoint, data, optim, report, train
+from minitl import backend, checkpoint, data, metrics, nn, no_grad, ops, optim, report, train
 from minitl.backend import InputError
-from minitl.nn import ViTConfig
+from minitl.data import clips
+from minitl.nn import ViTConfig, X21DConfig
+from minitl.nn.tokenizers import BACKS, TOKENIZERS
 from minitl.train import TrainConfig
 
 SMALL = ViTConfig(patch_size=8, dim=12, heads=2, mlp_dim=16, num_tokens=4, version="1.1", pre_norm=False, hidden=8)
@@ -48,8 +50,9 @@ def real_pictures():
 @pytest.fixture(autouse=True)
 def quick_pictures(request, monkeypatch):
     if "real_pictures" not in request.fixturenames:
-        monkeypatch.setattr(report, "show_maps", lambda images, maps, boxes: images.tobytes() + maps.data.tobytes())
-        monkeypatch.setattr(report, "curves", lambda rows: repr(len(rows)).encode())
+        for name in ("show_maps", "show_clip_maps"):
+            monkeypatch.setattr(report, name, lambda images, maps, boxes: images.tobytes() + maps.data.tobytes())
+        monkeypatch.setattr(report, "curves", lambda rows, score: repr(len(rows)).encode())
         monkeypatch.setattr(report, "png", lambda picture: picture)
 
 
@@ -164,6 +167,118 @@ def test_the_data_decide_sizes(tmp_path, monkeypatch, real_pictures):
     model = train.load_config(tmp_path).model
     assert (model.image_size, model.channels, model.num_classes) == ((16, 24), 1, 3)
     assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- clips with several labels ---
+
+TUBELETS = replace(SMALL, frames=8, tubelet=2)
+BOTTLENECK = X21DConfig(widths=(4, 6), expansion=2, num_tokens=2)
+
+
+@pytest.fixture
+def actors(monkeypatch):
+    """40 clips to train on, 50 to test on."""
+    splits = clips.draw(np.random.default_rng(1), 40), clips.draw(np.random.default_rng(2), 50)
+    monkeypatch.setattr(data, "load", lambda *_, **__: splits)
+    return splits
+
+
+@pytest.mark.parametrize("model", [SMALL, TUBELETS, BOTTLENECK], ids=["frames", "tubelets", "bottleneck"])
+def test_a_run_on_clips(tmp_path, actors, real_pictures, model):
+    """It stops and goes on bit for bit, is read back, evaluated by mAP, and drawn as a film strip."""
+    config = replace(PLAIN, dataset="actors", model=model)
+    whole = train.start(config, tmp_path / "whole")
+    assert whole.fit() and whole.score == "mAP"
+    assert "40 training and 50 test clips of 10 classes" in whole.describe()
+    parts = train.start(config, tmp_path / "parts")
+    ctrl_c_after(parts, 4)
+    assert not parts.fit() and train.resume(parts.folder).fit()
+    assert contents(parts.folder) == contents(whole.folder)
+
+    model, test_set, mean, std = train.load_run(whole.folder)
+    found = train.evaluate(model, test_set, mean, std, batch_size=50)
+    assert found == pytest.approx(whole.evaluate(), rel=1e-5) and 0 < found["map_mass"] < 1
+    assert whole.rows[-1]["test_accuracy"] == pytest.approx(found["accuracy"])
+    model.eval()
+    with no_grad():
+        scores = model(data.normalize(test_set.images, mean, std)).data
+    assert found["accuracy"] == pytest.approx(metrics.mean_average_precision(scores, test_set.labels))
+    p, t = 1 / (1 + np.exp(-scores.astype("float64"))), test_set.labels
+    assert found["loss"] == pytest.approx(-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean(), rel=1e-5)
+    assert (whole.folder / "maps.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_learns_several_labels(tmp_path, monkeypatch):
+    """Label k says whether channel k is bright."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (48, 3)).astype("uint8")
+    images = (100 * labels[:, None, None] + rng.integers(0, 150, (48, 16, 16, 3))).astype("uint8")
+    split = data.Dataset(images, labels, ("red", "green", "blue"))
+    monkeypatch.setattr(data, "load", lambda *_: (split, split))
+    trainer = train.start(replace(PLAIN, epochs=30, lr=1e-2), tmp_path)
+    assert trainer.fit()
+    last = trainer.rows[-1]
+    assert last["train_accuracy"] > 0.99 and last["test_accuracy"] > 0.99 and last["test_loss"] < 0.1
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"flip": True, "crop": 2}, "actors has clips, which do not go with flip, crop; leave that out"),
+        ({"cutout": 3}, "clips, which do not go with cutout"),
+        ({"mixup": 0.5}, "clips, which do not go with mixup"),
+        ({"label_smoothing": 0.1}, "images with several labels, which do not go with label_smoothing"),
+        ({"model": replace(SMALL, frames=9, tubelet=3)}, "tubelet=3 does not divide frames=8"),
+    ],
+)
+def test_what_clips_cannot_have(tmp_path, actors, options, message):
+    with pytest.raises(InputError, match=message):
+        train.start(replace(PLAIN, dataset="actors", **options), tmp_path)
+    assert not files(tmp_path)
+
+
+def test_what_several_labels_cannot_have(tmp_path, monkeypatch):
+    few = data.Dataset(np.zeros((8, 32, 32, 3), "uint8"), np.eye(8, 3, dtype="uint8"), ("a", "b", "c"))
+    monkeypatch.setattr(data, "load", lambda *_: (few, few))
+    with pytest.raises(InputError, match="several labels, which do not go with mixup"):
+        train.start(replace(PLAIN, mixup=0.5, flip=True), tmp_path)
+    trainer = train.start(replace(PLAIN, flip=True, crop=2, epochs=1), tmp_path)
+    assert trainer.fit(), "most of these images have no label at all"
+
+
+def test_images_are_no_clips(tmp_path):
+    with pytest.raises(InputError, match=r"an X\(2\+1\)D model needs clips, and clutter has images; train a ViT"):
+        train.start(replace(PLAIN, model=BOTTLENECK), tmp_path)
+    with pytest.raises(InputError, match="tubelet=2 does not divide frames=1"):
+        train.start(replace(PLAIN, model=TUBELETS), tmp_path)
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model, text",
+    [
+        (SMALL, "16 tokens -> 4 by TokenLearner 1.1 before block 0"),
+        (replace(SMALL, tokenizer="none"), "16 tokens"),
+        (
+            replace(SMALL, tokenizer="query", back="fuser"),
+            "4 by learned queries before block 0 and each later one, back by",
+        ),
+        (
+            replace(SMALL, tokenizer="mean-dense", frames=8, tubelet=2),
+            "4 x 16 tokens -> 4 x 4 by a linear layer on their",
+        ),
+        (BOTTLENECK, "2 tokens of each frame"),
+        (replace(BOTTLENECK, last="conv"), "a convolution over time"),
+    ],
+)
+def test_tokens_in_words(model, text):
+    assert text in train._tokens(model)
+
+
+def test_every_tokenizer_and_way_back_has_words():
+    for field, values in (("tokenizer", TOKENIZERS), ("back", BACKS)):
+        for name in values:
+            assert train._tokens(replace(SMALL, **{"num_tokens": 4, field: name}))
 
 
 # --- stop and go on ---
@@ -378,7 +493,7 @@ def test_a_folder_that_is_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
     [
         ('"lr": 0.004', '"lr": 0.1', "lr: 0.004 in the checkpoint, 0.1 here"),
         ('"dim": 12', '"dim": 24', "model.dim: 12 in the checkpoint, 24 here"),
-        ('"batch_size": 16', '"batch_size": 2.5', "batch_size: 16 in the checkpoint, 2.5 here"),
+        ('"batch_size": 16', '"batch_size": 2.5', "batch_size is of type int, got 2.5"),
         ('"epochs": 3', '"epochs": 0', "epochs must be at least 1, got 0"),
         ('"epochs": 3', '"epochs": "3"', "is no configuration of this minitl"),
         ('"device": "cpu"', '"device": "tpu"', "device is one of cpu, cuda, got 'tpu'"),
@@ -530,7 +645,7 @@ def test_no_maps_without_a_tokenizer(tmp_path):
     trainer = train.start(replace(PLAIN, model=replace(SMALL, tokenizer="none")), tmp_path)
     trainer.fit()
     assert "maps.png" not in files(tmp_path) and "16 tokens, on cpu" in trainer.describe()
-    with pytest.raises(InputError, match="no maps to draw"):
+    with pytest.raises(InputError, match="do not come from maps, so there are none to draw"):
         train.draw_maps(tmp_path / "maps.png", *train.load_run(tmp_path))
 
 
@@ -548,3 +663,24 @@ def test_on_the_gpu_as_on_the_cpu(tmp_path):
     for ours, theirs in zip(cpu.rows, gpu.rows, strict=True):
         assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-2)
     assert isinstance(gpu.optimizer, optim.AdamW)
+
+
+def test_steps_follow_the_options(tmp_path):
+    """Against the loop written out: schedule, smoothing, clipping, decay and average."""
+    config = replace(PLAIN, label_smoothing=0.2, ema=0.5, weight_decay=0.3, clip=0.05, warmup=0.5, lr=0.01)
+    trainer = train.start(config, tmp_path)
+    model = nn.ViT(trainer.config.model, np.random.default_rng(config.seed))
+    optimizer = optim.AdamW(model.parameters(), config.lr, weight_decay=0.3)
+    average = optim.EMA(optimizer, 0.5)
+    for step, (images, labels) in enumerate(itertools.islice(trainer._rest_of_epoch(), 3)):
+        trainer._step(images, labels)
+        optimizer.lr = optim.warmup_cosine(step, trainer.total, trainer.total // 2, config.lr)
+        logits = model(data.normalize(images, trainer.mean, trainer.std))
+        optimizer.zero_grad()
+        ops.cross_entropy(logits, labels, label_smoothing=0.2).backward()
+        assert optimizer.clip_grad_norm(0.05) > 0.05, "clipping has something to do"
+        optimizer.step()
+        average.update()
+        assert trainer.optimizer.lr == optimizer.lr
+    assert np.array_equal(trainer.optimizer.flat.data, optimizer.flat.data)
+    assert np.array_equal(trainer.ema.average, average.average)

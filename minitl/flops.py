@@ -1,0 +1,202 @@
+"""What a ViT costs, by arithmetic on its config: parameters, multiply-adds, memory. No weight is ever made.
+
+The letters are the paper's: d width, m MLP width, h heads, n tokens that a block sees, T time steps, P pixels of the
+token grid, S learned tokens of a frame. A multiply-add counts as 1. The GFLOPs that the paper prints are multiply-adds
+plus elementwise work inside the blocks: 2 for each entry of a softmax, 5 for each entry of a GELU or a LayerNorm.
+"""
+
+import math
+from dataclasses import asdict, astuple, dataclass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image or clip costs. Costs add up: ``cost + cost``, ``3 * cost``."""
+
+    params: int = 0
+    """numbers that are learned"""
+    macs: int = 0
+    """multiply-adds of one forward pass"""
+    elementwise: int = 0
+    """operations of softmax, GELU and LayerNorm in the blocks, as the paper counts them"""
+    kept: int = 0
+    """activations that backward keeps, in numbers; four bytes each in float32, dropout off"""
+
+    def __add__(self, other):
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __rmul__(self, times):
+        return Cost(*(times * a for a in astuple(self)))
+
+    @property
+    def flops(self):
+        """What the paper calls FLOPs."""
+        return self.macs + self.elementwise
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model that is there ``times`` times, with ``tokens`` behind it; ``cost`` is that of one."""
+
+    name: str
+    times: int
+    tokens: int
+    cost: Cost
+
+
+def count(config):
+    """The Parts of the ``ViT`` that a ``ViTConfig`` describes, in the order of the forward pass.
+
+    ``params`` add up to the model's ``num_parameters()``; nothing is allocated.
+    """
+    d, T, P, S = config.dim, config.time_steps, config.grid[0] * config.grid[1], config.num_tokens
+    later, patch = config.layers - config.loc, config.tubelet * config.patch_size**2 * config.channels
+
+    def blocks(times, n):
+        return Part("block", times, n, block(n, d, config.mlp_dim, config.heads))
+
+    parts, left = [Part("patch embedding", 1, T * P, linear(T * P, patch, d) + Cost(params=T * P * d))], T * P
+    if config.tokenizer == "none":
+        parts += [blocks(config.layers, T * P)]
+    else:
+        tokenizer, repeats = TOKENIZERS[config.tokenizer](config, T, P, S, d), 1 if config.back == "none" else later
+        parts += [blocks(config.loc, T * P), Part(f"tokenizer: {config.tokenizer}", repeats, T * S, tokenizer)]
+        parts += [blocks(later, T * S)]
+        if config.back == "none":
+            left = T * S
+        else:
+            parts += [Part(f"way back: {config.back}", later, T * P, BACKS[config.back](config, T, P, S, d))]
+    parts += [Part("head", 1, 1, norm(left, d) + linear(1, d, config.num_classes))]  # the mean in between is free
+    return [part for part in parts if part.times]
+
+
+def total(parts):
+    """The Cost of all Parts together."""
+    return sum((part.times * part.cost for part in parts), Cost())
+
+
+def linear(n, i, o, bias=True):
+    """n rows through a matrix (i, o)."""
+    return Cost(params=i * o + o * bias, macs=n * i * o, kept=n * i)
+
+
+def norm(n, d):
+    """LayerNorm of n rows: keeps the normalised rows and their deviations."""
+    return Cost(params=2 * d, kept=n * d + n)
+
+
+def gelu(n):
+    """GELU of n numbers: keeps them and their tanh."""
+    return Cost(kept=2 * n)
+
+
+def block(n, d, m, h, e=None):
+    """4nd² + 2ndm + 2n²d, with 4d² + 2dm + 9d + m parameters; ``e`` is the width of all heads, d by default."""
+    e = e or d
+    attention = linear(n, d, 3 * e) + Cost(macs=2 * n * n * e, kept=3 * n * e + h * n * n) + linear(n, e, d)
+    mlp = linear(n, d, m) + gelu(n * m) + linear(n, m, d)
+    return 2 * norm(n, d) + attention + mlp + Cost(elementwise=2 * h * n * n + 5 * n * (m + 2 * d))
+
+
+def conv(H, W, k, i, o):
+    """k x k convolution, stride 1, zeros around, no bias: keeps its padded input."""
+    return Cost(params=k * k * i * o, macs=H * W * k * k * i * o, kept=(H + k - 1) * (W + k - 1) * i)
+
+
+def pooling(P, S, d):
+    """Z = A X: keeps A and X."""
+    return Cost(macs=P * S * d, kept=P * (S + d))
+
+
+def cross_attention(T, queries, n, k, d, h):
+    """In each of T frames n rows attend to k rows, without an MLP; ``queries`` rows are projected in all."""
+    macs = queries * d * d + T * (n * d * d + 2 * k * d * d + 2 * n * k * d)
+    return Cost(4 * d * d + 4 * d, macs, kept=2 * queries * d + T * (3 * k * d + h * n * k + n * d))
+
+
+def frames(T, cost):
+    """The same weights on each of T frames."""
+    return Cost(cost.params, T * cost.macs, T * cost.elementwise, T * cost.kept)
+
+
+def learner(c, P, S, d):
+    """TokenLearner on one frame: 9PdS + 27PS² + PSd; version 1.1: 64Pd + 64PS + PSd with 64 hidden units."""
+    if c.version == "1.0":
+        maps = conv(*c.grid, 3, d, S) + 3 * (gelu(P * S) + conv(*c.grid, 3, S, S))
+    else:
+        maps = linear(P, d, c.hidden) + gelu(P * c.hidden) + linear(P, c.hidden, S)
+        maps += Cost(kept=0 if c.pre_norm else -P * d)  # without the norm the MLP's input is X, which pooling keeps
+    return maps + c.pre_norm * norm(P, d) + pooling(P, S, d)
+
+
+TOKENIZERS = {  # of the config c, T frames of P pixels, S tokens each, width d
+    "learner": lambda c, T, P, S, d: frames(T, learner(c, P, S, d)),
+    "pool": lambda c, T, P, S, d: Cost(),
+    "static": lambda c, T, P, S, d: frames(T, pooling(P, S, d)) + Cost(params=S * P, kept=(1 - T) * S * P),
+    "dense": lambda c, T, P, S, d: frames(T, linear(1, P * d, S * d)),
+    "mean-dense": lambda c, T, P, S, d: frames(T, linear(1, d, S * d)),
+    "query": lambda c, T, P, S, d: cross_attention(T, S, S, P, d, c.heads) + Cost(params=S * d),
+    # 7x7 convolution of two channels, the maximum and the mean, and batch norm
+    "gate": lambda c, T, P, S, d: frames(
+        T, conv(*c.grid, 7, 2, S) + Cost(params=2 * S, kept=P * (1 + S)) + pooling(P, S, d)
+    ),
+}
+
+
+def fuser(c, T, P, S, d):
+    """TokenFuser: (TS)²d to mix the tokens of a clip, or TS²d frame by frame, then T(PdS + PSd)."""
+    mixed, times = (T * S, 1) if c.fuser_mix == "all" else (S, T)
+    mix = frames(times, linear(d, mixed, mixed)) + 2 * c.fuser_norm * norm(T * S, d)
+    if c.fuser_beta == "linear":
+        beta = linear(T * P, d, S, bias=False)
+    else:
+        beta = linear(T * P, d, c.hidden) + gelu(T * P * c.hidden) + linear(T * P, c.hidden, S)
+    return mix + norm(T * P, d) + beta + Cost(macs=T * P * S * d, kept=T * S * (P + d))
+
+
+def reproject(c, T, P, S, d):
+    """All pixels attend to all tokens, without an MLP: 2TPd² + 2TSd² + 2(TP)(TS)d."""
+    grid = T * P * d if c.tokenizer in ("pool", "mean-dense") else 0  # the others keep it anyway
+    return cross_attention(1, T * P, T * P, T * S, d, c.heads) + Cost(kept=grid)
+
+
+BACKS = {
+    "fuser": fuser,
+    "unpool": lambda c, T, P, S, d: Cost(macs=T * P * S * d, kept=T * S * d),
+    "reproject": reproject,
+}
+
+
+def table(parts):
+    """The Parts as lines of text, one column each for what they cost, with their sum."""
+    whole = total(parts)
+    rows = [("part", "times", "tokens", "parameters", "multiply-adds", "elementwise", "activations")]
+    rows += [(p.name, p.times, p.tokens, *_cells(p.times * p.cost)) for p in parts]
+    rows += [("total", "", "", *_cells(whole))]
+    lines = [f"{row[0]:22}{row[1]:>6}{row[2]:>8}" + "".join(f"{cell:>15}" for cell in row[3:]) for row in rows]
+    lines.insert(-1, "-" * len(lines[0]))
+    if whole.elementwise:
+        lines += ["", f"{short(whole.flops)}FLOPs as the paper counts them: multiply-adds and elementwise together"]
+    return "\n".join(lines)
+
+
+def as_dict(parts):
+    """The same for machines: the Parts, each with the cost of one, and their sum."""
+
+    def numbers(cost):
+        sizes = asdict(cost)
+        return sizes | {"flops": cost.flops, "activation_bytes": 4 * sizes.pop("kept")}
+
+    listed = [{"name": p.name, "times": p.times, "tokens": p.tokens, **numbers(p.cost)} for p in parts]
+    return {"parts": listed, "total": numbers(total(parts))}
+
+
+def _cells(cost):
+    numbers = (cost.params, ""), (cost.macs, ""), (cost.elementwise, ""), (4 * cost.kept, "B")
+    return [short(n, unit) if n else "-" for n, unit in numbers]
+
+
+def short(n, unit=""):
+    """Four digits and a prefix: 55378163712 -> ``55.38 G``."""
+    power = min(max(math.floor(math.log10(n) / 3 + 1e-5), 0), 4) if n else 0
+    return f"{n / 1000**power:.4g} {'kMGT'[power - 1] if power else ''}{unit}".rstrip()
