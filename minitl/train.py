@@ -102,14 +102,16 @@ def load_config(folder):
     if not path.is_file():
         raise InputError(f"{folder} is no run, it has no config.json; give a folder that `minitl train` made")
     try:
-        saved = json.loads(path.read_text())
-        model = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in dict(saved["model"]).items()
-        }
-        kind = X21DConfig if "widths" in model else ViTConfig
-        return TrainConfig(**saved | {"model": kind(**model)})
+        return _config_of(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is no configuration of this minitl ({error}); restore it or start anew") from error
+
+
+def _config_of(saved):
+    """The TrainConfig that ``asdict`` made ``saved`` of; fields that came later have their defaults."""
+    model = {name: tuple(x) if isinstance(x, list) else x for name, x in dict(saved["model"]).items()}
+    kind = X21DConfig if "widths" in model else ViTConfig
+    return TrainConfig(**saved | {"model": kind(**model)})
 
 
 def load_run(folder):
@@ -467,7 +469,11 @@ def _load_checkpoint(folder, config):
         raise InputError(
             f"{path} is no checkpoint of a training run: it says nothing about {', '.join(sorted(missing))}"
         )
-    checkpoint.compare_config(meta["config"], asdict(config))
+    try:
+        saved = asdict(_config_of(meta["config"]))
+    except (ValueError, TypeError, KeyError):  # not even of this minitl: say in which fields
+        saved = meta["config"]
+    checkpoint.compare_config(saved, asdict(config))
     return arrays, meta
 
 

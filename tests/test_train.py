@@ -684,3 +684,13 @@ def test_steps_follow_the_options(tmp_path):
         assert trainer.optimizer.lr == optimizer.lr
     assert np.array_equal(trainer.optimizer.flat.data, optimizer.flat.data)
     assert np.array_equal(trainer.ema.average, average.average)
+
+
+def test_a_run_from_before_a_field_was_added(tmp_path):
+    trainer = train.start(PLAIN, tmp_path)
+    arrays, meta = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    for saved in (meta["config"], json.loads((tmp_path / "config.json").read_text())):
+        del saved["cutmix"], saved["model"]["back"]
+    checkpoint.save(tmp_path / "checkpoint.safetensors", arrays, meta)
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert train.resume(tmp_path).config == trainer.config
