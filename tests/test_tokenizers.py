@@ -372,3 +372,10 @@ def test_every_class_is_made_here(rng):
     made |= {type(m) for name in BACKS if name != "none" for m in make(make_back, name, rng).modules()}
     defined = {c for c in vars(tokenizers).values() if isinstance(c, type) and c.__module__ == tokenizers.__name__}
     assert defined <= made
+
+
+@pytest.mark.parametrize("make", [lambda: GridPool(4, 8, 8), lambda: StaticPool(4, 8, 8)], ids=["grid", "static"])
+@pytest.mark.parametrize("shape", [(2, 7, 7, 3), (2, 4, 16, 3), (2, 64, 3)], ids=str)
+def test_another_grid_than_the_one_it_was_made_for(make, shape, rng):
+    with pytest.raises(ValueError, match="made for grids of 8 x 8, got"):
+        make()(Tensor(rng.standard_normal(shape).astype("float32")))

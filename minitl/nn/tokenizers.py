@@ -29,6 +29,12 @@ def pixels(x):
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
+def expect_grid(x, grid):
+    """Raise ValueError unless x is (B, H, W, C) with (H, W) = ``grid``."""
+    if x.ndim != 4 or x.shape[1:3] != tuple(grid):
+        raise ValueError(f"this tokenizer was made for grids of {grid[0]} x {grid[1]}, got {x.shape}")
+
+
 class GridPool(Module):
     """Average over the cells of a fixed grid. Nothing is learned.
 
@@ -55,6 +61,7 @@ class GridPool(Module):
         return Tensor((cells.repeat(h, 1).repeat(w, 2) / (h * w))[None].repeat(x.shape[0], 0))
 
     def forward(self, x):
+        expect_grid(x, (self.rows * self.window[0], self.columns * self.window[1]))
         return ops.avg_pool2d(x, kernel_size=self.window).reshape(x.shape[0], self.num_tokens, x.shape[3])
 
 
@@ -66,6 +73,7 @@ class StaticPool(Module):
 
     def __init__(self, num_tokens, height, width, rng=None):
         self.logits = normal(default_rng(rng), (1, num_tokens, height * width), std=1.0)
+        self.grid = height, width
 
     def maps(self, x):
         """The maps, the same for each image: (B, H, W, C) -> (B, num_tokens, H, W)."""
@@ -74,6 +82,7 @@ class StaticPool(Module):
         return ops.concatenate(*[A] * B)
 
     def forward(self, x):
+        expect_grid(x, self.grid)
         return ops.token_pool(ops.softmax(self.logits, axis=-1), pixels(x))
 
 
