@@ -88,7 +88,7 @@ def test_windows_that_do_not_fit(tokens, window):
 
 
 def test_grid_pool_of_another_size():
-    with pytest.raises(ValueError, match=r"reshape\(float32\[2, 2, 4, 5\]\)"):
+    with pytest.raises(ValueError, match="made for grids of 4 x 6"):
         GridPool(6, 4, 6)(Tensor(np.ones((2, 4, 8, 5), "float32")))
 
 
@@ -104,7 +104,7 @@ def test_static_pool(rng):
 
 
 def test_static_pool_of_another_size():
-    with pytest.raises(ValueError, match=r"token_pool\(float32\[1, 3, 8\], float32\[2, 12, 5\]\)"):
+    with pytest.raises(ValueError, match="made for grids of 4 x 2"):
         StaticPool(3, 4, 2)(Tensor(np.ones((2, 4, 3, 5), "float32")))
 
 
