@@ -184,7 +184,7 @@ def start(config, folder):
     """
     folder = Path(folder)
     _expect_empty(folder)
-    trainer = Trainer(config, folder)
+    trainer = Trainer(_absolute(config), folder)
     new = not folder.exists()
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def resume(folder, config=None):
 
     Raises InputError, with nothing written, when the checkpoint is damaged, or of another configuration or data set.
     """
-    config = config or load_config(folder)
+    config = _absolute(config or load_config(folder))
     arrays, meta = _load_checkpoint(folder, config)
     trainer = Trainer(config, folder)
     trainer.restore(arrays, meta)
@@ -392,6 +392,12 @@ def _expect_empty(folder):
     with _writing(folder):
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty; go on with it by --resume, or choose another --out")
+
+
+def _absolute(config):
+    """``config`` with the whole path of its data set, so that the run can be used from any folder."""
+    found = config.dataset not in data.NAMES and Path(config.dataset).exists()
+    return replace(config, dataset=str(Path(config.dataset).resolve())) if found else config
 
 
 def _nothing_yet():

@@ -694,3 +694,13 @@ def test_a_run_from_before_a_field_was_added(tmp_path):
     checkpoint.save(tmp_path / "checkpoint.safetensors", arrays, meta)
     (tmp_path / "config.json").write_text(json.dumps(saved))
     assert train.resume(tmp_path).config == trainer.config
+
+
+def test_a_relative_path_is_good_from_any_folder(tmp_path, monkeypatch):
+    """The run keeps where its data set is, not how it was called."""
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = replace(PLAIN, dataset="photos", epochs=1)
+    train.start(config, "run")
+    assert train.load_config("run").dataset == str(tmp_path / "photos")
+    assert train.resume("run", config).fit(), "the same name means the same data set"
