@@ -104,7 +104,7 @@ class Tensor:
                 raise RuntimeError(f"{node.name} has {len(node.parents)} inputs but gave {len(grads)} gradients")
             for parent, grad in zip(node.parents, grads, strict=False):
                 if parent is not None:
-                    arrive(parent, unbroadcast(grad, parent.shape, node.name))
+                    arrive(parent, unbroadcast(grad() if callable(grad) else grad, parent.shape, node.name))
             node.parents, node.pullback = (), None
 
 

@@ -99,8 +99,8 @@ def block(n, d, m, h, e=None):
 
 
 def conv(H, W, k, i, o):
-    """k x k convolution, stride 1, zeros around, no bias: keeps its padded input."""
-    return Cost(params=k * k * i * o, macs=H * W * k * k * i * o, kept=(H + k - 1) * (W + k - 1) * i)
+    """k x k convolution, stride 1, zeros around, no bias: keeps its input."""
+    return Cost(params=k * k * i * o, macs=H * W * k * k * i * o, kept=H * W * i)
 
 
 def pooling(P, S, d):
@@ -125,7 +125,7 @@ def learner(c, P, S, d):
         maps = conv(*c.grid, 3, d, S) + 3 * (gelu(P * S) + conv(*c.grid, 3, S, S))
     else:
         maps = linear(P, d, c.hidden) + gelu(P * c.hidden) + linear(P, c.hidden, S)
-        maps += Cost(kept=0 if c.pre_norm else -P * d)  # without the norm the MLP's input is X, which pooling keeps
+    maps += Cost(kept=0 if c.pre_norm else -P * d)  # without the norm their input is X, which pooling keeps anyway
     return maps + c.pre_norm * norm(P, d) + pooling(P, S, d)
 
 

@@ -173,6 +173,6 @@ def test_module_parameters_are_named(rng, monkeypatch):
 
 
 def test_module_inputs_are_checked(rng, monkeypatch):
-    monkeypatch.setitem(OPS, "linear", wrong("linear", lambda g: (-g[0], *g[1:])))
+    monkeypatch.setitem(OPS, "linear", wrong("linear", lambda g: (-g[0](), *g[1:])))
     with pytest.raises(AssertionError, match=r"^input 0 \(2, 3\): wrong gradient"):
         check_module(nn.Linear(3, 4, rng=rng).to(dtype="float64"), rng.standard_normal((2, 3)))

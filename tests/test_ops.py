@@ -24,9 +24,10 @@ def call(case, arrays, xp, dtype="float64"):
 
 
 def pull(out, dy):
-    """What the pullback returns, always as a tuple."""
+    """What the pullback returns, always as a tuple of arrays."""
     grads = out.node.pullback(dy)
-    return grads if isinstance(grads, tuple) else (grads,)
+    grads = grads if isinstance(grads, tuple) else (grads,)
+    return tuple(g() if callable(g) else g for g in grads)
 
 
 def gradients(out, arrays, dy):

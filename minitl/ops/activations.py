@@ -52,20 +52,22 @@ def gelu(x, *, approximate="tanh"):
     t *= c * k
     t += c
     t *= x
-    t = xp.tanh(t)
+    xp.tanh(t, out=t)
     y = t + 1
     y *= x
-    y /= 2
+    y *= 0.5
 
     def backward(dy):
         dx = x * x
         dx *= 3 * c * k
         dx += c  # u'
-        dx *= 1 - t * t
         dx *= x
-        dx += 1 + t
+        sech2 = t * t
+        dx *= xp.subtract(1, sech2, out=sech2)
+        dx += t
+        dx += 1
         dx *= dy
-        dx /= 2
+        dx *= 0.5
         return dx
 
     return y, backward
@@ -88,7 +90,8 @@ def softmax(x, *, axis=-1):
     dx_i = y_i (dy_i - Σ_j dy_j y_j)
     """
     xp = array_module(x)
-    y = xp.exp(x - x.max(axis, keepdims=True))
+    y = x - x.max(axis, keepdims=True)
+    xp.exp(y, out=y)
     y /= y.sum(axis, keepdims=True)
 
     def backward(dy):

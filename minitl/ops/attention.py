@@ -11,7 +11,7 @@ from .noise import keep_mask
 def attention(qkv, *, num_heads, dropout=0.0, rng=None):
     """y = A v per head,  A = softmax(q kᵀ / √d) for qkv (B, N, 3C) = [q | k | v], C = num_heads · d, y (B, N, C)
 
-    dv = Aᵀ dy,  dA = dy vᵀ,  dS = A (dA - Σ_j dA A) / √d,  dq = dS k,  dk = dSᵀ q
+    dv = Aᵀ dy,  dA = dy vᵀ,  dS = A (dA - Σ_j dA A) / √d,  dq = dS k,  dk = dSᵀ q,  where Σ_j dA_ij A_ij = dy_i y_i
 
     With ``dropout`` p each weight is 0 with probability p and otherwise divided by 1 - p.
     """
@@ -22,29 +22,37 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
     d = C // num_heads
     scale = 1 / math.sqrt(d)
     q, k, v = qkv.reshape(B, N, 3, num_heads, d).transpose(2, 0, 3, 1, 4)  # each (B, heads, N, d)
-    A = (q * scale) @ k.swapaxes(-1, -2)
+    A = (q * scale) @ _turned(k)
     A -= A.max(-1, keepdims=True)
     xp.exp(A, out=A)
-    A /= A.sum(-1, keepdims=True)
+    A /= A @ xp.ones((N, 1), A.dtype)
     keep = keep_mask(A, A.shape, dropout, default_rng(rng))
-    y = (A if keep is None else A * keep) @ v
+    y = xp.empty((B, N, num_heads, d), qkv.dtype)
+    xp.matmul(A if keep is None else A * keep, v, out=y.swapaxes(1, 2))
 
     def backward(dy):
-        dy = dy.reshape(B, N, num_heads, d).swapaxes(1, 2)
+        dy = dy.reshape(B, N, num_heads, d)
+        sums = xp.einsum("bnhd,bnhd->bhn", dy, y)[..., None]  # Σ_j dA A, also with dropout
+        dy = dy.swapaxes(1, 2)
         dqkv = xp.empty((B, N, 3, num_heads, d), dy.dtype)
         dq, dk, dv = dqkv.transpose(2, 0, 3, 1, 4)
-        dv[...] = (A if keep is None else A * keep).swapaxes(-1, -2) @ dy
-        dS = dy @ v.swapaxes(-1, -2)  # dA
+        xp.matmul((A if keep is None else A * keep).swapaxes(-1, -2), dy, out=dv)
+        dS = dy @ _turned(v)  # dA
         if keep is not None:
             dS *= keep
+        dS -= sums
         dS *= A
-        dS -= A * dS.sum(-1, keepdims=True)
-        dS *= scale
-        dq[...] = dS @ k
-        dk[...] = dS.swapaxes(-1, -2) @ q
+        xp.matmul(dS, k, out=dq)
+        xp.matmul(dS.swapaxes(-1, -2), q, out=dk)
+        dqkv[:, :, :2] *= scale
         return dqkv.reshape(B, N, 3 * C)
 
-    return y.swapaxes(1, 2).reshape(B, N, C), backward
+    return y.reshape(B, N, C), backward
+
+
+def _turned(x):
+    """xᵀ as a copy: many small products are faster with both factors in row-major order."""
+    return x.swapaxes(-1, -2).copy()
 
 
 VECTOR_CHUNK = 2**20  # entries of the N x N x C weights held at once: 4 MB in float32, near what a CPU's cache holds

@@ -1,5 +1,6 @@
 """Convolution and pooling, channels last: a window is gathered into a row, and the rest is a matrix product.
 
+That is done for a few images at a time: windows overlap, so those of all images would take many times their memory.
 ``_windows`` is a view that shows each output position its window; ``_scatter`` is its transpose and adds windows
 back to where they came from.
 """
@@ -58,25 +59,72 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     kh, kw, Cg, out = W.shape
     if 0 in (kh, kw) or (b is not None and b.shape != (out,)):
         raise ValueError(f"needs a kernel of at least 1 x 1 and b ({out},)")
-    view = _windows(x, (kh, kw), stride, padding)
-    (B, Ho, Wo), shape = view.shape[:3], x.shape
-
-    def columns():  # (groups, B·Ho·Wo, kh·kw·C/groups); gathered again in backward, which costs less than keeping it
-        return view.reshape(B * Ho * Wo, kh * kw, groups, Cg).transpose(2, 0, 1, 3).reshape(groups, -1, kh * kw * Cg)
-
-    kernel = W.reshape(kh * kw * Cg, groups, out // groups).swapaxes(0, 1)  # (groups, kh·kw·C/groups, out/groups)
-    y = (columns() @ kernel).swapaxes(0, 1).reshape(B, Ho, Wo, out)
+    around = kh - 1 - padding[0], kw - 1 - padding[1]  # the padding with which dy has a window for each pixel of x
+    narrow = groups == 1 and stride == (1, 1) and out <= Cg and min(around) >= 0
+    y, backward = _narrow(x, W, padding, around) if narrow else _general(x, W, stride, padding, groups)
     if b is not None:
-        y = y + b
+        y += b
+    return y, lambda dy: (*backward(dy), None if b is None else dy.sum((0, 1, 2)))
+
+
+def _general(x, W, stride, padding, groups):
+    """y and its pullback. Windows of x are gathered again in backward, which costs less than keeping them."""
+    (kh, kw, Cg, out), shape = W.shape, x.shape
+    Ho, Wo = _windows(x[:1], (kh, kw), stride, padding).shape[1:3]
+    kernel = W.reshape(kh * kw * Cg, groups, out // groups).swapaxes(0, 1)  # (groups, kh·kw·C/groups, out/groups)
+    parts = _parts(shape[0], Ho * Wo * kh * kw * shape[3])
+
+    def columns(part):  # (groups, images·Ho·Wo, kh·kw·C/groups)
+        rows = _windows(x[part], (kh, kw), stride, padding).reshape(-1, kh * kw, groups, Cg)
+        return rows.transpose(2, 0, 1, 3).reshape(groups, -1, kh * kw * Cg)
+
+    def rows(dy):  # (groups, images·Ho·Wo, out/groups)
+        return dy.reshape(-1, groups, out // groups).swapaxes(0, 1)
+
+    def dx(dy):
+        d = (rows(dy) @ kernel.swapaxes(1, 2)).reshape(groups, -1, Ho, Wo, kh, kw, Cg)
+        d = d.transpose(1, 2, 3, 4, 5, 0, 6).reshape(-1, Ho, Wo, kh, kw, groups * Cg)
+        return _scatter(d, (len(dy), *shape[1:]), stride, padding)
 
     def backward(dy):
-        rows = dy.reshape(B * Ho * Wo, groups, out // groups).swapaxes(0, 1)
-        dW = (columns().swapaxes(1, 2) @ rows).swapaxes(0, 1).reshape(W.shape)
-        dcolumns = (rows @ kernel.swapaxes(1, 2)).reshape(groups, B, Ho, Wo, kh, kw, Cg)
-        dview = dcolumns.transpose(1, 2, 3, 4, 5, 0, 6).reshape(B, Ho, Wo, kh, kw, groups * Cg)
-        return _scatter(dview, shape, stride, padding), dW, None if b is None else dy.sum((0, 1, 2))
+        dW = sum(columns(part).swapaxes(1, 2) @ rows(dy[part]) for part in parts)
+        return lambda: xp.concatenate([dx(dy[part]) for part in parts]), dW.swapaxes(0, 1).reshape(W.shape)
+
+    xp = array_module(x)
+    y = [(columns(part) @ kernel).swapaxes(0, 1).reshape(-1, Ho, Wo, out) for part in parts]
+    return xp.concatenate(y), backward
+
+
+def _narrow(x, W, padding, around):
+    """The same for stride 1 and no more outputs than inputs: one gather of windows of dy serves for dx and for dW.
+
+    dx[q] = Σ_o dy[q - o] W[o]ᵀ,  dW[o] = Σ_q x[q]ᵀ dy[q - o]
+    """
+    xp, (B, H, Wd, C), (kh, kw, _, out) = array_module(x), x.shape, W.shape
+    flipped = W[::-1, ::-1]
+    if out > C / 4:
+        y = _general(x, W, (1, 1), padding, 1)[0]
+    else:  # each pixel's products with the whole kernel, kh·kw·out of them, are added where they belong
+        z = x.reshape(-1, C) @ flipped.transpose(2, 0, 1, 3).reshape(C, -1)
+        shape = B, H + kh - 1 - 2 * around[0], Wd + kw - 1 - 2 * around[1], out
+        y = _scatter(z.reshape(B, H, Wd, kh, kw, out), shape, (1, 1), around).copy()  # without the padding
+
+    def backward(dy):
+        kernel = flipped.swapaxes(2, 3).reshape(-1, C)  # (kh·kw·out, C)
+        dx, dW = xp.empty((B, H, Wd, C), dy.dtype), 0
+        for part in _parts(B, H * Wd * kh * kw * out):
+            columns = _windows(dy[part], (kh, kw), (1, 1), around).reshape(-1, kh * kw * out)
+            dx[part] = (columns @ kernel).reshape(-1, H, Wd, C)
+            dW = dW + x[part].reshape(-1, C).T @ columns
+        return dx, dW.reshape(C, kh, kw, out)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
 
     return y, backward
+
+
+def _parts(images, size):
+    """Slices of so few images that their windows, ``size`` numbers each, stay in the cache: 1 MB in float32."""
+    step = max(1, 2**18 // max(1, size))
+    return [slice(first, first + step) for first in range(0, max(1, images), step)]
 
 
 @op

