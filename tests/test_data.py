@@ -367,34 +367,13 @@ def test_cifar_offline_says_what_to_do(tmp_path, monkeypatch):
 def test_cifar_folder_that_cannot_be_written(server, tmp_path, monkeypatch):
     publish(server[0], monkeypatch, cifar10_files())
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot be downloaded .*file"):
+    with pytest.raises(InputError, match=r"file.cifar-10-binary.* cannot be written .* choose another folder"):
         data.load("cifar10", data_dir=tmp_path / "file")
 
 
 def test_cifar_not_on_the_site(server, tmp_path):
     with pytest.raises(InputError, match=r"cannot be downloaded .*404"):
         data.load("cifar100", data_dir=tmp_path / "cache")
-
-
-def test_cifar_download_that_stops_early(tmp_path, monkeypatch):
-    class Half(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(bytes(400))
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Half) as site:
-        thread = threading.Thread(target=site.handle_request)
-        thread.start()
-        monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{site.server_port}/")
-        with pytest.raises(InputError, match="400 of 1000 bytes"):
-            data.load("cifar10", data_dir=tmp_path)
-        thread.join()
-    assert not list(tmp_path.iterdir())
 
 
 # --- folders and archives of images ---
