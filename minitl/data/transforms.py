@@ -2,7 +2,7 @@
 
 Images are uint8 (B, H, W, C) with 1 or 3 channels, on NumPy or CuPy; an amount is one number for each image, (B,), or
 one for all. Each function returns a new array, which is what Pillow makes of the images one by one, bit for bit.
-No shape depends on a value, and nothing waits for the GPU: where the amounts lie there too, a graph can capture it.
+No shape depends on a value and nothing waits for the GPU, as a captured graph needs it; amounts may lie there too.
 """
 
 import numpy as np
