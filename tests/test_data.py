@@ -1,4 +1,4 @@
-"""Data: generated images, CIFAR from a local server, archives of images, batches, augmentation; and every bad input."""
+"""Data: generated images, CIFAR from a local server, archives of images, batches; and every bad input."""
 
 import functools
 import hashlib
@@ -20,17 +20,10 @@ import pytest
 from PIL import Image
 
 from minitl import data
-from minitl.backend import InputError, cuda_problem, to_device, to_numpy
+from minitl.backend import InputError
 from minitl.data import archive, cifar
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-images.tar.xz"
-
-
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request):
-    if request.param == "cuda" and (problem := cuda_problem()):
-        pytest.skip(problem)
-    return request.param
 
 
 def rng(seed=0):
@@ -210,142 +203,6 @@ def test_loader_in_order_and_without_the_rest():
             data.Loader(full, **bad)
 
 
-# --- augmentation, each against a loop over images ---
-
-
-@pytest.fixture
-def images(device):
-    return to_device(rng(7).integers(1, 256, size=(40, 6, 9, 3), dtype="uint8"), device)
-
-
-@pytest.fixture
-def targets(device):
-    return to_device(np.eye(5, dtype="float32")[rng(8).integers(5, size=40)], device)
-
-
-def augmented(function, *args):
-    """What ``function`` makes of arrays, as NumPy; fails when it changes one of them or the result is one of them."""
-    before = [to_numpy(a).copy() if hasattr(a, "dtype") else a for a in args]
-    out = function(*args)
-    for a, b in zip(args, before, strict=True):
-        assert not hasattr(a, "dtype") or np.array_equal(to_numpy(a), b)
-    return tuple(map(to_numpy, out)) if isinstance(out, tuple) else to_numpy(out)
-
-
-def test_normalize_and_channel_stats(images):
-    x = to_numpy(images).astype("float64") / 255
-    mean, std = data.channel_stats(images)
-    np.testing.assert_allclose(to_numpy(mean), x.mean((0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(to_numpy(std), x.std((0, 1, 2)), rtol=1e-6)
-    y = augmented(data.normalize, images, mean, std)
-    assert y.dtype == np.float32
-    np.testing.assert_allclose(y, (x - x.mean((0, 1, 2))) / x.std((0, 1, 2)), atol=2e-6)
-    assert to_numpy(data.channel_stats(images * 0)[1]).tolist() == [1, 1, 1]
-
-
-def test_flip(images):
-    x, y = to_numpy(images), augmented(data.flip, images, rng(2))
-    flipped = [bool((b == a[:, ::-1]).all()) for a, b in zip(x, y, strict=True)]
-    assert flipped == (rng(2).random(40) < 0.5).tolist() and 0 < sum(flipped) < 40
-    assert all((b == a).all() for a, b, f in zip(x, y, flipped, strict=True) if not f)
-
-
-def test_random_crop(images):
-    x, y = to_numpy(images), augmented(data.random_crop, images, 2, rng(2))
-    generator = rng(2)
-    down, right = (generator.integers(-2, 3, size=(40, 1))[:, 0] for _ in "HW")
-    for a, b, i, j in zip(x, y, down + 2, right + 2, strict=True):
-        assert np.array_equal(np.pad(a, ((2, 2), (2, 2), (0, 0)), "reflect")[i : i + 6, j : j + 9], b)
-    assert len(set(zip(down, right, strict=True))) > 10
-    assert np.array_equal(augmented(data.random_crop, images, 0, rng()), x)
-
-
-@pytest.mark.parametrize("size", [1, 3, 4])
-def test_cutout(images, size):
-    x, y = to_numpy(images), augmented(data.cutout, images, size, rng(2))
-    generator = rng(2)
-    rows, columns = (generator.integers(n, size=(40, 1))[:, 0] for n in (6, 9))
-    for a, b, row, column in zip(x, y, rows, columns, strict=True):
-        expected = a.copy()
-        top, left = row - size // 2, column - size // 2
-        expected[max(top, 0) : top + size, max(left, 0) : left + size] = 0
-        assert np.array_equal(b, expected) and (b == 0).all(-1).sum() >= 1
-    assert y.dtype == np.uint8
-
-
-def test_mixup(images, targets):
-    floats = data.normalize(images, [0.5] * 3, [0.2] * 3)
-    y, t = augmented(data.mixup, floats, targets, 0.8, rng(2))
-    generator = rng(2)
-    share, other = generator.beta(0.8, 0.8), generator.permutation(40)
-    x, old = to_numpy(floats), to_numpy(targets)
-    for i, j in enumerate(other):
-        np.testing.assert_allclose(y[i], share * x[i] + (1 - share) * x[j], atol=1e-6)
-        np.testing.assert_allclose(t[i], share * old[i] + (1 - share) * old[j], atol=1e-6)
-    assert y.dtype == t.dtype == np.float32 and 0.01 < share < 0.99
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_cutmix(images, targets, seed):
-    y, t = augmented(data.cutmix, images, targets, 1.0, rng(seed))
-    generator = rng(seed)
-    share, other = generator.beta(1, 1), generator.permutation(40)
-    x, old = to_numpy(images), to_numpy(targets)
-    height, width = (round(n * (1 - share) ** 0.5) for n in (6, 9))
-    top, left = generator.integers(6) - height // 2, generator.integers(9) - width // 2
-    for i, j in enumerate(other):
-        expected, pasted = x[i].copy(), 0
-        for r in range(max(top, 0), min(top + height, 6)):
-            for c in range(max(left, 0), min(left + width, 9)):
-                expected[r, c], pasted = x[j][r, c], pasted + 1
-        assert np.array_equal(y[i], expected)
-        np.testing.assert_allclose(t[i], (1 - pasted / 54) * old[i] + pasted / 54 * old[j], atol=1e-6)
-    assert y.dtype == np.uint8 and t.dtype == np.float32
-
-
-def test_one_hot(device):
-    labels = to_device(np.array([2, 0, 1, 2]), device)
-    hot = to_numpy(data.one_hot(labels, 4))
-    assert hot.dtype == np.float32 and hot.tolist() == np.eye(4)[[2, 0, 1, 2]].tolist()
-
-
-UINT8, FLOAT, SOFT = np.zeros((4, 6, 6, 3), "uint8"), np.zeros((4, 6, 6, 3), "float32"), np.eye(4, dtype="float32")
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: data.normalize(FLOAT, 0, 1), "uint8"),
-        (lambda: data.normalize(UINT8, np.zeros(6), np.ones(6)), r"one number per channel, got float32\[6\]"),
-        (lambda: data.normalize(UINT8, np.zeros(3), 1.0), "one number per channel"),
-        (lambda: data.flip(UINT8[0], rng()), r"images \(B, H, W, C\), got uint8\[6, 6, 3\]"),
-        (lambda: data.flip([1], rng()), r"images \(B, H, W, C\), got \[1\]"),
-        (lambda: data.random_crop(UINT8[0], 1, rng()), "expected an array of images"),
-        (lambda: data.cutout(UINT8[0], 1, rng()), "expected an array of images"),
-        (lambda: data.mixup(FLOAT[..., 0], SOFT, 1.0, rng()), "expected an array of images"),
-        (lambda: data.cutmix(FLOAT[..., 0], SOFT, 1.0, rng()), "expected an array of images"),
-        (lambda: data.random_crop(UINT8, 1.5, rng()), "integer"),
-        (lambda: data.cutout(UINT8, 1.5, rng()), "integer"),
-        (lambda: data.channel_stats(UINT8[0]), "uint8 images"),
-        (lambda: data.random_crop(UINT8, 6, rng()), "padding .* 0 to 5"),
-        (lambda: data.random_crop(UINT8, -1, rng()), "padding"),
-        (lambda: data.cutout(UINT8, 0, rng()), "size"),
-        (lambda: data.mixup(UINT8, SOFT, 1.0, rng()), "normalise"),
-        (lambda: data.mixup(FLOAT, SOFT[:3], 1.0, rng()), "soft targets"),
-        (lambda: data.cutmix(FLOAT, np.arange(4), 1.0, rng()), "one_hot"),
-        (lambda: data.cutmix(FLOAT, SOFT, 0, rng()), "alpha"),
-        (lambda: data.cutmix(FLOAT, SOFT, np.inf, rng()), "alpha"),
-        (lambda: data.mixup(FLOAT, SOFT, np.nan, rng()), "alpha"),
-        (lambda: data.one_hot(np.array([0, 4]), 4), r"outside 0\.\.3"),
-        (lambda: data.one_hot(np.array([-1, 3]), 4), r"outside 0\.\.3"),
-        (lambda: data.one_hot(SOFT, 4), "integers"),
-    ],
-)
-def test_augmentation_refuses(call, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        call()
-
-
 # --- CIFAR, from made-up archives on a server of our own ---
 
 
@@ -510,34 +367,13 @@ def test_cifar_offline_says_what_to_do(tmp_path, monkeypatch):
 def test_cifar_folder_that_cannot_be_written(server, tmp_path, monkeypatch):
     publish(server[0], monkeypatch, cifar10_files())
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot be downloaded .*file"):
+    with pytest.raises(InputError, match=r"file.cifar-10-binary.* cannot be written .* choose another folder"):
         data.load("cifar10", data_dir=tmp_path / "file")
 
 
 def test_cifar_not_on_the_site(server, tmp_path):
     with pytest.raises(InputError, match=r"cannot be downloaded .*404"):
         data.load("cifar100", data_dir=tmp_path / "cache")
-
-
-def test_cifar_download_that_stops_early(tmp_path, monkeypatch):
-    class Half(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(bytes(400))
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Half) as site:
-        thread = threading.Thread(target=site.handle_request)
-        thread.start()
-        monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{site.server_port}/")
-        with pytest.raises(InputError, match="400 of 1000 bytes"):
-            data.load("cifar10", data_dir=tmp_path)
-        thread.join()
-    assert not list(tmp_path.iterdir())
 
 
 # --- folders and archives of images ---

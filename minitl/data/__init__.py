@@ -10,14 +10,15 @@ import numpy as np
 
 from ..backend import InputError, near
 from . import archive, cifar
-from .augment import channel_stats, cutmix, cutout, flip, mixup, normalize, one_hot, random_crop
+from .augment import channel_stats, cutmix, cutout, flip, mixup, normalize, one_hot, random_crop, random_erasing
 from .clips import actors
 from .dataset import Dataset
 from .loader import Loader
+from .policies import auto_augment, rand_augment
 from .shapes import clutter, draw
 
-__all__ = ["Dataset", "Loader", "actors", "channel_stats", "clutter", "cutmix", "cutout", "draw", "flip", "load"]
-__all__ += ["mixup", "normalize", "one_hot", "random_crop"]
+__all__ = ["Dataset", "Loader", "actors", "auto_augment", "channel_stats", "clutter", "cutmix", "cutout", "draw"]
+__all__ += ["flip", "load", "mixup", "normalize", "one_hot", "rand_augment", "random_crop", "random_erasing"]
 
 GENERATED = {"clutter": clutter, "actors": actors}
 NAMES = (*GENERATED, *cifar.ARCHIVES)

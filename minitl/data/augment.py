@@ -37,38 +37,67 @@ def normalize(images, mean, std):
 
 def flip(images, rng):
     """Mirror each image left to right with probability 1/2."""
-    _expect_images(images)
-    xp = array_module(images)
-    mirrored = xp.asarray(rng.random(len(images)) < 0.5)[:, None, None, None]
-    return xp.where(mirrored, images[:, :, ::-1], images)
+    return random_crop(images, 0, rng, flip=True)
 
 
-def random_crop(images, padding, rng):
-    """Shift each image by up to ``padding`` pixels each way; what comes in is its own reflection at the border."""
+def random_crop(images, padding, rng, flip=False):
+    """Shift each image by up to ``padding`` pixels each way; what comes in is its own reflection at the border.
+
+    With ``flip``, each image is first mirrored with probability 1/2: as by the function of that name, but at no cost.
+    """
     _expect_images(images)
     xp, padding = array_module(images), operator.index(padding)
-    B, H, W, _ = images.shape
+    B, H, W, C = images.shape
     if not 0 <= padding < min(H, W):
         raise ValueError(f"padding for images of {H} x {W} pixels is from 0 to {min(H, W) - 1}, got {padding}")
 
     def reflected(size):  # which row (or column) of the image each one of the crop is: (B, size)
         at = abs(np.arange(size) + rng.integers(-padding, padding + 1, size=(B, 1)))
-        return xp.asarray(size - 1 - abs(size - 1 - at))
+        return size - 1 - abs(size - 1 - at)
 
-    rows, columns = reflected(H), reflected(W)
-    return images[xp.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    mirrored = rng.random((B, 1)) < 0.5 if flip else False
+    rows = xp.asarray(reflected(H) + H * np.arange(B)[:, None])  # among those of all images
+    columns = reflected(W)
+    columns = xp.asarray(np.where(mirrored, W - 1 - columns, columns))
+    return images.reshape(-1, C).take((W * rows)[:, :, None] + columns[:, None, :], axis=0)
 
 
 def cutout(images, size, rng):
     """Set a square of ``size`` pixels, centred anywhere in each image, to 0: black, or the mean once normalised."""
     _expect_images(images)
-    xp, size = array_module(images), operator.index(size)
+    size = operator.index(size)
     B, H, W, _ = images.shape
     if size < 1:
         raise ValueError(f"size is at least 1 pixel, got {size}")
     top, left = (rng.integers(n, size=(B, 1)) - size // 2 for n in (H, W))
-    inside = _between(np.arange(H), top, top + size)[:, :, None] & _between(np.arange(W), left, left + size)[:, None, :]
-    return xp.where(xp.asarray(inside)[..., None], images.dtype.type(0), images)
+    return _blanked(images, _between(np.arange(H), top, top + size), _between(np.arange(W), left, left + size))
+
+
+def random_erasing(images, rng, p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3)):
+    """Set a box in each image to 0 with probability ``p`` (Zhong et al., 2020): black, or the mean once normalised.
+
+    scale  least and largest share of the area; uniform
+    ratio  least and largest height over width; its logarithm is uniform
+
+    A box that is longer than the image is cut down to its length; it lies anywhere inside, and covers a pixel at least.
+    """
+    _expect_images(images)
+    B, H, W, _ = images.shape
+    if not 0 <= p <= 1:
+        raise ValueError(f"p is a probability, got {p}")
+    if not 0 <= scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale is two shares of the area, the smaller one first, got {scale}")
+    if not 0 < ratio[0] <= ratio[1] < np.inf:
+        raise ValueError(f"ratio is two positive numbers, the smaller one first, got {ratio}")
+    erased = rng.random((B, 1)) < p
+    area = H * W * rng.uniform(*scale, size=(B, 1))
+    aspect = np.exp(rng.uniform(*np.log(ratio), size=(B, 1)))
+    inside = []
+    for n, length in ((H, np.sqrt(area * aspect)), (W, np.sqrt(area / aspect))):
+        length = np.rint(length).astype(int).clip(1, n)
+        start = rng.integers(n - length + 1)
+        inside.append(_between(np.arange(n), start, start + length))
+    return _blanked(images, inside[0] & erased, inside[1])
 
 
 def mixup(images, targets, alpha, rng):
@@ -120,6 +149,13 @@ def _partners(images, targets, alpha, rng):
     if not 0 < alpha < np.inf:
         raise ValueError(f"alpha is positive and finite, got {alpha}")
     return float(rng.beta(alpha, alpha)), array_module(images).asarray(rng.permutation(len(images)))
+
+
+def _blanked(images, rows, columns):
+    """0 where both a row of (B, H) and a column of (B, W) are marked."""
+    xp, (B, H, W, C) = array_module(images), images.shape
+    rows, columns = xp.asarray(rows)[:, :, None], xp.asarray(columns.repeat(C, axis=1))[:, None]
+    return xp.where(rows & columns, images.dtype.type(0), images.reshape(B, H, W * C)).reshape(images.shape)
 
 
 def _between(x, low, high):

@@ -4,11 +4,8 @@ The binary form is plain bytes, so that its length can be checked exactly and no
 is downloaded once, kept as it is, and checked against its SHA-256 each time before it is read.
 """
 
-import hashlib
-import itertools
 import os
 import tarfile
-import tempfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backend import InputError
+from . import download
 from .dataset import Dataset
 
 URL = "https://www.cs.toronto.edu/~kriz/"
@@ -62,7 +60,8 @@ def read(name, data_dir=None):
     Raises ``InputError`` when the archive can neither be found nor downloaded, or is not the official one.
     """
     archive = ARCHIVES[name]
-    path = _fetch(archive, data_dir)
+    folder = Path(data_dir or os.environ.get("MINITL_DATA") or "~/.cache/minitl").expanduser()
+    path = download.fetch(URL + archive.file, folder / archive.file, archive.sha256)
     try:
         members = _members(path, {*archive.train, *archive.test, archive.names})
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
@@ -92,53 +91,3 @@ def _members(path, names):
     """The bytes of the plain files called ``names``, read in one pass and never extracted to the disk."""
     with tarfile.open(path, "r|gz") as file:
         return {info.name: file.extractfile(info).read() for info in file if info.name in names and info.isreg()}
-
-
-def _fetch(archive, data_dir):
-    """Where the archive lies on this disk, whole and checked; downloads it when it is not there."""
-    import http.client
-
-    folder = Path(data_dir or os.environ.get("MINITL_DATA") or "~/.cache/minitl").expanduser()
-    path, url = folder / archive.file, URL + archive.file
-    if path.exists():
-        if (found := _sha256(path)) != archive.sha256:
-            names = (f"{path.name}.wrong{i or ''}" for i in itertools.count())
-            aside = path.replace(next(p for p in map(path.with_name, names) if not p.exists()))
-            raise InputError(f"{_mismatch(path, archive, found)}. It is now {aside}; run again for a download")
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
-            part = Path(temporary, archive.file)
-            _download(url, part)
-            if (found := _sha256(part)) != archive.sha256:
-                raise InputError(f"{_mismatch(url, archive, found)}. The download was deleted; try again later")
-            return part.replace(path)
-    except (OSError, http.client.HTTPException) as error:
-        by_hand = f"download it by hand, put it at {path} (or in a folder given as data_dir), and run again"
-        raise InputError(f"{url} cannot be downloaded ({error}); {by_hand}") from error
-
-
-def _mismatch(what, archive, found):
-    return f"{what} is not the official file: its SHA-256 is {found}, expected {archive.sha256}"
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _download(url, path):
-    """Write what ``url`` gives to ``path``, with a progress bar on a terminal."""
-    import urllib.request
-
-    from tqdm import tqdm
-
-    with urllib.request.urlopen(url, timeout=30) as response, open(path, "wb") as file:
-        size = int(response.headers.get("Content-Length", 0))
-        with tqdm(total=size or None, desc=url.rpartition("/")[2], unit="B", unit_scale=True, disable=None) as progress:
-            while block := response.read(2**16):
-                file.write(block)
-                progress.update(len(block))
-    if size and path.stat().st_size != size:
-        raise OSError(f"it ended after {path.stat().st_size} of {size} bytes")
