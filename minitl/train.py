@@ -3,13 +3,14 @@
     config.json  metrics.csv  curves.png  maps.png  checkpoint.safetensors
 
 ``start`` begins a run and ``resume`` goes on with it, bit for bit, from whatever step it was stopped at. That takes the
-weights, the optimiser's moments, a few counts and one generator, which draws everything random but the order of the
-images: that follows from the seed and the epoch, so the middle of an epoch is found again without it.
+weights, the optimiser's moments and a few counts. No generator: what is random follows from the seed and the number of
+the epoch (the order of the images) or of the step (augmentation, dropout).
 """
 
 import contextlib
 import itertools
 import json
+import math
 import os
 import signal
 import time
@@ -19,8 +20,8 @@ from typing import Literal
 
 import numpy as np
 
-from . import checkpoint, data, ops, optim, report
-from .autograd import no_grad
+from . import checkpoint, data, ops, optim, parallel, report
+from .autograd import Tensor, no_grad
 from .backend import InputError, check_types, cuda_problem, to_device, to_numpy
 from .metrics import mean_average_precision
 from .nn import X21D, ViT, ViTConfig, X21DConfig
@@ -28,6 +29,8 @@ from .nn import X21D, ViT, ViTConfig, X21DConfig
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 CHECKPOINT = "checkpoint.safetensors"
 COUNTS = ("step", "seconds", "rows", "sums")  # how far a run is
+AUGMENTATION, DROPOUT = range(2)  # what a step draws random numbers for
+SHARD = 2**18  # numbers in the tokens of a shard: 1 MB, half of what a core's own cache often holds
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class TrainConfig:
     """decides everything random"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where to compute"""
+    threads: int = 0
+    """threads that share a batch on the CPU; 0 is one for each processor, at most 8"""
 
     def __post_init__(self):
         check_types(self)
@@ -78,7 +83,11 @@ class TrainConfig:
             ("at least 1", lambda x: x >= 1, ("epochs", "batch_size", "subset")),
             ("above 0", lambda x: 0 < x < np.inf, ("lr", "clip")),
             ("in [0, 1)", lambda x: 0 <= x < 1, ("warmup", "label_smoothing", "ema")),
-            ("0 or more", lambda x: 0 <= x < np.inf, ("weight_decay", "crop", "cutout", "mixup", "cutmix", "seed")),
+            (
+                "0 or more",
+                lambda x: 0 <= x < np.inf,
+                ("weight_decay", "crop", "cutout", "mixup", "cutmix", "seed", "threads"),
+            ),
         ):
             for name in names:
                 value = getattr(self, name)
@@ -136,26 +145,29 @@ def load_run(folder):
     return model.eval(), test_set, np.float32(meta["mean"]), np.float32(meta["std"])
 
 
-def evaluate(model, dataset, mean, std, batch_size=200, stop=()):
+def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None):
     """``{"loss", "accuracy"}`` of a model on a data set, and ``"map_mass"`` where it has boxes and the model maps.
 
     Where images have several labels the accuracy is the mean average precision. ``mean`` and ``std`` (channels,) are
-    those of the training images. Returns None as soon as ``stop`` is not empty.
+    those of the training images. ``threads`` is one for each processor, at most 8, where it is not given.
+    Returns None as soon as ``stop`` is not empty.
     """
     loss, mass, scores = 0.0, 0.0, []
     with_maps = dataset.boxes is not None and model.has_maps
-    with _evaluating(model) as device:
+    with _evaluating(model) as device, parallel.one_blas_thread():
+        threads = 1 if device == "cuda" else threads or parallel.default_threads()
         for first in range(0, len(dataset), batch_size):
             if stop:
                 return None
             part = dataset.take(slice(first, first + batch_size))
             images = to_device(data.normalize(part.images, mean, std), device)
             labels = to_device(part.labels, device)
-            logits = model(images)
-            loss += _loss(logits, labels).item() * len(part)
+            logits = parallel.predict(model, images, threads)
+            loss += _loss(Tensor(logits), labels).item() * len(part)
             scores.append(to_numpy(logits))
             if with_maps:
-                mass += float(report.map_mass(model.maps(images), part.boxes, part.images.shape[-3:-1]).sum())
+                maps = parallel.predict(model.maps, images, threads)
+                mass += float(report.map_mass(maps, part.boxes, part.images.shape[-3:-1]).sum())
     correct = _correct(np.concatenate(scores), dataset.labels)
     found = {"loss": loss / len(dataset), "accuracy": correct / len(dataset)}
     return found | ({"map_mass": mass / len(dataset)} if with_maps else {})
@@ -229,10 +241,12 @@ class Trainer:
         self.mean, self.std = data.channel_stats(self.train_set.images)
         self.score = "mAP" if self.train_set.multi_label else "accuracy"
 
-        self.rng = np.random.default_rng(config.seed)
-        self.model = _built(config.model, self.rng).to(config.device)
+        rng = np.random.default_rng(config.seed)
+        self.model = _built(config.model, rng).to(config.device)
         self.optimizer = optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.ema = optim.EMA(self.optimizer, config.ema) if config.ema else None
+        self.threads = _threads(config)
+        self.parallel = parallel.DataParallel(self.model, rng, self.threads, _shard(config))
 
         self.epoch_steps = -(-len(self.train_set) // config.batch_size)
         self.total = config.epochs * self.epoch_steps
@@ -244,9 +258,12 @@ class Trainer:
         """One line on what is trained, on what, and where."""
         model, classes = self.config.model, len(self.train_set.classes)
         images = "images" if self.train_set.images.ndim == 4 else "clips"
+        where = self.config.device
+        if where == "cpu":
+            where += " with 1 thread" if self.threads == 1 else f" with {self.threads} threads of one BLAS thread each"
         return (
             f"{type(self.model).__name__}, {self.model.num_parameters():,} parameters, {_tokens(model)}, "
-            f"on {self.config.device}; "
+            f"on {where}; "
             f"{len(self.train_set):,} training and {len(self.test_set):,} test {images} of {classes} classes"
         )
 
@@ -256,9 +273,10 @@ class Trainer:
         ``on_epoch`` gets each new row of metrics.csv, a dict. Raises InputError when loss or gradient is no finite
         number and when a file cannot be written; the last checkpoint stays as it is.
         """
+        parallel.keep_memory()
         began = time.perf_counter() - self.seconds
         # NumPy need not warn about numbers that are not finite: they are looked for
-        with self._progress() as progress, _ctrl_c() as stop, np.errstate(all="ignore"):
+        with self._progress() as progress, _ctrl_c() as stop, np.errstate(all="ignore"), parallel.one_blas_thread():
             while len(self.rows) < self.config.epochs and not stop:
                 for images, labels in self._rest_of_epoch():
                     self._step(images, labels)
@@ -281,13 +299,13 @@ class Trainer:
     def evaluate(self, stop=()):
         """``evaluate`` on the test images, with the averaged weights if there is an average."""
         with self._evaluated_weights():
-            return evaluate(self.model, self.test_set, self.mean, self.std, stop=stop)
+            return evaluate(self.model, self.test_set, self.mean, self.std, stop=stop, threads=self.threads)
 
     def save(self):
         """Write the metrics and the checkpoint from which ``resume`` goes on."""
         table = [COLUMNS, *(row.values() for row in self.rows)]
         _write(self.folder / "metrics.csv", "".join(",".join(map(str, line)) + "\n" for line in table).encode())
-        meta = {"config": asdict(self.config), **self._data(), "generator": checkpoint.generator_state(self.rng)}
+        meta = {"config": asdict(self.config), **self._data()}
         meta |= {name: getattr(self, name) for name in COUNTS}
         checkpoint.save(self.folder / CHECKPOINT, checkpoint.collect(self._parts()), meta)
 
@@ -299,7 +317,6 @@ class Trainer:
                 "with; bring those back, or start a new run"
             )
         checkpoint.restore(arrays, self._parts())
-        checkpoint.set_generator_state(self.rng, meta["generator"])
         for name in COUNTS:
             setattr(self, name, meta[name])
 
@@ -323,23 +340,26 @@ class Trainer:
         self.optimizer.lr = optim.warmup_cosine(self.step, self.total, int(config.warmup * self.total), config.lr)
         images, labels = to_device(images, config.device), to_device(labels, config.device)
         inputs, targets = self._augment(images, labels)
-        logits = self.model(inputs)
-        loss = _loss(logits, targets, config.label_smoothing)
-        self._expect_finite(loss.item(), f"the loss of {step}")
         self.optimizer.zero_grad()
-        loss.backward()
+        seed = np.random.SeedSequence(config.seed, spawn_key=(DROPOUT, self.step))
+        loss, logits = self.parallel.gradients(self._loss, inputs, targets, seed)
+        self._expect_finite(loss, f"the loss of {step}")
         self._expect_finite(self.optimizer.clip_grad_norm(config.clip), f"the norm of the gradient in {step}")
         self.optimizer.step()
         if self.ema:
             self.ema.update()
         self.step += 1
         self.sums["images"] += len(labels)
-        self.sums["loss"] += loss.item() * len(labels)
-        self.sums["correct"] += _correct(logits.data, labels)
+        self.sums["loss"] += loss * len(labels)
+        self.sums["correct"] += _correct(logits, labels)
+
+    def _loss(self, logits, targets):
+        return _loss(logits, targets, self.config.label_smoothing)
 
     def _augment(self, images, labels):
         """uint8 images and labels -> float images, normalised and augmented, and labels or soft targets."""
-        config, rng = self.config, self.rng
+        config = self.config
+        rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(AUGMENTATION, self.step)))
         if config.flip:
             images = data.flip(images, rng)
         if config.crop:
@@ -425,6 +445,18 @@ def _fitted(config, train_set):
     return replace(config, model=kind(**vars(config.model) | known))
 
 
+def _threads(config):
+    return 1 if config.device == "cuda" else config.threads or parallel.default_threads()
+
+
+def _shard(config):
+    """Samples whose tokens fill a cache; on a GPU the whole batch."""
+    model = config.model
+    if config.device == "cuda" or isinstance(model, X21DConfig):
+        return None
+    return max(1, SHARD // (model.time_steps * math.prod(model.grid) * model.dim))
+
+
 def _built(config, rng):
     return (X21D if isinstance(config, X21DConfig) else ViT)(config, rng)
 
@@ -471,7 +503,7 @@ def _load_checkpoint(folder, config):
     path = Path(folder) / CHECKPOINT
     arrays, meta = checkpoint.load(path)
     meta = meta if isinstance(meta, dict) else {}
-    if missing := {"config", "images", "classes", "mean", "std", "generator", *COUNTS} - meta.keys():
+    if missing := {"config", "images", "classes", "mean", "std", *COUNTS} - meta.keys():
         raise InputError(
             f"{path} is no checkpoint of a training run: it says nothing about {', '.join(sorted(missing))}"
         )

@@ -18,6 +18,7 @@ LAYERS = [  # a file imports from earlier lines only
     "gradcheck",
     "nn",
     "optim",
+    "parallel",
     "data",
     "checkpoint",
     "interop",

@@ -18,7 +18,7 @@ def layer_norm(x, weight, bias, *, eps=1e-6):
     dx = (g - mean g - n mean(g n)) / √(var x + eps),  g = dy weight
     dweight = Σ dy n,  dbias = Σ dy  over all other axes
     """
-    _check(x, weight, bias)
+    _check(x, weight=weight, bias=bias)
     xp, shape, d = array_module(x), x.shape, x.shape[-1]
     ones = xp.ones((d, 1), x.dtype)  # BLAS sums rows by a product with ones, faster than sum does
     n = x.reshape(-1, d)
@@ -42,19 +42,19 @@ def layer_norm(x, weight, bias, *, eps=1e-6):
 
 
 @op
-def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, momentum=0.1, eps=1e-5):
+def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, momentum=0.1, eps=1e-5, total=None):
     """y = n weight + bias,  n = (x - mean) / √(var + eps) over all axes but the last
 
     In training mean and var are the batch's, and the two running arrays move towards them in place:
     r ← (1 - momentum) r + momentum · (mean, unbiased var).  dx as in layer_norm, over the other axes.
     Otherwise mean and var are the running arrays, constants:  dx = dy weight / √(var + eps).
+    Where several threads share a batch, ``total`` adds up over them what each has.
     """
-    _check(x, weight, bias)
-    if running_mean.shape != x.shape[-1:] or running_var.shape != x.shape[-1:]:
-        got = f"got {running_mean.shape} and {running_var.shape}"
-        raise ValueError(f"running_mean and running_var need the shape {x.shape[-1:]}; {got}")
+    _check(x, weight=weight, bias=bias)
+    _check(x, running_mean=running_mean, running_var=running_var)
     xp, C, shape = array_module(x), x.shape[-1], x.shape
-    count = x.size // C
+    total = total or (lambda own: own)
+    count = total(x.size // C) if training else None
     if training and count < 2:
         raise ValueError(f"training needs at least two values per channel, got x {x.shape}; use a larger batch")
 
@@ -62,9 +62,9 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
         return xp.tile(channels, math.prod(shape[1:-1]))
 
     x = x.reshape(len(x), -1)
-    mean = _totals(x, C) / count if training else running_mean
+    mean = total(_totals(x, C)) / count if training else running_mean
     n = x - row(mean)
-    var = _totals(n * n, C) / count if training else running_var
+    var = total(_totals(n * n, C)) / count if training else running_var
     if training:
         for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
             running *= 1 - momentum
@@ -80,8 +80,9 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
         dweight, dbias = _totals(dyn, C), _totals(dy, C)
         dx = dy * row(weight * inv_std)
         if training:
-            dx -= xp.multiply(n, row(weight * inv_std * dweight / count), out=dyn)
-            dx -= row(weight * inv_std * dbias / count)
+            scale = weight * inv_std / count
+            dx -= xp.multiply(n, row(scale * total(dweight)), out=dyn)
+            dx -= row(scale * total(dbias))
         return dx.reshape(shape), dweight, dbias
 
     return y.reshape(shape), backward
@@ -92,6 +93,7 @@ def _totals(rows, C):
     return (array_module(rows).ones(len(rows), rows.dtype) @ rows).reshape(-1, C).sum(0)
 
 
-def _check(x, weight, bias):
-    if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
-        raise ValueError(f"weight and bias need the shape {x.shape[-1:]}; got {weight.shape} and {bias.shape}")
+def _check(x, **arrays):
+    if any(array.shape != x.shape[-1:] for array in arrays.values()):
+        got = " and ".join(str(array.shape) for array in arrays.values())
+        raise ValueError(f"{' and '.join(arrays)} need the shape {x.shape[-1:]}; got {got}")

@@ -1,0 +1,152 @@
+"""Threads that share a batch give what one thread gives for the whole, again and again, and never wait in vain."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minitl import nn, no_grad, ops, optim, parallel
+
+CONFIG = nn.ViTConfig(image_size=(8, 8), patch_size=4, dim=12, heads=2, mlp_dim=16, num_tokens=3, num_classes=5)
+CLIPS = nn.X21DConfig(frames=2, image_size=(8, 8), widths=(4, 6), num_classes=5, num_tokens=3)
+SEED = np.random.SeedSequence(3)
+
+
+def model_of(config, seed=0):
+    """A model in float64 whose head does not start at zero, its generator, and its flat gradient."""
+    rng = np.random.default_rng(seed)
+    model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, rng).to(dtype="float64")
+    for p in model.parameters():
+        p.data += 0.1 * rng.standard_normal(p.shape)
+    return model, rng, optim.SGD(model.parameters(), 0.1).flat
+
+
+def batch_of(config, count, seed=1):
+    rng, time = np.random.default_rng(seed), () if isinstance(config, nn.ViTConfig) else (config.frames,)
+    return rng.standard_normal((count, *time, *config.image_size, 3)), rng.integers(5, size=count)
+
+
+def found_by(config, count, threads, shard=3, seed=SEED):
+    """(loss, outputs, flat gradient, model) of a batch."""
+    model, rng, flat = model_of(config)
+    runner = parallel.DataParallel(model, rng, threads, shard)
+    loss, outputs = runner.gradients(ops.cross_entropy, *batch_of(config, count), np.random.SeedSequence(seed.entropy))
+    return loss, outputs, flat.grad, model
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 12])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("config", [CONFIG, CLIPS], ids=["ViT", "X21D, whose batch norms see the whole batch"])
+def test_equals_the_whole_batch(config, threads, count):
+    model, _, flat = model_of(config)
+    images, labels = batch_of(config, count)
+    outputs = model(images)
+    loss = ops.cross_entropy(outputs, labels)
+    loss.backward()
+    shared = found_by(config, count, threads)
+    assert shared[0] == pytest.approx(loss.item(), rel=1e-12)
+    np.testing.assert_allclose(shared[1], outputs.data, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(shared[2], flat.grad, rtol=1e-9, atol=1e-12)
+    for name, value in model.state_dict().items():  # running means too
+        np.testing.assert_allclose(shared[3].state_dict()[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_two_runs_are_equal_bit_for_bit(threads):
+    config = nn.ViTConfig(**vars(CONFIG) | {"dropout": 0.3, "drop_path": 0.2})
+    first, second = (found_by(config, 11, threads) for _ in range(2))
+    assert first[0] == second[0] and (first[1] == second[1]).all() and (first[2] == second[2]).all()
+    other = found_by(config, 11, threads, seed=np.random.SeedSequence(4))
+    assert other[0] != first[0]
+
+
+def test_each_shard_drops_something_else():
+    config = nn.ViTConfig(**vars(CONFIG) | {"dropout": 0.5})
+    model, rng, _ = model_of(config)
+    same = np.repeat(batch_of(config, 1)[0], 4, axis=0)
+    runner = parallel.DataParallel(model, rng, threads=2, shard=1)
+    _, outputs = runner.gradients(ops.cross_entropy, same, np.zeros(4, int), SEED)
+    assert len(np.unique(outputs.round(9), axis=0)) == 4
+
+
+def test_gradients_are_added_to_what_is_there():
+    model, rng, flat = model_of(CONFIG)
+    runner, batch = parallel.DataParallel(model, rng, 2, 3), batch_of(CONFIG, 8)
+    runner.gradients(ops.cross_entropy, *batch, SEED)
+    once = flat.grad.copy()
+    runner.gradients(ops.cross_entropy, *batch, SEED)
+    np.testing.assert_allclose(flat.grad, 2 * once, rtol=1e-12)
+
+
+def test_weights_are_shared_and_the_mode_is_followed():
+    config = nn.ViTConfig(**vars(CONFIG) | {"dropout": 0.5})
+    model, rng, flat = model_of(config)
+    runner, (images, labels) = parallel.DataParallel(model, rng, 2, 3), batch_of(config, 8)
+    flat.data *= 0.9
+    model.eval()
+    _, outputs = runner.gradients(ops.cross_entropy, images, labels, SEED)
+    np.testing.assert_allclose(outputs, model(images).data, rtol=1e-10)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CLIPS], ids=["ViT", "X21D"])
+def test_an_error_in_one_thread_ends_all(config):
+    """A batch norm of the other threads must not wait for the one that failed."""
+    model, rng, _ = model_of(config)
+    runner, (images, labels) = parallel.DataParallel(model, rng, 3, 2), batch_of(config, 9)
+    runner.replicas[1][0].head.weight.data = np.zeros((3, 3))
+    with pytest.raises(ValueError, match=r"^linear.*needs x"):
+        runner.gradients(ops.cross_entropy, images, labels, SEED)
+
+
+def test_a_model_is_as_before_afterwards():
+    """Its batch norms wait for nobody."""
+    *_, model = found_by(CLIPS, 6, 2)
+    assert model(batch_of(CLIPS, 4)[0]).shape == (4, 5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_predict(threads):
+    model, _, _ = model_of(CONFIG)
+    images = batch_of(CONFIG, 10)[0]
+    with no_grad():
+        expected = model(images).data
+    np.testing.assert_allclose(parallel.predict(model, images, threads, shard=2), expected, rtol=1e-12)
+    assert parallel.predict(model.maps, images, threads, shard=2).shape == (10, 3, 2, 2)
+
+
+def test_threads_keep_the_callers_settings():
+    """Numbers that are not finite are no warning in a thread when they are none outside."""
+    model, rng, _ = model_of(CONFIG)
+    images, labels = batch_of(CONFIG, 8)
+    with np.errstate(all="ignore"):
+        parallel.DataParallel(model, rng, 2, 3).gradients(ops.cross_entropy, images * np.inf, labels, SEED)
+
+
+PAGES = """
+import resource, sys
+import numpy as np
+from minitl import parallel
+if sys.argv[1] == "keep":
+    parallel.keep_memory()
+def use():
+    for _ in range(20):
+        arrays = [np.ones(1_000_000) for _ in range(5)]
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the C library of GNU, which is Linux's")
+def test_memory_is_kept():
+    fresh, kept = (
+        int(subprocess.run([sys.executable, "-c", PAGES, how], capture_output=True, check=True, text=True).stdout)
+        for how in ("fresh", "keep")
+    )
+    assert kept < 100 < fresh
+
+
+def test_default_threads():
+    assert 1 <= parallel.default_threads() <= parallel.MOST_THREADS
