@@ -108,20 +108,29 @@ def scale(threads=None, quick=False, tick=lambda text: None):
     ``axis`` and ``value`` say what grew; ``seconds``, ``low`` and ``high`` are the median and the quartiles of a step,
     ``memory`` its peak in bytes; ``macs`` and ``kept`` are multiply-adds and bytes of activations, as counted.
     """
+    rounds, steps = (2, 2) if quick else (ROUNDS // 2, STEPS)
     rows = []
     for axis, values in SCALES.items():
-        for value, changes in values.items():
-            tick(f"{value} {axis}")
-            changes = dict(changes)
-            batch = changes.pop("batch", SCALE_BATCH)
-            config = replace(model("vit-tiny", quick)[0], **changes)
-            with _Contestant("minitl", "minitl", config, batch, threads) as one:
-                low, median, high = np.quantile(one.ask("train", 2 if quick else 3 * STEPS), (0.25, 0.5, 0.75))
-                memory, _ = one.ask("memory")
-            cost = flops.total(flops.count(config))
-            row = {"axis": axis, "value": value, "seconds": median, "low": low, "high": high, "memory": memory}
-            rows.append(row | {"macs": 3 * batch * cost.macs, "kept": 4 * batch * cost.kept})
+        with contextlib.ExitStack() as stack:
+            points = {value: _point(changes, quick) for value, changes in values.items()}
+            alone = {
+                value: stack.enter_context(_Contestant("minitl", "minitl", *point, threads))
+                for value, point in points.items()
+            }
+            times = _in_turns(list(alone.values()), ["train"], rounds, steps, tick, axis)
+            for value, (config, batch) in points.items():
+                low, median, high = np.quantile(times[alone[value], "train"], (0.25, 0.5, 0.75))
+                memory, _ = alone[value].ask("memory")
+                row = {"axis": axis, "value": value, "seconds": median, "low": low, "high": high, "memory": memory}
+                cost = batch * flops.total(flops.count(config))
+                rows.append(row | {"macs": 3 * cost.macs, "kept": 4 * cost.kept})
     return rows
+
+
+def _point(changes, quick):
+    """vit-tiny with these changes: (configuration, batch size)."""
+    config, batch = model("vit-tiny", quick)[0], changes.get("batch", SCALE_BATCH)
+    return replace(config, **{name: value for name, value in changes.items() if name != "batch"}), batch
 
 
 def model(name, quick=False):

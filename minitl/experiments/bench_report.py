@@ -97,8 +97,9 @@ def _bars(rows, colours):
         spread = np.maximum(0, [ratio - low, high - ratio])
         label, lines = WORDS.get(what, what), {"linewidth": 0.8}
         axes.barh(y[mine], ratio, 0.9, xerr=spread, color=colour, label=label, error_kw=lines)
+    text = {"va": "center", "fontsize": 7, "bbox": {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}}
     for row, place, end in zip(rows, y, ends, strict=True):
-        axes.annotate(f"{row['ratio']:.2f}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.annotate(f"{row['ratio']:.2f}", (end, place), (5, 0), textcoords="offset points", **text)
     if jax:
         axes.plot(jax, y[timed], "D", color="black", markersize=3, label="JAX")
     axes.axvline(1, color="black", linewidth=0.8)
@@ -141,4 +142,7 @@ def scale_picture(rows):
 
 
 def _amount(value, what="train"):
-    return short(value, "B") if what in ("memory", "process") else f"{1e3 * value:.3g} ms"
+    if what in ("memory", "process"):
+        return short(value, "B")
+    milliseconds = 1e3 * value
+    return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
