@@ -1,4 +1,4 @@
-"""The command line: train, eval, maps, flops, ablate, fewshot. Options are made from the configuration dataclasses."""
+"""The command line; the options of its commands are made from the configuration dataclasses."""
 
 import argparse
 import itertools
@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from . import flops
 from .backend import InputError, near
-from .experiments import ablate, fewshot, paper, speed
+from .experiments import ablate, bench, bench_report, fewshot, paper, speed
 from .nn import ViTConfig
 from .report import box_share, png
 from .train import TrainConfig, default_config, draw_maps, evaluate, load_config, load_run, resume, start
@@ -70,6 +70,24 @@ class FlopsOptions:
     """what the paper publishes beside what is counted, row by row"""
     json: bool = False
     """print for machines"""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    names: Positional[tuple[str, ...]] = ()
+    """vit-tiny, vit-tiny-tl, vit-384, vit-tl-384, video-tl, bottleneck; all by default"""
+    threads: int | None = None
+    """threads of each framework; by default as many as there are cores"""
+    ops: bool = False
+    """single layers of vit-tiny-tl, and the share of each op in a training step"""
+    scale: bool = False
+    """time and memory of minitl alone, against batch size, number of tokens and depth"""
+    quick: bool = False
+    """tiny models and few rounds, to see that everything runs"""
+    json: bool = False
+    """print for machines"""
+    out: Path = Path("runs/bench")
+    """folder for the picture"""
 
 
 @dataclass(frozen=True)
@@ -153,6 +171,49 @@ def flops_command(args):
     print(json.dumps(flops.as_dict(parts), indent=1) if options.json else flops.table(parts))
 
 
+def bench_command(args):
+    """compare speed and memory with PyTorch's, or measure how they grow"""
+    options = _parse(BenchOptions, "bench", args)
+    if options.ops + options.scale + bool(options.names) > 1:
+        raise InputError("choose one: names of configurations, --ops, or --scale")
+    if options.threads is not None and not 1 <= options.threads <= bench.cores():
+        raise InputError(f"--threads is from 1 to {bench.cores()}, the cores there are, got {options.threads}")
+    machine = bench.machine(options.threads)
+    say = (lambda text: None) if options.json else tqdm.write  # above the line that says how far it is
+    say(bench_report.heading(machine) + "\n")
+    with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as progress:
+        measure = _bench_ops if options.ops else _bench_scale if options.scale else _bench_models
+        found, name, figure = measure(options, say, progress.set_description_str)
+    if options.json:
+        print(json.dumps({"machine": machine} | found, indent=1))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / name).write_bytes(png(figure))
+    print(f"wrote {options.out / name}", file=sys.stderr if options.json else sys.stdout)
+
+
+def _bench_models(options, say, tick):
+    rows = []
+    for row in bench.compare(options.names, options.threads, options.quick, tick):
+        if not rows:
+            say(bench_report.head(row))
+        say(bench_report.line(row))
+        rows.append(row)
+    say("\n".join(["", *bench_report.savings(rows, bench.PAIRS)]))
+    return {"models": rows}, "bench.png", bench_report.picture(rows)
+
+
+def _bench_ops(options, say, tick):
+    rows, shares = bench.by_op(options.threads, options.quick, tick)
+    say(bench_report.by_op_table(rows, shares) + "\n")
+    return {"layers": rows, "ops": shares}, "ops.png", bench_report.by_op_picture(rows)
+
+
+def _bench_scale(options, say, tick):
+    rows = bench.scale(options.threads, options.quick, tick)
+    say(bench_report.scale_table(rows) + "\n")
+    return {"scale": rows}, "scale.png", bench_report.scale_picture(rows)
+
+
 def ablate_command(args):
     """train all models of one of the paper's ablations, and compare them"""
     options = _parse(AblateOptions, "ablate", args)
@@ -199,6 +260,7 @@ COMMANDS = {
     "eval": eval_command,
     "maps": maps_command,
     "flops": flops_command,
+    "bench": bench_command,
     "ablate": ablate_command,
     "fewshot": fewshot_command,
 }

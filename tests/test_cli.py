@@ -188,7 +188,7 @@ def test_a_name_for_the_folder(here):
     "args, messages",
     [
         ("trian", ["unknown command 'trian'; did you mean train?"]),
-        ("xyz", ["unknown command 'xyz'; choose one of train, eval, maps, flops, ablate, fewshot"]),
+        ("xyz", ["unknown command 'xyz'; choose one of train, eval, maps, flops, bench, ablate, fewshot"]),
         ("train --epoch 2", ["Unrecognized options: --epoch", "--epochs"]),
         ("train --epochs two", ["--epochs", "'two'"]),
         ("train --epochs 0", ["epochs must be at least 1, got 0"]),

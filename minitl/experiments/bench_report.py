@@ -1,0 +1,148 @@
+"""Tables and pictures of what `minitl bench` measured; the rows are those of ``bench``."""
+
+import numpy as np
+
+from ..flops import short
+
+WORDS = {"train": "training step", "infer": "inference", "memory": "peak memory", "process": "whole process"}
+LINE = "{:14}{:16}{:>11}{:>11}{:>8}{:>15}  {:16}{:>11}"
+LAYER = "{:20}{:22}{:>11}{:>11}{:>8}{:>15}"
+BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
+
+
+def heading(machine):
+    """The machine and the versions, in a line."""
+    versions = [f"{name} {machine[name]}" for name in ("Python", "NumPy", "BLAS", "PyTorch", "JAX") if name in machine]
+    used = f"{machine['cores']} cores, {machine['threads']} threads, load {machine['load']:.1f}"
+    return f"{machine['cpu']}, {used}; {', '.join(versions)}"
+
+
+def head(row):
+    """The first line of a table of rows like this one."""
+    columns = "minitl", "PyTorch", "ratio", "quartiles", "PyTorch with", "JAX" if "JAX" in row else ""
+    return LINE.format("", "", *columns).rstrip()
+
+
+def line(row):
+    """A row of ``bench.compare`` as a line of the table."""
+    name = row["model"] if row["what"] == "train" else ""
+    cells = [_amount(row[who], row["what"]) if who in row else "" for who in ("minitl", "PyTorch", "JAX")]
+    ratio = f"{row['ratio']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"
+    return LINE.format(name, WORDS[row["what"]], *cells[:2], *ratio, row["form"], cells[2]).rstrip()
+
+
+def savings(rows, pairs):
+    """What TokenLearner saves, counted and measured: a line for each of ``pairs`` whose models are both in ``rows``."""
+    found, lines = {row["model"]: row for row in rows if row["what"] == "train"}, []
+    for few, whole in pairs.items():
+        if {few, whole} <= found.keys():
+            macs, ours, theirs = (found[few][key] / found[whole][key] for key in ("macs", "minitl", "PyTorch"))
+            times = f"training step {ours:.2f} in minitl, {theirs:.2f} in PyTorch"
+            lines.append(f"{few} / {whole}: multiply-adds {macs:.2f}, {times}")
+    return lines
+
+
+def by_op_table(rows, shares):
+    """Both lists of ``bench.by_op`` as lines of text."""
+    lines = [LAYER.format("", "", "minitl", "PyTorch", "ratio", "quartiles")]
+    for row in rows:
+        name = "" if row["what"] != "forward" and lines[-1].strip().startswith(row["model"]) else row["model"]
+        ratio = f"{row['ratio']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"
+        lines.append(LAYER.format(name, row["what"], _amount(row["minitl"]), _amount(row["PyTorch"]), *ratio))
+    lines += ["", "{:20}{:>12}{:>12}{:>8}".format("training step", "forward", "backward", "share")]
+    for row in shares:
+        name, back = ("rest, optimiser", "") if row["name"] == "rest" else (row["name"], _amount(row["backward"]))
+        lines.append(f"{name:20}{_amount(row['forward']):>12}{back:>12}{row['share']:>8.1%}")
+    return "\n".join(lines)
+
+
+def scale_table(rows):
+    """The rows of ``bench.scale`` as lines of text."""
+    text = "{:>6} {:20}{:>14}{:>12}{:>19}{:>12}{:>12}"
+    lines = [text.format("", "", "multiply-adds", "step", "quartiles", "activations", "peak memory")]
+    for row in rows:
+        spread = f"{1e3 * row['low']:.1f} to {1e3 * row['high']:.1f}"
+        sizes = short(row["kept"], "B"), short(row["memory"], "B")
+        lines.append(
+            text.format(row["value"], row["axis"], short(row["macs"]), _amount(row["seconds"]), spread, *sizes)
+        )
+    return "\n".join(lines)
+
+
+def picture(rows):
+    """A bar chart of time and memory as shares of PyTorch's, with quartiles. Rows of ``compare``."""
+    return _bars(rows, {"train": BLUE, "infer": ORANGE, "memory": GREY})
+
+
+def by_op_picture(rows):
+    """The same for the rows of ``by_op``."""
+    return _bars(rows, {"forward": ORANGE, "forward and backward": BLUE, "step": GREY})
+
+
+def _bars(rows, colours):
+    """A bar for each row whose ``what`` has a colour, in groups by ``model``; diamonds are the times of JAX."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row["what"] in colours]
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    y = np.arange(len(rows)) + 0.5 * np.array([names.index(row["model"]) for row in rows])  # a gap between groups
+    ends = np.array([max(row["ratio"], row["high"]) for row in rows])
+    timed = [i for i, row in enumerate(rows) if "JAX" in row and row["what"] in ("train", "infer")]
+    jax = [rows[i]["JAX"] / rows[i]["PyTorch"] for i in timed]
+    figure = Figure(figsize=(7, 1 + 0.22 * y[-1]), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for what, colour in colours.items():
+        mine = [i for i, row in enumerate(rows) if row["what"] == what]
+        low, ratio, high = (np.array([rows[i][key] for i in mine]) for key in ("low", "ratio", "high"))
+        spread = np.maximum(0, [ratio - low, high - ratio])
+        label, lines = WORDS.get(what, what), {"linewidth": 0.8}
+        axes.barh(y[mine], ratio, 0.9, xerr=spread, color=colour, label=label, error_kw=lines)
+    text = {"va": "center", "fontsize": 7, "bbox": {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}}
+    for row, place, end in zip(rows, y, ends, strict=True):
+        axes.annotate(f"{row['ratio']:.2f}", (end, place), (5, 0), textcoords="offset points", **text)
+    if jax:
+        axes.plot(jax, y[timed], "D", color="black", markersize=3, label="JAX")
+    axes.axvline(1, color="black", linewidth=0.8)
+    middles = [np.mean([place for row, place in zip(rows, y, strict=True) if row["model"] == name]) for name in names]
+    axes.set_yticks(middles, names)
+    axes.set(xlabel="share of what PyTorch eager takes (less is better)", xlim=(0, 1.1 * max(1, *ends, *jax)))
+    axes.invert_yaxis()
+    figure.legend(loc="outside upper right", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def scale_picture(rows):
+    """Time and memory of a training step against what grows, a column for each axis. Rows of ``scale``.
+
+    The dashed lines are in proportion to the counted multiply-adds, and the counted activations themselves.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = list(dict.fromkeys(row["axis"] for row in rows))
+    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
+    panels = figure.subplots(2, len(names), sharex="col", squeeze=False)
+    for (upper, lower), name in zip(panels.T, names, strict=True):
+        mine = [row for row in rows if row["axis"] == name]
+        keys = "value", "seconds", "low", "high", "memory", "macs", "kept"
+        x, seconds, low, high, memory, macs, kept = (np.array([row[key] for row in mine]) for key in keys)
+        spread = 1e3 * np.array([seconds - low, high - seconds])
+        upper.errorbar(x, 1e3 * seconds, spread, fmt="o-", ms=4, lw=1, capsize=2, label="measured")
+        upper.plot(x, 1e3 * seconds[-1] * macs / macs[-1], "--", color="grey", lw=1, label="like multiply-adds")
+        lower.plot(x, memory / 1e6, "o-", ms=4, lw=1, label="measured")
+        lower.plot(x, kept / 1e6, "--", color="grey", lw=1, label="activations, counted")
+        upper.set(xlim=0, ylim=0)
+        lower.set(xlabel=name, ylim=0)
+        lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    panels[0, 0].set_ylabel("ms per training step")
+    panels[1, 0].set_ylabel("peak memory in MB")
+    for axes in panels[:, 0]:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _amount(value, what="train"):
+    if what in ("memory", "process"):
+        return short(value, "B")
+    milliseconds = 1e3 * value
+    return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"

@@ -1,0 +1,206 @@
+"""One framework's side of `minitl bench`, in a process of its own: it makes a model and times what it is asked."""
+
+import contextlib
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from .. import nn, ops, optim
+from ..autograd import OPS, Node, Tensor, no_grad
+
+TRAINING = {"lr": 1e-4, "decay": 0.05, "clip": 1.0}  # a rate at which rounding errors stay small
+
+
+class Minitl:
+    """minitl: a training step and an inference on one batch. A faster way to train has its place in ``step``."""
+
+    def __init__(self, model, images, labels, threads, lr, decay, clip):
+        self.model, self.images, self.labels, self.clip = model, images, labels, clip
+        self.optimizer = optim.AdamW(model.parameters(), lr, weight_decay=decay)
+
+    def mode(self, training):
+        self.model.train(training)
+
+    def step(self):
+        loss = ops.cross_entropy(self.model(self.images), self.labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.clip_grad_norm(self.clip)
+        self.optimizer.step()
+        return loss.item()
+
+    def infer(self):
+        with no_grad():
+            return self.model(self.images)
+
+    def update(self):
+        self.optimizer.step()
+
+    def layer(self, layer, options, arrays):
+        """Of a layer or op: two functions that do it forward, and forward and backward."""
+        dy = np.ones_like(layer(*map(Tensor, arrays), **options).data)
+
+        def forward():
+            with no_grad():
+                layer(*map(Tensor, arrays), **options)
+
+        def backward():
+            layer(*(_inner(x) if x.dtype.kind == "f" else Tensor(x) for x in arrays), **options).backward(dy)
+
+        return forward, backward
+
+    def profile(self, steps):
+        """Seconds of a training step by op, as {name: (forward, backward)}, and those of all the rest as "rest"."""
+        seconds, plain = {}, dict(OPS)
+        try:
+            OPS.update({name: _stopwatch(fn, seconds.setdefault(name, [0, 0])) for name, fn in plain.items()})
+            began = time.perf_counter()
+            for _ in range(steps):
+                self.step()
+            whole = time.perf_counter() - began
+        finally:
+            OPS.update(plain)
+        seconds = {
+            name: (forward / steps, backward / steps) for name, (forward, backward) in seconds.items() if forward
+        }
+        return seconds | {"rest": (whole / steps - sum(map(sum, seconds.values())), 0)}
+
+
+def _inner(x):
+    """A Tensor inside of a graph, whose gradient goes on to an op; that of a leaf would be copied."""
+    tensor = Tensor(x, requires_grad=True)
+    tensor.node = Node("input", [], lambda dy: (), x.shape)
+    return tensor
+
+
+def _stopwatch(fn, seconds):
+    """The op ``fn``, adding its seconds to ``seconds``: [forward, backward]."""
+
+    def timed(i, call, *args, **options):
+        began = time.perf_counter()
+        result = call(*args, **options)
+        seconds[i] += time.perf_counter() - began
+        return result
+
+    def op(*args, **options):
+        y, backward = timed(0, fn, *args, **options)
+        return y, lambda dy: timed(1, backward, dy)
+
+    return op
+
+
+def layers(config, batch):
+    """The layers and ops of a ViT with TokenLearner at their shapes: {label: (layer or op, options, arrays)}."""
+    rng = np.random.default_rng(0)
+    B, N, S, d, m = batch, config.grid[0] * config.grid[1], config.num_tokens, config.dim, config.mlp_dim
+
+    def learner(version):
+        return nn.TokenLearner(d, S, version, hidden=config.hidden, rng=rng), {}, [(B, *config.grid, d)]
+
+    rows = {
+        f"linear {d} -> {3 * d}": (nn.Linear(d, 3 * d, rng=rng), {}, [(B, N, d)]),
+        f"linear {d} -> {m}": (nn.Linear(d, m, rng=rng), {}, [(B, N, d)]),
+        "gelu": (ops.gelu, {}, [(B, N, m)]),
+        "layer_norm": (nn.LayerNorm(d), {}, [(B, N, d)]),
+        "attention": (ops.attention, {"num_heads": config.heads}, [(B, N, 3 * d)]),
+        "TokenLearner 1.1": learner("1.1"),
+        "TokenLearner 1.0": learner("1.0"),
+        "token_pool": (ops.token_pool, {}, [(B, S, N), (B, N, d)]),
+        "cross_entropy": (ops.cross_entropy, {}, [(B, config.num_classes)]),
+    }
+    table = {}
+    for label, (layer, options, shapes) in rows.items():
+        arrays = [rng.standard_normal(shape, "float32") for shape in shapes]
+        targets = [rng.integers(config.num_classes, size=B)] if layer is ops.cross_entropy else []
+        table[label] = layer, options, arrays + targets
+    return table
+
+
+def serve():
+    """Make what the first request says, and answer the others until there are no more.
+
+    The first is a dict of ``framework``, ``config``, ``batch``, ``threads``, ``options`` and ``by_layer``; each other
+    one is a pair of what to do and how often. Requests come by stdin, pickled, and answers leave by stdout.
+    """
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    job = pickle.load(requests)
+    framework = _framework(job["framework"])
+    _side(framework, nn.ViTConfig(tokenizer="none"), 2, job["threads"]).step()  # whatever is loaded at the first step
+    _forget_peak()
+    before = _peak()
+    side = _side(framework, job["config"], job["batch"], job["threads"], **job["options"])
+    calls = _layer_calls(side, job) if job["by_layer"] else {"train": side.step, "infer": side.infer}
+    with contextlib.suppress(EOFError):
+        while True:
+            what, times = pickle.load(requests)
+            if what == "losses":
+                answer = [side.step() for _ in range(times)]
+            elif what == "memory":
+                answer = _peak() - before, _peak()
+            elif what == "profile":
+                answer = side.profile(times)
+            elif what == "names":
+                answer = list(calls)
+            else:
+                side.mode(what != "infer")
+                answer = [_seconds(calls[what]) for _ in range(times + 1)][1:]  # the first fills the caches again
+            pickle.dump(answer, answers)
+            answers.flush()
+
+
+def _framework(name):
+    if name == "PyTorch":
+        from .torch_twin import Torch
+
+        return Torch
+    if name == "JAX":
+        from .jax_twin import Jax
+
+        return Jax
+    return Minitl
+
+
+def _side(framework, config, batch, threads, **options):
+    """A model with its batch in a framework. All draw the same numbers."""
+    rng = np.random.default_rng(0)
+    model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, rng)
+    time = (config.frames,) if isinstance(config, nn.X21DConfig) or config.frames > 1 else ()
+    images = rng.standard_normal((batch, *time, *config.image_size, config.channels), "float32")
+    labels = rng.integers(config.num_classes, size=batch)
+    return framework(model, images, labels, threads, **TRAINING, **options)
+
+
+def _layer_calls(side, job):
+    calls = {}
+    for label, arguments in layers(job["config"], job["batch"]).items():
+        calls[label, "forward"], calls[label, "forward and backward"] = side.layer(*arguments)
+    side.step()  # so that there are gradients
+    return calls | {("AdamW", "step"): side.update}
+
+
+def _seconds(call):
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _forget_peak():
+    """Let the largest size of this process begin anew, on Linux; elsewhere it stays that of the whole life."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak():
+    """The largest size of this process in memory, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return 1024 * int(line.split()[1])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

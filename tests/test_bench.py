@@ -1,0 +1,316 @@
+"""`minitl bench`: both sides compute the same, the statistics are right, and the processes behave."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minitl import OPS, Tensor, cli, nn
+from minitl.backend import InputError
+from minitl.experiments import bench, bench_report, contestant
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc, which Linux has")
+IMAGES = nn.ViTConfig(patch_size=8, dim=8, heads=2, mlp_dim=16, hidden=8, num_tokens=2, loc=1, zero_head=False)
+PLAIN = replace(IMAGES, tokenizer="none")
+LEARNER = replace(IMAGES, version="1.1", pre_norm=False)
+CONFIGS = {
+    "all tokens": PLAIN,
+    "learner 1.1": LEARNER,
+    "learner 1.1 with norm": replace(LEARNER, pre_norm=True),
+    "learner 1.0": IMAGES,
+    "learner 1.0, sum": replace(IMAGES, pool="sum"),
+    "clips": replace(LEARNER, frames=4, tubelet=2),
+    "bottleneck": nn.X21DConfig(frames=2, image_size=(16, 12), widths=(4, 6), num_tokens=3),
+    "bottleneck, conv": nn.X21DConfig(frames=3, image_size=(16, 12), widths=(4, 6), last="conv"),
+}
+
+
+def sides(framework, config, **options):
+    """minitl's side and the framework's, with the same model and batch."""
+    ours = contestant._side(contestant.Minitl, config, 4, 1)
+    return ours, contestant._side(framework, config, 4, 1, **options)
+
+
+def same_losses(ours, theirs):
+    """Of five training steps, which takes both gradients and updates; and of what inference makes of the result."""
+    np.testing.assert_allclose([ours.step() for _ in range(5)], [theirs.step() for _ in range(5)], rtol=1e-5)
+    for side in (ours, theirs):
+        side.mode(False)
+    np.testing.assert_allclose(ours.infer().data, np.asarray(theirs.infer()), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [(name, "contiguous_format") for name in CONFIGS] + [("bottleneck", "channels_last_3d")],
+)
+def test_pytorch_computes_the_same(name, layout):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    from minitl.experiments.torch_twin import Torch
+
+    same_losses(*sides(Torch, CONFIGS[name], memory_format=layout))
+
+
+@pytest.mark.parametrize("name", ["learner 1.1 with norm", "clips"])
+def test_jax_computes_the_same(name):
+    pytest.importorskip("jax", reason="JAX is not installed")
+    from minitl.experiments.jax_twin import Jax
+
+    same_losses(*sides(Jax, CONFIGS[name]))
+
+
+def test_layers_compute_the_same():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from minitl.experiments.torch_twin import Torch
+
+    ours, theirs = sides(Torch, LEARNER)
+    table = contestant.layers(LEARNER, 4)
+    assert len(table) == 9
+    for label, (layer, options, arrays) in table.items():
+        forward, backward = theirs.layer(layer, options, arrays)
+        y = layer(*map(Tensor, arrays), **options)
+        np.testing.assert_allclose(y.data, forward().numpy(), rtol=1e-4, atol=1e-5, err_msg=label)
+        backward()
+        for call in ours.layer(layer, options, arrays):
+            call()
+        if isinstance(layer, nn.Module):
+            assert all(p.grad.any() for p in layer.parameters() if p.ndim == 2), label
+    assert torch.get_num_threads() == 1
+
+
+# --- statistics ---
+
+
+class Fake:
+    """A contestant that takes ``seconds`` for a step, and says so in ``log``."""
+
+    def __init__(self, name, seconds, log):
+        self.name, self.seconds, self.log = name, seconds, log
+
+    def ask(self, what, steps):
+        self.log.append((self.name, what))
+        return [self.seconds] * steps
+
+
+def test_they_take_turns(monkeypatch):
+    monkeypatch.setattr(bench, "PAUSE", 0)
+    log = []
+    a, b = Fake("a", 1.0, log), Fake("b", 2.0, log)
+    times = bench._in_turns([a, b], ["train", "infer"], 2, 3, lambda text: None, "")
+    forth = [("a", "train"), ("b", "train"), ("a", "infer"), ("b", "infer")]
+    back = [("b", "train"), ("a", "train"), ("b", "infer"), ("a", "infer")]
+    assert log == forth + back
+    np.testing.assert_array_equal(times[b, "infer"], np.full((2, 3), 2.0))
+
+
+def test_ratio_by_hand():
+    """Medians 3 and 2; medians of blocks 2, 3, 4 against 2; the quicker form counts, here that of another time."""
+    ours = np.array([[2, 2, 9], [3, 3, 3], [1, 4, 4.0]])
+    slow, quick = np.full((3, 3), 2.0), np.full((3, 3), 1.0)
+    found = {
+        "minitl": {"infer": ours},
+        "PyTorch, slow": {"infer": slow, "train": quick},
+        "PyTorch, quick": {"infer": quick, "train": slow},
+        "JAX": {"infer": 5 * slow},
+    }
+    row = bench._against(found, "infer", "train")
+    assert row == {"minitl": 3, "PyTorch": 2, "form": "slow", "ratio": 1.5, "low": 1.25, "high": 1.75, "JAX": 10}
+    assert bench._against(found, "infer", "infer")["form"] == "quick"
+
+
+def test_losses_must_agree():
+    losses = {"minitl": [2.0, 1.0], "PyTorch, tanh GELU": [2.0001, 1.0], "PyTorch, exact GELU": [2.01, 1.1]}
+    bench._check("vit-tiny", losses)
+    with pytest.raises(InputError, match=r"vit-tiny: .* in minitl and .* in JAX; these are two different"):
+        bench._check("vit-tiny", losses | {"JAX": [2.0, 1.001]})
+
+
+def test_pairs_are_measured_together():
+    assert bench._groups(bench.MODELS) == [
+        ["vit-tiny", "vit-tiny-tl"],
+        ["vit-384", "vit-tl-384"],
+        ["video-tl"],
+        ["bottleneck"],
+    ]
+    assert bench._groups(["vit-tl-384", "bottleneck", "vit-tl-384"]) == [["vit-tl-384"], ["bottleneck"]]
+
+
+def test_profile():
+    """Each op of a step and the rest add up; afterwards the ops are themselves again."""
+    side, before = contestant._side(contestant.Minitl, LEARNER, 4, 1), dict(OPS)
+    seconds = side.profile(3)
+    assert before == OPS
+    assert {"linear", "attention", "gelu", "softmax", "token_pool", "cross_entropy", "rest"} <= seconds.keys()
+    assert "conv2d" not in seconds and min(seconds["linear"]) > 0 and seconds["rest"][0] > 0
+
+
+@LINUX
+def test_peak_memory():
+    contestant._forget_peak()
+    before = contestant._peak()
+    np.ones(5_000_000)  # 40 MB, gone at once
+    assert 39e6 < contestant._peak() - before < 60e6
+    contestant._forget_peak()
+    assert contestant._peak() - before < 20e6
+
+
+# --- processes ---
+
+
+@LINUX
+def test_a_process_keeps_to_its_threads():
+    with bench._Contestant("minitl", "minitl", PLAIN, 2, threads=1) as one:
+        assert len(one.ask("train", 3)) == 3 and min(one.ask("memory")) > 0
+        settings = Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
+        assert {"OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1"} <= set(settings)
+        assert len(os.sched_getaffinity(one.process.pid)) == 1
+    assert one.process.returncode is not None and len(os.sched_getaffinity(0)) == bench.cores()
+
+
+def test_a_process_that_fails_says_why():
+    with (
+        bench._Contestant("minitl", "minitl", PLAIN, -1, 1) as one,
+        pytest.raises(InputError, match=r"(?s)the process of minitl ended with status 1:.*negative dimensions"),
+    ):
+        one.ask("train", 1)
+
+
+def test_a_process_that_is_killed():
+    with bench._Contestant("minitl", "minitl", PLAIN, 2, 1) as one:
+        one.ask("train", 1)
+        one.process.kill()
+        one.process.wait()
+        with pytest.raises(InputError, match=r"the process of minitl ended with status -?[0-9]+:\nit said nothing"):
+            one.ask("train", 1)
+
+
+@LINUX
+def test_ctrl_c_ends_all(tmp_path):
+    code = "from minitl.cli import main; main()"
+    path = os.pathsep.join([str(Path(bench.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, "bench", "--scale", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    with started as process:
+        try:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            while not (pids := children.read_text().split()):
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate()
+        finally:
+            process.kill()
+    assert process.returncode == 130 and err.startswith("minitl: interrupted")
+    for _ in range(200):  # one that was just starting ends when it finds nobody to answer
+        if not (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]):
+            break
+        time.sleep(0.1)
+    assert not left and not list(tmp_path.iterdir())
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """A function that runs `minitl bench` in an empty folder: (status, out, err)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "PAUSE", 0)
+
+    def run(*args):
+        status = 0
+        try:
+            cli.main(["bench", *map(str, args)])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_command(command):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    status, out, err = command("vit-tiny-tl", "--quick", "--threads", 1, "--json", "--out", "a/b")
+    assert (status, err) == (0, "wrote a/b/bench.png\n")
+    found = json.loads(out)
+    assert (
+        found["machine"]["threads"] == 1
+        and {"cpu", "load", "Python", "NumPy", "BLAS", "PyTorch"} < found["machine"].keys()
+    )
+    rows = found["models"]
+    assert [(row["model"], row["what"]) for row in rows] == [("vit-tiny-tl", w) for w in bench.TIMES + bench.SIZES]
+    for row in rows:
+        assert row["minitl"] > 0 and row["ratio"] == pytest.approx(row["minitl"] / row["PyTorch"])
+        assert row["low"] <= row["high"] and row["form"] in ("tanh GELU", "exact GELU") and row["macs"] > 0
+    assert Path("a/b/bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_by_op(command):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    status, out, _ = command("--ops", "--quick", "--threads", 1)
+    lines = out.splitlines()
+    assert status == 0 and lines[-1] == f"wrote {Path('runs/bench/ops.png')}" and Path("runs/bench/ops.png").is_file()
+    assert sum("forward and backward" in line for line in lines) == len(contestant.layers(LEARNER, 2))
+    start = next(i for i, line in enumerate(lines) if line.startswith("training step"))
+    shares = [float(line.split()[-1].rstrip("%")) for line in lines[start + 1 : -2]]
+    assert sum(shares) == pytest.approx(100, abs=1) and shares == sorted(shares, reverse=True)
+
+
+def test_command_scale(command, monkeypatch):
+    """It needs no PyTorch."""
+    monkeypatch.setattr(bench, "_installed", lambda framework: False)
+    monkeypatch.setattr(bench, "SCALES", {"images in a batch": {n: {"batch": n} for n in (4, 8)}})
+    status, out, _ = command("--scale", "--quick", "--threads", 1, "--json")
+    small, large = json.loads(out)["scale"]
+    assert status == 0 and Path("runs/bench/scale.png").is_file()
+    assert (small["value"], large["value"]) == (4, 8) and large["macs"] == 2 * small["macs"]
+    assert small["low"] <= small["seconds"] <= small["high"] and 0 < small["memory"] < large["memory"]
+
+
+def test_tables():
+    """What the table, the savings and the heading say of some figures."""
+    row = {"what": "train", "minitl": 0.15, "PyTorch": 0.2, "form": "tanh GELU", "ratio": 0.75, "low": 0.7, "high": 0.8}
+    rows = [row | {"model": "vit-384", "macs": 4}, row | {"model": "vit-tl-384", "macs": 3, "minitl": 0.12}]
+    line = " ".join(bench_report.line(rows[0]).split())
+    assert line == "vit-384 training step 150 ms 200 ms 0.75 0.70 to 0.80 tanh GELU"
+    assert "JAX" not in bench_report.head(row) and "JAX" in bench_report.head(row | {"JAX": 0.1})
+    (saved,) = bench_report.savings(rows, bench.PAIRS)
+    assert saved == "vit-tl-384 / vit-384: multiply-adds 0.75, training step 0.80 in minitl, 1.00 in PyTorch"
+    assert bench_report.savings(rows[:1], bench.PAIRS) == []
+    assert "2 threads" in bench_report.heading(bench.machine(2))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["vit-tinny"], "there is no configuration 'vit-tinny'; did you mean vit-tiny"),
+        (["vit-tiny", "--ops"], "choose one: names of configurations, --ops, or --scale"),
+        (["--threads", 0], f"--threads is from 1 to {bench.cores()}, the cores there are, got 0"),
+        (["--threads", 10_000], "the cores there are, got 10000"),
+    ],
+)
+def test_wrong_options(command, args, message):
+    status, _, err = command(*args)
+    assert status == 2 and message in err and not list(Path().iterdir())
+
+
+def test_without_pytorch(command, monkeypatch):
+    monkeypatch.setattr(bench, "_installed", lambda framework: False)
+    for args in (["vit-tiny"], ["--ops"]):
+        status, _, err = command(*args)
+        assert (
+            status == 2
+            and "PyTorch, which is not installed; install minitl[bench], or try `minitl bench --scale`" in err
+        )
