@@ -155,13 +155,14 @@ def _meeting(norms):
                 norm.total = None
 
 
-@contextlib.contextmanager
 def one_blas_thread():
-    """Inside, a matrix product takes one thread: two that wait for each other are slower than two that do not."""
+    """From now on, or inside if used by ``with``, a matrix product takes one thread.
+
+    Threads that share a product wait for each other; those that share a batch do not.
+    """
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1, "blas"):
-        yield
+    return threadpool_limits(1, "blas")
 
 
 def keep_memory():

@@ -246,7 +246,8 @@ class Trainer:
         self.optimizer = optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.ema = optim.EMA(self.optimizer, config.ema) if config.ema else None
         self.threads = _threads(config)
-        self.parallel = parallel.DataParallel(self.model, rng, self.threads, _shard(config))
+        shard = config.batch_size if config.device == "cuda" else shard_size(config.model)
+        self.parallel = parallel.DataParallel(self.model, rng, self.threads, shard)
 
         self.epoch_steps = -(-len(self.train_set) // config.batch_size)
         self.total = config.epochs * self.epoch_steps
@@ -449,11 +450,10 @@ def _threads(config):
     return 1 if config.device == "cuda" else config.threads or parallel.default_threads()
 
 
-def _shard(config):
-    """Samples whose tokens fill a cache; on a GPU the whole batch."""
-    model = config.model
-    if config.device == "cuda" or isinstance(model, X21DConfig):
-        return None
+def shard_size(model):
+    """How many samples a thread takes at a time, for the config of a model: their tokens shall fit its cache."""
+    if isinstance(model, X21DConfig):
+        return 1  # as it has batch norms, its threads take what there is
     return max(1, SHARD // (model.time_steps * math.prod(model.grid) * model.dim))
 
 

@@ -34,7 +34,7 @@ WITHIN = {  # the same for the files of one folder, where they use one another
     "nn": ["module", "layers", "transformer", "tokenlearner", "tokenizers", "vit", "bottleneck"],
 }
 CORE = {"backend", "autograd", "ops", "gradcheck", "nn", "optim", "checkpoint"}
-LIGHT = ["PIL", "cupy", "matplotlib", "safetensors", "torch", "tqdm", "tyro"]
+LIGHT = ["PIL", "cupy", "matplotlib", "safetensors", "threadpoolctl", "torch", "tqdm", "tyro"]
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 

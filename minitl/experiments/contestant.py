@@ -1,6 +1,7 @@
 """One framework's side of `minitl bench`, in a process of its own: it makes a model and times what it is asked."""
 
 import contextlib
+import functools
 import os
 import pickle
 import sys
@@ -9,33 +10,38 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import nn, ops, optim
+from .. import nn, ops, optim, parallel, train
 from ..autograd import OPS, Node, Tensor, no_grad
 
 TRAINING = {"lr": 1e-4, "decay": 0.05, "clip": 1.0}  # a rate at which rounding errors stay small
 
 
 class Minitl:
-    """minitl: a training step and an inference on one batch. A faster way to train has its place in ``step``."""
+    """minitl: a training step and an inference on one batch, as `minitl train` does them."""
 
     def __init__(self, model, images, labels, threads, lr, decay, clip):
+        parallel.keep_memory()
+        parallel.one_blas_thread()
         self.model, self.images, self.labels, self.clip = model, images, labels, clip
+        self.threads, self.shard, self.seed = threads, train.shard_size(model.config), np.random.SeedSequence(0)
         self.optimizer = optim.AdamW(model.parameters(), lr, weight_decay=decay)
+        self.parallel = self._with(threads)
+
+    def _with(self, threads):
+        return parallel.DataParallel(self.model, np.random.default_rng(0), threads, self.shard)
 
     def mode(self, training):
         self.model.train(training)
 
     def step(self):
-        loss = ops.cross_entropy(self.model(self.images), self.labels)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss, _ = self.parallel.gradients(ops.cross_entropy, self.images, self.labels, self.seed)
         self.optimizer.clip_grad_norm(self.clip)
         self.optimizer.step()
-        return loss.item()
+        return loss
 
     def infer(self):
-        with no_grad():
-            return self.model(self.images)
+        return parallel.predict(self.model, self.images, self.threads, self.shard)
 
     def update(self):
         self.optimizer.step()
@@ -54,9 +60,10 @@ class Minitl:
         return forward, backward
 
     def profile(self, steps):
-        """Seconds of a training step by op, as {name: (forward, backward)}, and those of all the rest as "rest"."""
-        seconds, plain = {}, dict(OPS)
+        """Seconds of a training step in one thread by op, {name: (forward, backward)}; those of all else are "rest"."""
+        seconds, plain, threaded = {}, dict(OPS), self.parallel
         try:
+            self.parallel = self._with(1)
             OPS.update({name: _stopwatch(fn, seconds.setdefault(name, [0, 0])) for name, fn in plain.items()})
             began = time.perf_counter()
             for _ in range(steps):
@@ -64,6 +71,7 @@ class Minitl:
             whole = time.perf_counter() - began
         finally:
             OPS.update(plain)
+            self.parallel = threaded
         seconds = {
             name: (forward / steps, backward / steps) for name, (forward, backward) in seconds.items() if forward
         }
@@ -88,7 +96,13 @@ def _stopwatch(fn, seconds):
 
     def op(*args, **options):
         y, backward = timed(0, fn, *args, **options)
-        return y, lambda dy: timed(1, backward, dy)
+
+        def pull(dy):
+            grads = timed(1, backward, dy)
+            grads = grads if isinstance(grads, tuple) else (grads,)
+            return tuple(functools.partial(timed, 1, g) if callable(g) else g for g in grads)
+
+        return y, pull
 
     return op
 
