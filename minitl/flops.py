@@ -6,7 +6,7 @@ plus elementwise work inside the blocks: 2 for each entry of a softmax, 5 for ea
 """
 
 import math
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def count(config):
     later, patch = config.layers - config.loc, config.tubelet * config.patch_size**2 * config.channels
 
     def blocks(times, n):
-        return Part("block", times, n, block(n, d, config.mlp_dim, config.heads))
+        cost = block(n, d, config.mlp_dim, config.heads)
+        return Part("block", times, n, replace(cost, kept=n * d) if config.recompute else cost)
 
     parts, left = [Part("patch embedding", 1, T * P, linear(T * P, patch, d) + Cost(params=T * P * d))], T * P
     if config.tokenizer == "none":

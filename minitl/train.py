@@ -30,7 +30,7 @@ COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_a
 CHECKPOINT = "checkpoint.safetensors"
 COUNTS = ("step", "seconds", "rows", "sums")  # how far a run is
 AUGMENTATION, DROPOUT = range(2)  # what a step draws random numbers for
-SHARD = 2**18  # numbers in the tokens of a shard: 1 MB, half of what a core's own cache often holds
+SHARD = 2**19  # numbers in an activation of a shard: 2 MB, near what a core holds, and enough for threads to pay
 
 
 @dataclass(frozen=True)
@@ -451,10 +451,12 @@ def _threads(config):
 
 
 def shard_size(model):
-    """How many samples a thread takes at a time, for the config of a model: their tokens shall fit its cache."""
+    """How many samples a thread takes at a time, for the config of a model: their activations shall fit its cache."""
     if isinstance(model, X21DConfig):
-        return 1  # as it has batch norms, its threads take what there is
-    return max(1, SHARD // (model.time_steps * math.prod(model.grid) * model.dim))
+        size = model.frames * math.prod(model.image_size) // 4 * model.expansion * model.widths[0]
+    else:
+        size = model.time_steps * math.prod(model.grid) * model.dim
+    return max(1, SHARD // size)
 
 
 def _built(config, rng):

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from minitl import ops
+
 
 @dataclass(frozen=True)
 class Case:
@@ -317,6 +319,7 @@ CASES = [
         lambda x, y, axis: np.array([[*a, *b] for a, b in zip(x, y, strict=True)]),
         {"axis": -1},
     ),
+    Case("recompute", ((2, 3),), lambda x, fn: np.tanh(x * x), {"fn": lambda: lambda x: ops.tanh(x * x)}),
     # activations
     Case("relu", (apart(3, 4) + 0.04,), each(lambda x: x if x > 0 else 0.0)),
     Case("sigmoid", ((3, 4),), sigmoid),

@@ -30,7 +30,7 @@ LAYERS = [  # a file imports from earlier lines only
     "cli",
 ]
 WITHIN = {  # the same for the files of one folder, where they use one another
-    "ops": ["basic", "activations", "linear", "noise", "norm", "attention", "conv", "losses"],
+    "ops": ["basic", "activations", "linear", "noise", "norm", "attention", "conv", "losses", "recompute"],
     "nn": ["module", "layers", "transformer", "tokenlearner", "tokenizers", "vit", "bottleneck"],
 }
 CORE = {"backend", "autograd", "ops", "gradcheck", "nn", "optim", "checkpoint"}

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from minitl import Tensor, check_module, nn, ops
+from minitl import Tensor, check_module, flops, nn, ops
 from minitl.backend import InputError
 from minitl.nn.vit import patchify, waves
+from minitl.report import saved_bytes
 
 TINY = nn.ViTConfig(
     image_size=(8, 12),
@@ -337,3 +338,23 @@ def test_waves(rng):
     assert abs(x.var() / (3 * 0.3**2) - 1) < 0.3
     distance = np.linalg.norm(x[:, :, 1:] - x[:, :, :1], axis=-1).mean((0, 1))  # of each column from the first
     assert distance.argmin() == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "drop_path": 0.2}, {"back": "fuser", "loc": 1}])
+def test_recompute_changes_the_memory_and_nothing_else(options):
+    """The same loss and gradients to the last bit, with dropout too: the second call sees the same masks."""
+    sizes = {"image_size": (16, 16), "dim": 12, "heads": 3, "mlp_dim": 24, "layers": 3, "zero_head": False}
+    images = np.random.default_rng(1).standard_normal((2, 16, 16, 3), dtype="float32")
+    found, kept = [], []
+    for recompute in (False, True):
+        config = nn.ViTConfig(**sizes, **options, recompute=recompute)
+        model = nn.ViT(config, np.random.default_rng(0))
+        loss = ops.cross_entropy(model(images), np.array([1, 5]))
+        kept.append(sum(saved_bytes(loss).values()))
+        assert options.get("dropout") or kept[-1] == pytest.approx(
+            2 * 4 * flops.total(flops.count(config)).kept, rel=0.01
+        )
+        loss.backward()
+        found.append([loss.data, *(p.grad for p in model.parameters()), model(images).data])
+    assert all((a == b).all() for a, b in zip(*found, strict=True))
+    assert kept[1] < 0.7 * kept[0]

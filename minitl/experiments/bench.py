@@ -44,6 +44,7 @@ SCALES = {  # of vit-tiny: what grows, and {its value: changes of the configurat
     "images in a batch": {n: {"batch": n} for n in (8, 16, 32, 64, 128, 256)},
     "tokens": {(n // 4) ** 2: {"image_size": (n, n)} for n in (16, 24, 32, 40, 48, 64)},
     "blocks": {n: {"layers": n} for n in (1, 2, 4, 6, 9, 12)},
+    "blocks, recomputed": {n: {"layers": n, "recompute": True} for n in (1, 2, 4, 6, 9, 12)},
 }
 SCALE_BATCH = 32
 TIMES = ("train", "infer")  # a training step, inference
@@ -106,7 +107,9 @@ def scale(threads=None, quick=False, tick=lambda text: None):
     """How a training step of vit-tiny in minitl grows, without PyTorch: a list of dicts, one for each of SCALES.
 
     ``axis`` and ``value`` say what grew; ``seconds``, ``low`` and ``high`` are the median and the quartiles of a step,
-    ``memory`` its peak in bytes; ``macs`` and ``kept`` are multiply-adds and bytes of activations, as counted.
+    ``memory`` its peak in bytes; ``macs`` and ``kept`` are multiply-adds and bytes of activations, as counted: those of
+    a forward and a backward pass (two forward passes for blocks that are recomputed), and those of the samples that
+    the threads work on at a time.
     """
     rounds, steps = (2, 2) if quick else (ROUNDS // 2, STEPS)
     rows = []
@@ -122,8 +125,9 @@ def scale(threads=None, quick=False, tick=lambda text: None):
                 low, median, high = np.quantile(times[alone[value], "train"], (0.25, 0.5, 0.75))
                 memory, _ = alone[value].ask("memory")
                 row = {"axis": axis, "value": value, "seconds": median, "low": low, "high": high, "memory": memory}
-                cost = batch * flops.total(flops.count(config))
-                rows.append(row | {"macs": 3 * cost.macs, "kept": 4 * cost.kept})
+                cost, passes = flops.total(flops.count(config)), 4 if config.recompute else 3
+                held = min(batch, train.shard_size(config) * (threads or cores()))
+                rows.append(row | {"macs": passes * batch * cost.macs, "kept": 4 * held * cost.kept})
     return rows
 
 

@@ -120,7 +120,7 @@ def scale_picture(rows):
     from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(row["axis"] for row in rows))
-    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11, 5), dpi=110, layout="constrained")
     panels = figure.subplots(2, len(names), sharex="col", squeeze=False)
     for (upper, lower), name in zip(panels.T, names, strict=True):
         mine = [row for row in rows if row["axis"] == name]

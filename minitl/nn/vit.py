@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from .. import ops
 from ..autograd import Tensor
 from ..backend import InputError, array_module, check_types, default_rng
 from .layers import Dropout, LayerNorm, Linear
@@ -72,6 +73,8 @@ class ViTConfig:
     """drop probability after embedding, attention and MLP layers, and of attention weights"""
     drop_path: float = 0.0
     """probability of skipping a whole block's branch, growing linearly from 0 to this at the last block"""
+    recompute: bool = False
+    """keep only the input of each block for backward, and compute the block again there: less memory, more time"""
 
     def __post_init__(self):
         check_types(self)
@@ -162,7 +165,7 @@ class ViT(Module):
 
     def __init__(self, config, rng=None):
         rng = default_rng(rng)
-        self.config = config
+        self.config, self.rng = config, rng
         N = config.time_steps * config.grid[0] * config.grid[1]
         self.patch_embed = Linear(config.tubelet * config.patch_size**2 * config.channels, config.dim, rng=rng)
         if config.positions == "random":
@@ -191,15 +194,21 @@ class ViT(Module):
         tokenizers = [self.tokenizer, *self.later_tokenizers] if self.tokenizer else []
         for i, block in enumerate(self.blocks):
             j = i - self.config.loc
-            x = self._few(j, tokenizers[j], block, x) if 0 <= j < len(tokenizers) else block(x)
+            x = self._few(j, tokenizers[j], block, x) if 0 <= j < len(tokenizers) else self._all(block, x)
         return self.head(self.norm(x).mean(axis=1))
+
+    def _all(self, block, x):
+        """A block on all tokens that there are."""
+        if self.config.recompute and self.training:
+            return ops.recompute(x, fn=block, rng=self.rng)
+        return block(x)
 
     def _few(self, j, tokenizer, block, x):
         """A block on few tokens: x (B, N, dim) -> (B, T'·S, dim), or (B, N, dim) again where there is a way back."""
         grid = self._to_grid(x)  # (B·T', rows, columns, dim)
         maps = tokenizer.maps(grid) if self.config.back == "unpool" else None
         tokens = tokenizer(grid) if maps is None else tokenizer(grid, maps)  # (B·T', S, dim)
-        tokens = block(tokens.reshape(x.shape[0], -1, self.config.dim))
+        tokens = self._all(block, tokens.reshape(x.shape[0], -1, self.config.dim))
         if not self.backs:
             return tokens
         return self.backs[j](tokens, grid.reshape(x.shape[0], -1, *grid.shape[1:]), maps).reshape(x.shape)

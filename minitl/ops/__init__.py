@@ -29,5 +29,6 @@ from .linear import linear, token_pool
 from .losses import binary_cross_entropy_with_logits, cross_entropy
 from .noise import drop_path, dropout
 from .norm import batch_norm, layer_norm
+from .recompute import recompute
 
 __all__ = list(OPS)

@@ -90,6 +90,7 @@ def softmax(x, *, axis=-1):
     dx_i = y_i (dy_i - Σ_j dy_j y_j)
     """
     xp = array_module(x)
+    x = xp.ascontiguousarray(x)  # several times as fast as to sum along a turned array
     y = x - x.max(axis, keepdims=True)
     xp.exp(y, out=y)
     y /= y.sum(axis, keepdims=True)
