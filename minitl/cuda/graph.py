@@ -88,7 +88,7 @@ class Recording:
         self.stream, self.slots, self.used = stream, [], 0
         self.inputs = [cupy.empty(x.shape, x.dtype) for x in inputs]
         self.numbers = cupy.empty(ROOM, np.uint8)
-        self.uploads = {i: Upload(x) for i, x in enumerate(self.inputs) if isinstance(inputs[i], np.ndarray)}
+        self.uploads = [None] * len(inputs)
         _recording = self
         gc.collect()
         gc.disable()  # nothing may be destroyed while the GPU listens
@@ -118,7 +118,8 @@ class Recording:
     def replay(self, inputs):
         """Bring in the inputs and the numbers of this step, and run the graph; returns without waiting for it."""
         for i, (place, x) in enumerate(zip(self.inputs, inputs, strict=True)):
-            if i in self.uploads:
+            if isinstance(x, np.ndarray):
+                self.uploads[i] = self.uploads[i] or Upload(place)
                 self.uploads[i](x, self.stream)
             else:
                 place[...] = x

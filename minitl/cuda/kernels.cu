@@ -132,22 +132,21 @@ KERNEL softmax_dx(real* dx, const real* dy, const real* y, int rows, int n) {
     for (int i = LANE; i < n; i += 32) dx[i] = y[i] * (dy[i] - dot);
 }
 
-// y = u F(u),  u = x + b    F(u) = (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))) / 2, or exact: (1 + erf(u / sqrt 2)) / 2
-// x (n) = (rows, C), b (C) or null
-KERNEL bias_gelu(real* y, const real* x, const real* b, int n, int C, int exact) {
+// y = x F(x)    F(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, or exact: (1 + erf(x / sqrt 2)) / 2
+KERNEL gelu(real* y, const real* x, int n, int exact) {
     int i = THREAD;
     if (i >= n) return;
     const real c = 0.7978845608028654, k = 0.044715, half = 0.5, root = 0.7071067811865476;
-    real u = b ? x[i] + b[i % C] : x[i];
+    real u = x[i];
     y[i] = u * half * (1 + (exact ? erf(u * root) : tanh(c * u * (1 + k * u * u))));
 }
 
-// dx = (F(u) + u F'(u)) dy    with F' = (1 - t^2) c (1 + 3 k u^2) / 2, or exact: exp(-u^2 / 2) / sqrt(2 pi)
-KERNEL bias_gelu_dx(real* dx, const real* dy, const real* x, const real* b, int n, int C, int exact) {
+// dx = (F(x) + x F'(x)) dy    with F' = (1 - t^2) c (1 + 3 k x^2) / 2, or exact: exp(-x^2 / 2) / sqrt(2 pi)
+KERNEL gelu_dx(real* dx, const real* dy, const real* x, int n, int exact) {
     int i = THREAD;
     if (i >= n) return;
     const real c = 0.7978845608028654, k = 0.044715, half = 0.5, root = 0.7071067811865476, top = 0.3989422804014327;
-    real u = b ? x[i] + b[i % C] : x[i];
+    real u = x[i];
     if (exact) {
         dx[i] = dy[i] * (half * (1 + erf(u * root)) + u * top * exp(-half * u * u));
     } else {

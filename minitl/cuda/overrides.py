@@ -58,18 +58,17 @@ def add(x, y):
     return x + y, lambda dz: (dz, column_total(dz, size).reshape(shape))
 
 
-@override(lambda x, b=None, approximate="tanh": approximate in ("tanh", "none") and (b is None or b.ndim == 1))
-def gelu(x, b=None, *, approximate="tanh"):
-    """y = u Φ(u),  u = x + b: the backward pass computes u and Φ anew, so only x is kept."""
+@override(lambda x, approximate="tanh": approximate in ("tanh", "none"))
+def gelu(x, *, approximate="tanh"):
+    """y = x Φ(x): the backward pass computes Φ anew, so only x is kept."""
     x, exact = dense(x), approximate == "none"
-    sizes = x.size, 1 if b is None else b.size, exact
     y = cupy.empty_like(x)
-    launch("bias_gelu", each(x.size), y, x, b, *sizes)
+    launch("gelu", each(x.size), y, x, x.size, exact)
 
     def backward(dy):
         dx = cupy.empty_like(x)
-        launch("bias_gelu_dx", each(x.size), dx, dense(dy), x, b, *sizes)
-        return dx, None if b is None else column_total(dx, b.size)
+        launch("gelu_dx", each(x.size), dx, dense(dy), x, x.size, exact)
+        return dx
 
     return y, backward
 

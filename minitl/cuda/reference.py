@@ -42,25 +42,23 @@ def softmax_dx(dx, dy, y, rows, n):
     dx.reshape(rows, n)[...] = y * (dy - (dy * y).sum(1, keepdims=True))
 
 
-def _gelu(u, exact):
-    """Φ(u) and its derivative."""
+def _gelu(x, exact):
+    """Φ(x) and its derivative."""
     if exact:
-        erf = np.frompyfunc(math.erf, 1, 1)(u / np.sqrt(2)).astype(u.dtype)
-        return (1 + erf) / 2, np.exp(-u * u / 2) / np.sqrt(2 * np.pi)
+        erf = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2))).astype(x.dtype)
+        return (1 + erf) / 2, np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
     c, k = np.sqrt(2 / np.pi), 0.044715
-    t = np.tanh(c * (u + k * u**3))
-    return (1 + t) / 2, (1 - t * t) * c * (1 + 3 * k * u * u) / 2
+    t = np.tanh(c * (x + k * x**3))
+    return (1 + t) / 2, (1 - t * t) * c * (1 + 3 * k * x * x) / 2
 
 
-def bias_gelu(y, x, b, n, C, exact):
-    u = x.reshape(-1, C) + (0 if b is None else b)
-    y.reshape(-1, C)[...] = u * _gelu(u, exact)[0]
+def gelu(y, x, n, exact):
+    y[...] = x * _gelu(x, exact)[0]
 
 
-def bias_gelu_dx(dx, dy, x, b, n, C, exact):
-    u = x.reshape(-1, C) + (0 if b is None else b)
-    value, slope = _gelu(u, exact)
-    dx.reshape(-1, C)[...] = (value + u * slope) * dy.reshape(-1, C)
+def gelu_dx(dx, dy, x, n, exact):
+    value, slope = _gelu(x, exact)
+    dx[...] = (value + x * slope) * dy
 
 
 def bias_drop_path(y, x, b, m, n, C, group):
@@ -81,7 +79,7 @@ def _targets(labels, soft, K, keep, spread):
 def cross_entropy(loss, lse, x, labels, soft, B, K, keep, spread):
     top = x.max(1)
     lse[...] = top + np.log(np.exp(x - top[:, None]).sum(1))
-    t = _targets(labels, soft, K, keep, spread)
+    t, loss = _targets(labels, soft, K, keep, spread), loss.reshape(-1)
     with np.errstate(invalid="ignore"):
         loss[...] = np.where(t == 0, 0, t * (lse[:, None] - x)).sum(1) / B
     if labels is not None:
