@@ -144,7 +144,8 @@ def _matrix(x):
 
 def _axes(x, batch):
     """(length, stride in bytes) of each axis of the batch that has a length."""
-    strides = cupy.broadcast_to(x, (*batch, *x.shape[-2:])).strides[:-2]
+    own = [s if n > 1 else 0 for n, s in zip(x.shape[:-2], x.strides, strict=False)]  # 0: the same matrix for all
+    strides = [0] * (len(batch) - len(own)) + own
     return [(n, s) for n, s in zip(batch, strides, strict=True) if n > 1]
 
 

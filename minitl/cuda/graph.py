@@ -96,15 +96,18 @@ class Recording:
             stream.begin_capture()
             try:
                 self.results = step(*self.inputs)
-            finally:
-                self.graph = stream.end_capture()
+            except Exception:
+                with contextlib.suppress(Exception):  # the stream must leave capture; what it says of it is no news
+                    stream.end_capture()
+                raise
+            self.graph = stream.end_capture()
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise RuntimeError(f"this step cannot be captured ({reason}); run it without a graph") from error
         finally:
             gc.enable()
             _recording = None
-        self.upload = Upload(self.numbers[: self.used])
+        self.upload = Upload(self.numbers[: self.used]) if self.slots else None
 
     def slot(self, compute, count, dtype):
         """Room for ``count`` numbers, aligned to 16 bytes."""
