@@ -101,6 +101,8 @@ class Recording:
                     stream.end_capture()
                 raise
             self.graph = stream.end_capture()
+        except MemoryError:
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise RuntimeError(f"this step cannot be captured ({reason}); run it without a graph") from error
