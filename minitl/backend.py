@@ -13,6 +13,7 @@ import typing
 import numpy as np
 
 DEVICES = ("cpu", "cuda")
+CUPY = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")  # wheels that all bring the module `cupy`
 FLOATS = (np.dtype("float32"), np.dtype("float64"))
 
 
@@ -59,8 +60,8 @@ def cuda_problem():
 
     An import of CuPy proves nothing: it succeeds on machines without a driver. So a small sum is computed.
     """
-    names = {(found.name or "").lower() for found in importlib.metadata.distributions()}
-    if len(wheels := sorted(n for n in names if n == "cupy" or n.startswith(("cupy-cuda", "cupy-rocm")))) > 1:
+    wheels = [name for name in CUPY if any(importlib.metadata.distributions(name=name))]
+    if len(wheels) > 1:
         return (
             f"CuPy is installed {len(wheels)} times ({', '.join(wheels)}) and overwrites itself; uninstall all but one"
         )
@@ -100,9 +101,10 @@ def to_device(x, device):
     if isinstance(x, np.ndarray | np.generic):
         if device == "cpu":
             return np.asarray(x)
-        if problem := cuda_problem():
-            raise RuntimeError(f"device 'cuda' cannot be used: {problem}")
-        importlib.import_module("minitl.cuda")  # from now on ops have their CUDA versions
+        if "minitl.cuda" not in sys.modules:  # the first time
+            if problem := cuda_problem():
+                raise RuntimeError(f"device 'cuda' cannot be used: {problem}")
+            importlib.import_module("minitl.cuda")  # from now on ops have their CUDA versions
         return sys.modules["cupy"].asarray(x)
     return array_module(x).asnumpy(x) if device == "cpu" else x
 

@@ -603,6 +603,7 @@ class Broken:
 )
 def test_cuda_problem(cupy, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.delitem(sys.modules, "minitl.cuda", raising=False)
     problem = backend.cuda_problem()
     assert re.search(message, problem), problem
     with pytest.raises(RuntimeError, match="device 'cuda' cannot be used: CuPy"):
@@ -610,6 +611,6 @@ def test_cuda_problem(cupy, message, monkeypatch):
 
 
 def test_two_wheels_are_named(monkeypatch):
-    found = [type("Distribution", (), {"name": name}) for name in ("cupy-cuda12x", "numpy", "cupy-cuda13x", None)]
-    monkeypatch.setattr(backend.importlib.metadata, "distributions", lambda: found)
+    found = {"cupy-cuda12x": ["one"], "cupy-cuda13x": ["other"]}
+    monkeypatch.setattr(backend.importlib.metadata, "distributions", lambda name: found.get(name, []))
     assert "installed 2 times (cupy-cuda12x, cupy-cuda13x)" in backend.cuda_problem()
