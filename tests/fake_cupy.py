@@ -471,6 +471,7 @@ def installed():
     """The stand-in takes CuPy's place, and ``minitl.cuda`` is loaded with it; all is as before afterwards."""
     import importlib
 
+    import minitl
     from minitl import OPS, ops
 
     def mine(name):
@@ -488,7 +489,10 @@ def installed():
     finally:
         for name in [name for name in sys.modules if mine(name)]:
             del sys.modules[name]
+        del minitl.cuda
         sys.modules.update(before)
+        if "minitl.cuda" in before:
+            minitl.cuda = before["minitl.cuda"]
         for name, registered in overrides.items():
             registered.clear()
             registered.update(saved[name])
