@@ -11,6 +11,7 @@ own. The floor of a step is what its numbers need at least: each multiply-add at
 each kept activation written and read once, and 32 bytes for each parameter, at the measured bandwidth of a copy.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -28,7 +29,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 BUDGET = 520  # seconds
 BEGAN = time.perf_counter()
 
-from minitl import flops, nn, ops, optim  # noqa: E402
+from minitl import OPS, flops, nn, ops, optim  # noqa: E402
 from minitl.backend import cuda_problem, to_numpy  # noqa: E402
 
 LEARNER = {"version": "1.1", "pre_norm": False, "zero_head": False}
@@ -430,13 +431,27 @@ def kernels():
     return found
 
 
+@contextlib.contextmanager
+def generic_ops():
+    """Without the overrides."""
+    registered = [getattr(ops, name).register.__self__ for name in OPS]
+    before = [dict(one) for one in registered]
+    for one in registered:
+        one.clear()
+    try:
+        yield
+    finally:
+        for one, overrides in zip(registered, before, strict=True):
+            one.update(overrides)
+
+
 @section("figures", 60)
 def steps():
     """Milliseconds of a training step: CuPy with generic ops, with overrides, and captured; launches; the floor."""
     import cupy
 
     from minitl import cuda
-    from minitl.cuda import gemm, overrides, update
+    from minitl.cuda import adamw, gemm, overrides
     from minitl.cuda import kernels as kernels_module
 
     found, rate = {}, results["figures"]["rates"]["seen"]
@@ -448,6 +463,9 @@ def steps():
             model, _, step, *inputs = make(config, batch)
             floor = size + 6 * cost.macs * batch / rate[f"{precision} TFLOP/s"] / 1e9
             entry = {"parameters": model.num_parameters(), "floor ms": round(floor, 4)}
+            if precision == "fp32":
+                with generic_ops():
+                    entry["generic ops ms"] = median_ms(lambda step=step, inputs=inputs: step(*inputs))
             entry["eager ms"] = median_ms(lambda step=step, inputs=inputs: step(*inputs))
             captured = cuda.capture(step)
             entry["captured ms"] = median_ms(lambda captured=captured, inputs=inputs: captured(*inputs), 100)
@@ -467,7 +485,7 @@ def steps():
                 (overrides, "product"),
                 (kernels_module, "launch"),
                 (gemm, "launch"),
-                (update, "launch"),
+                (adamw, "launch"),
             ]
             before = [getattr(*place) for place in places]
             for (module, what), fn in zip(places, before, strict=True):
@@ -489,8 +507,8 @@ def by_kernel():
     import cupy
 
     from minitl import cuda
+    from minitl.cuda import adamw, overrides
     from minitl.cuda import kernels as kernels_module
-    from minitl.cuda import overrides, update
 
     cuda.use("tf32")
     _, _, step, *inputs = make(*CONFIGS["5.5M"])
@@ -513,7 +531,7 @@ def by_kernel():
         return "product of heads" if a.ndim == 4 else "product of a batch" if a.ndim == 3 else "product"
 
     launch, product = overrides.launch, overrides.product
-    places = [(overrides, "launch"), (kernels_module, "launch"), (update, "launch")]
+    places = [(overrides, "launch"), (kernels_module, "launch"), (adamw, "launch")]
     for module, what in places:
         setattr(module, what, timed(launch, lambda name, *_: name))
     overrides.product = timed(product, product_name)

@@ -4,8 +4,8 @@
 """
 
 from . import overrides
+from .adamw import update
 from .gemm import PRECISIONS, precision, use
 from .graph import capture, changing
-from .update import update
 
 __all__ = ["PRECISIONS", "capture", "changing", "precision", "update", "use"]
