@@ -441,6 +441,7 @@ cuda = Module(
     MemoryPool=MemoryPool,
     Memory=Memory,
     is_available=lambda: True,
+    runtime=types.SimpleNamespace(memGetInfo=lambda: (1 << 30, 4 << 30)),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
     get_current_stream=lambda: cuda.current,
     using_allocator=lambda allocator: contextlib.nullcontext(),

@@ -494,6 +494,22 @@ def test_a_step_that_looks_at_a_number_cannot_be_captured(cuda):
     assert State.recorded is None and cuda.graph._recording is None
 
 
+def test_no_memory_is_no_failed_capture(cuda):
+    calls = []
+
+    def step(x):
+        calls.append(x)
+        if len(calls) > 1:
+            raise MemoryError("Out of memory allocating 512 bytes")
+        return x + 1
+
+    step = cuda.capture(step, warmup=1)
+    step(np.ones(2))
+    with pytest.raises(MemoryError, match="allocating 512 bytes"):
+        step(np.ones(2))
+    assert State.recorded is None and cuda.memory() == "3.0 of the GPU's 4.0 GB are in use"
+
+
 def test_warm_up_is_needed(cuda):
     with pytest.raises(ValueError, match="warmup is at least 1, got 0"):
         cuda.capture(lambda x: x, warmup=0)
@@ -608,6 +624,15 @@ def test_cuda_problem(cupy, message, monkeypatch):
     assert re.search(message, problem), problem
     with pytest.raises(RuntimeError, match="device 'cuda' cannot be used: CuPy"):
         backend.to_device(np.ones(2), "cuda")
+
+
+def test_the_checks_that_need_a_gpu_say_so():
+    """`python -m tests.gpu` where none is: a sentence, no traceback."""
+    if backend.cuda_problem() is None:
+        pytest.skip("a GPU can be used here, and then the command runs for minutes")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.gpu"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parents[1])
+    assert run.returncode == 1 and run.stderr.startswith("no GPU can be used: CuPy ") and "\n" not in run.stderr.strip()
 
 
 def test_two_wheels_are_named(monkeypatch):
