@@ -314,10 +314,10 @@ def op_tests_with_cupy():
         name: subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for name, command in ways.items()
     }
-    seen, failed = {}, []
+    seen, failed, until = {}, [], max(200, left() - 170)  # seconds that must be left for the figures
     for name, process in running.items():
         try:
-            output = process.communicate(timeout=max(1, min(170, left() - 200)))[0]
+            output = process.communicate(timeout=max(1, left() - until))[0]
         except subprocess.TimeoutExpired:
             process.kill()
             output = process.communicate()[0] + "\nstopped: out of time"

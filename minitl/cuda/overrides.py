@@ -150,7 +150,10 @@ def layer_norm(x, weight, bias, *, eps=1e-6):
     )
 )
 def attention(qkv, *, num_heads, dropout=0.0, rng=None):
-    """y = A v per head. Heads are read from qkv, and written to y and dqkv, where they lie: nothing is rearranged."""
+    """y = A v per head. Heads are read from qkv, and written to y and dqkv, where they lie: nothing is rearranged.
+
+    The scale 1/√d is the factor of a product wherever it occurs, which costs nothing.
+    """
     (B, N, C), dtype = qkv.shape, qkv.dtype
     C //= 3
     d, rows_of_A = C // num_heads, B * num_heads * N
