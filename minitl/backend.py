@@ -6,7 +6,6 @@ NumPy is always there; CuPy is looked at only when somebody asks for the GPU, so
 import dataclasses
 import difflib
 import importlib
-import importlib.metadata
 import sys
 import typing
 
@@ -60,7 +59,9 @@ def cuda_problem():
 
     An import of CuPy proves nothing: it succeeds on machines without a driver. So a small sum is computed.
     """
-    wheels = [name for name in CUPY if any(importlib.metadata.distributions(name=name))]
+    from importlib.metadata import distributions  # here, for `import minitl` need not wait for it
+
+    wheels = [name for name in CUPY if any(distributions(name=name))]
     if len(wheels) > 1:
         return (
             f"CuPy is installed {len(wheels)} times ({', '.join(wheels)}) and overwrites itself; uninstall all but one"

@@ -638,5 +638,5 @@ def test_the_checks_that_need_a_gpu_say_so():
 
 def test_two_wheels_are_named(monkeypatch):
     found = {"cupy-cuda12x": ["one"], "cupy-cuda13x": ["other"]}
-    monkeypatch.setattr(backend.importlib.metadata, "distributions", lambda name: found.get(name, []))
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: found.get(name, []))
     assert "installed 2 times (cupy-cuda12x, cupy-cuda13x)" in backend.cuda_problem()
