@@ -5,12 +5,14 @@ NumPy is always there; CuPy is looked at only when somebody asks for the GPU, so
 
 import dataclasses
 import difflib
+import importlib
 import sys
 import typing
 
 import numpy as np
 
 DEVICES = ("cpu", "cuda")
+CUPY = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")  # wheels that all bring the module `cupy`
 FLOATS = (np.dtype("float32"), np.dtype("float64"))
 
 
@@ -57,17 +59,37 @@ def cuda_problem():
 
     An import of CuPy proves nothing: it succeeds on machines without a driver. So a small sum is computed.
     """
+    from importlib.metadata import distributions  # here, for `import minitl` need not wait for it
+
+    wheels = [name for name in CUPY if any(distributions(name=name))]
+    if len(wheels) > 1:
+        return (
+            f"CuPy is installed {len(wheels)} times ({', '.join(wheels)}) and overwrites itself; uninstall all but one"
+        )
     try:
         import cupy
     except ImportError as error:
         return f"CuPy cannot be imported ({error}); install minitl[cuda12] or minitl[cuda13] to fit your driver"
     try:
         if not cupy.cuda.is_available():
-            return "CuPy is installed but finds no usable GPU or driver; `nvidia-smi` should list one"
+            return (
+                f"CuPy is installed but finds no usable GPU or driver{_no_device(cupy)}; `nvidia-smi` should list one"
+            )
+        cupy.cuda.nvrtc.getVersion()
         cupy.arange(3).sum().item()
     except Exception as error:  # CuPy raises many kinds: no toolkit, no compiler, no memory
+        if "nvrtc" in str(error).lower():
+            return f"CuPy finds no NVRTC to compile with ({error}); install minitl[cuda12] or minitl[cuda13] for it"
         return f"CuPy finds a GPU but cannot compute on it: {type(error).__name__}: {error}"
     return None
+
+
+def _no_device(cupy):
+    """What the driver says, in brackets, where it says anything."""
+    try:
+        return f" (it counts {cupy.cuda.runtime.getDeviceCount()})"
+    except Exception as error:
+        return f" ({error})"
 
 
 def to_device(x, device):
@@ -80,8 +102,10 @@ def to_device(x, device):
     if isinstance(x, np.ndarray | np.generic):
         if device == "cpu":
             return np.asarray(x)
-        if problem := cuda_problem():
-            raise RuntimeError(f"device 'cuda' cannot be used: {problem}")
+        if "minitl.cuda" not in sys.modules:  # the first time
+            if problem := cuda_problem():
+                raise RuntimeError(f"device 'cuda' cannot be used: {problem}")
+            importlib.import_module("minitl.cuda")  # from now on ops have their CUDA versions
         return sys.modules["cupy"].asarray(x)
     return array_module(x).asnumpy(x) if device == "cpu" else x
 

@@ -105,7 +105,7 @@ def attention(qkv, num_heads, dropout=0.0, rng=None):
     d, y = C // num_heads, np.zeros((B, N, C))
     keep = np.ones((B, num_heads, N, N))
     if dropout:
-        keep = (rng.random(keep.shape, dtype="float32") >= dropout) / (1 - dropout)
+        keep = (uniform(rng, keep.shape) >= dropout) / (1 - dropout)
     for b, h in itertools.product(range(B), range(num_heads)):
         q, k, v = (qkv[b, :, part * C + h * d : part * C + (h + 1) * d] for part in range(3))
         for i in range(N):
@@ -199,9 +199,15 @@ def binary_cross_entropy(logits, targets):
 def dropped(per_sample=False):
     def reference(x, p, rng=None):
         shape = (len(x),) + (1,) * (x.ndim - 1) if per_sample else x.shape
-        return x if p == 0 else np.where(rng.random(shape, dtype="float32") < p, 0, x / (1 - p))
+        return x if p == 0 else np.where(uniform(rng, shape) < p, 0, x / (1 - p))
 
     return reference
+
+
+def uniform(rng, shape):
+    """The numbers that masks are made of: those of Philox with a key of 64 bits."""
+    key = rng.integers(2**64, dtype="uint64")
+    return np.random.Generator(np.random.Philox(key=np.array([key, 0], "uint64"))).random(shape, dtype="float32")
 
 
 # --- values that rows need ---

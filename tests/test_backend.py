@@ -1,5 +1,7 @@
 """Which library an array belongs to, where arrays live, and where random numbers come from."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,7 @@ def test_to_device(xp):
 
 def test_to_device_without_a_gpu(monkeypatch):
     monkeypatch.setattr(backend, "cuda_problem", lambda: "there is none")
+    monkeypatch.delitem(sys.modules, "minitl.cuda", raising=False)  # as if asked for the first time
     with pytest.raises(RuntimeError, match="device 'cuda' cannot be used: there is none"):
         backend.to_device(np.ones(2), "cuda")
 

@@ -51,7 +51,7 @@ def vector_attention(q, k, v, chunk=None):
 
 def mask(x, shape, p, rng):
     """``x`` with entries dropped as the op's own generator says; PyTorch draws other masks."""
-    return x * torch.as_tensor(rng.random(tuple(shape), dtype="float32") >= p) / (1 - p) if p else x
+    return x * torch.as_tensor(cases.uniform(rng, tuple(shape)) >= p) / (1 - p) if p else x
 
 
 def cross_entropy(logits, targets, label_smoothing=0.0):

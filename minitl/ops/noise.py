@@ -1,4 +1,6 @@
-"""Random ops of training. Masks are drawn on the host, so that every device sees the same ones."""
+"""Random ops of training. A mask follows from a key that is drawn on the host, so every device sees the same ones."""
+
+import numpy as np
 
 from ..autograd import op
 from ..backend import array_module, default_rng
@@ -15,7 +17,8 @@ def keep_mask(x, shape, p, rng):
     """0 with probability p and 1/(1-p) otherwise, of x's kind and the given shape; ``None`` when p is 0."""
     if probability(p) == 0:
         return None
-    keep = (rng.random(shape, dtype="float32") >= p).astype(x.dtype)
+    bits = np.random.Philox(key=int(rng.integers(2**64, dtype="uint64")))  # a generator that a GPU can run too
+    keep = (np.random.Generator(bits).random(shape, dtype="float32") >= p).astype(x.dtype)
     keep /= 1 - p
     return array_module(x).asarray(keep)
 

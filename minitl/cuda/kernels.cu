@@ -1,0 +1,338 @@
+// The kernels of minitl. Each has its formula above it, and a NumPy function of the same name and arguments in
+// reference.py that says the same.
+//
+// The file is compiled twice: with -Dreal=float and with -Dreal=double. Arrays are row-major without gaps; results come
+// first, then what is read, then sizes and options. A pointer that may be null says so.
+//
+// Two ways to share work occur. Where each number stands alone, a thread makes one number. Where a whole row is needed
+// (a mean, a maximum), a warp makes one row: 32 threads that run in step and add up over each other's registers, so
+// neighbours read neighbouring numbers and nothing has to wait for other warps. Sums over rows go down the columns, in
+// a fixed order: no atomic additions, so the same input gives the same bits.
+
+#define KERNEL extern "C" __global__ void
+#ifndef INFINITY // the run-time compiler has no math.h
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fffffff)
+#endif
+typedef unsigned long long u64;
+
+#define THREAD (blockIdx.x * blockDim.x + threadIdx.x)
+#define LANE (threadIdx.x % 32)
+#define WARP (threadIdx.x / 32)
+#define ROW (THREAD / 32)
+
+__device__ real warp_sum(real x) {
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffff, x, step);
+    return x;
+}
+
+__device__ real warp_max(real x) {
+    for (int step = 16; step > 0; step /= 2) {
+        real other = __shfl_xor_sync(0xffffffff, x, step);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+// --- normalisation ---
+
+// y = n weight + bias,  n = (x - mean) inv_std,  inv_std = 1 / sqrt(var x + eps)    over each row of x (rows, C)
+KERNEL layer_norm(real* y, real* mean, real* inv_std, const real* x, const real* weight, const real* bias,
+                  int rows, int C, real eps) {
+    int row = ROW;
+    if (row >= rows) return;
+    x += row * C, y += row * C;
+    real sum = 0, squares = 0;
+    for (int c = LANE; c < C; c += 32) sum += x[c];
+    real mu = warp_sum(sum) / C;
+    for (int c = LANE; c < C; c += 32) squares += (x[c] - mu) * (x[c] - mu);
+    real inv = 1 / sqrt(warp_sum(squares) / C + eps);
+    for (int c = LANE; c < C; c += 32) y[c] = (x[c] - mu) * inv * weight[c] + bias[c];
+    if (LANE == 0) mean[row] = mu, inv_std[row] = inv;
+}
+
+// dx = inv_std (g - mean g - n mean(g n)),  g = dy weight
+KERNEL layer_norm_dx(real* dx, const real* dy, const real* x, const real* weight, const real* mean,
+                     const real* inv_std, int rows, int C) {
+    int row = ROW;
+    if (row >= rows) return;
+    x += row * C, dy += row * C, dx += row * C;
+    real mu = mean[row], inv = inv_std[row], sum = 0, dot = 0;
+    for (int c = LANE; c < C; c += 32) {
+        real g = dy[c] * weight[c];
+        sum += g;
+        dot += g * (x[c] - mu) * inv;
+    }
+    sum = warp_sum(sum) / C, dot = warp_sum(dot) / C;
+    for (int c = LANE; c < C; c += 32) dx[c] = inv * (dy[c] * weight[c] - sum - (x[c] - mu) * inv * dot);
+}
+
+// --- sums down the columns: a block has 32 columns and 8 parts of `chunk` rows, which it adds up in shared memory ---
+
+__device__ real block_sum(real x) {
+    __shared__ real tile[8][32];
+    tile[WARP][LANE] = x;
+    __syncthreads();
+    real sum = 0;
+    for (int part = 0; part < 8; part++) sum += tile[part][LANE];
+    __syncthreads();
+    return sum;
+}
+
+// sums[k, c] = sum of x[r, c] over the rows r of chunk k    x (rows, C), sums (chunks, C)
+KERNEL column_sums(real* sums, const real* x, int rows, int C, int chunk) {
+    int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
+    real sum = 0;
+    for (int r = first + WARP; r < last && c < C; r += 8) sum += x[r * C + c];
+    sum = block_sum(sum);
+    if (WARP == 0 && c < C) sums[blockIdx.y * C + c] = sum;
+}
+
+// dweight[k, c] = sum of dy n,  dbias[k, c] = sum of dy    over the rows of chunk k; both side by side (chunks, 2C)
+KERNEL layer_norm_columns(real* sums, const real* dy, const real* x, const real* mean, const real* inv_std,
+                          int rows, int C, int chunk) {
+    int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
+    real dweight = 0, dbias = 0;
+    for (int r = first + WARP; r < last && c < C; r += 8) {
+        real d = dy[r * C + c];
+        dweight += d * (x[r * C + c] - mean[r]) * inv_std[r];
+        dbias += d;
+    }
+    dweight = block_sum(dweight), dbias = block_sum(dbias);
+    if (WARP == 0 && c < C) sums[blockIdx.y * 2 * C + c] = dweight, sums[(blockIdx.y * 2 + 1) * C + c] = dbias;
+}
+
+// --- softmax and activation ---
+
+// y_i = exp(x_i - max x) / sum_j exp(x_j - max x)    over each row of x (rows, n); y may be x
+KERNEL softmax(real* y, const real* x, int rows, int n) {
+    int row = ROW;
+    if (row >= rows) return;
+    x += row * n, y += row * n;
+    real top = -INFINITY, sum = 0;
+    for (int i = LANE; i < n; i += 32) top = x[i] > top ? x[i] : top;
+    top = warp_max(top);
+    for (int i = LANE; i < n; i += 32) {
+        real e = exp(x[i] - top);
+        y[i] = e;
+        sum += e;
+    }
+    sum = warp_sum(sum);
+    for (int i = LANE; i < n; i += 32) y[i] /= sum;
+}
+
+// dx_i = y_i (dy_i - sum_j dy_j y_j)    dx may be dy
+KERNEL softmax_dx(real* dx, const real* dy, const real* y, int rows, int n) {
+    int row = ROW;
+    if (row >= rows) return;
+    y += row * n, dy += row * n, dx += row * n;
+    real dot = 0;
+    for (int i = LANE; i < n; i += 32) dot += dy[i] * y[i];
+    dot = warp_sum(dot);
+    for (int i = LANE; i < n; i += 32) dx[i] = y[i] * (dy[i] - dot);
+}
+
+// y = x F(x)    F(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, or exact: (1 + erf(x / sqrt 2)) / 2
+KERNEL gelu(real* y, const real* x, int n, int exact) {
+    int i = THREAD;
+    if (i >= n) return;
+    const real c = 0.7978845608028654, k = 0.044715, half = 0.5, root = 0.7071067811865476;
+    real u = x[i];
+    y[i] = u * half * (1 + (exact ? erf(u * root) : tanh(c * u * (1 + k * u * u))));
+}
+
+// dx = (F(x) + x F'(x)) dy    with F' = (1 - t^2) c (1 + 3 k x^2) / 2, or exact: exp(-x^2 / 2) / sqrt(2 pi)
+KERNEL gelu_dx(real* dx, const real* dy, const real* x, int n, int exact) {
+    int i = THREAD;
+    if (i >= n) return;
+    const real c = 0.7978845608028654, k = 0.044715, half = 0.5, root = 0.7071067811865476, top = 0.3989422804014327;
+    real u = x[i];
+    if (exact) {
+        dx[i] = dy[i] * (half * (1 + erf(u * root)) + u * top * exp(-half * u * u));
+    } else {
+        real t = tanh(c * u * (1 + k * u * u));
+        dx[i] = dy[i] * half * (1 + t + u * (1 - t * t) * c * (1 + 3 * k * u * u));
+    }
+}
+
+// --- bias, and what is dropped ---
+
+// y_i = m_(i / group) (x_i + b_(i mod C))    a bias, or drop path with one m for each sample; y may be x
+// b (C) or null, m (n / group) or null
+KERNEL bias_drop_path(real* y, const real* x, const real* b, const real* m, int n, int C, int group) {
+    int i = THREAD;
+    if (i >= n) return;
+    real value = b ? x[i] + b[i % C] : x[i];
+    y[i] = m ? m[i / group] * value : value;
+}
+
+// Four random words from a counter and a key: Philox4x64-10 (Salmon et al., 2011), the generator of numpy.random.Philox.
+// Each round multiplies two of the four words to 128 bits and crosses the halves with the other two and with the key.
+__device__ void philox(u64 counter, u64 key, u64 word[4]) {
+    u64 key1 = 0;
+    word[0] = counter, word[1] = word[2] = word[3] = 0;
+    for (int round = 0; round < 10; round++) {
+        u64 high0 = __umul64hi(0xD2E7470EE14C6C93ull, word[0]), low0 = 0xD2E7470EE14C6C93ull * word[0];
+        u64 high1 = __umul64hi(0xCA5A826395121157ull, word[2]), low1 = 0xCA5A826395121157ull * word[2];
+        word[0] = high1 ^ word[1] ^ key, word[1] = low1;
+        word[2] = high0 ^ word[3] ^ key1, word[3] = low0;
+        key += 0x9E3779B97F4A7C15ull, key1 += 0xBB67AE8584CAA73Bull;
+    }
+}
+
+// y_i = m_i x_i,  m_i = 0 where the i-th float of Generator(Philox(key)) is below p, and `scale` elsewhere
+// x (n) may be null, which counts as ones. A thread makes the 8 numbers that one counter has bits for; NumPy counts from 1
+KERNEL dropout(real* y, const real* x, const u64* key, real p, real scale, int n) {
+    int thread = THREAD, first = 8 * thread;
+    if (first >= n) return;
+    u64 word[4];
+    philox(1 + (u64)thread, key[0], word);
+    for (int j = 0; j < 8 && first + j < n; j++) {
+        unsigned bits = word[j / 2] >> (32 * (j % 2));
+        float uniform = (bits >> 8) * (1.0f / 16777216);
+        real m = uniform < (float)p ? 0 : scale;
+        y[first + j] = x ? m * x[first + j] : m;
+    }
+}
+
+// --- loss ---
+
+// t_bk of a class (labels not null) or of soft targets, smoothed: keep t + spread
+__device__ real target(const long long* labels, const real* soft, int row, int k, int K, real keep, real spread) {
+    return keep * (labels ? real(labels[row] == k) : soft[row * K + k]) + spread;
+}
+
+// loss_b = sum_k t_bk (lse_b - x_bk) / B,  lse_b = ln sum_k exp(x_bk)    x (B, K); one of labels (B), soft (B, K) is null
+// 0 times infinity counts as 0. A label outside 0 to K-1 gives NaN: looking at it on the host would stop the GPU
+KERNEL cross_entropy(real* loss, real* lse, const real* x, const long long* labels, const real* soft, int B, int K,
+                     real keep, real spread) {
+    int row = ROW;
+    if (row >= B) return;
+    real top = -INFINITY, sum = 0, cost = 0;
+    for (int k = LANE; k < K; k += 32) top = x[row * K + k] > top ? x[row * K + k] : top;
+    top = warp_max(top);
+    for (int k = LANE; k < K; k += 32) sum += exp(x[row * K + k] - top);
+    real log_sum = top + log(warp_sum(sum));
+    for (int k = LANE; k < K; k += 32) {
+        real t = target(labels, soft, row, k, K, keep, spread);
+        cost += t == 0 ? 0 : t * (log_sum - x[row * K + k]);
+    }
+    cost = warp_sum(cost) / B;
+    if (LANE == 0) {
+        lse[row] = log_sum;
+        loss[row] = labels && (labels[row] < 0 || labels[row] >= K) ? real(NAN) : cost;
+    }
+}
+
+// dx_bk = (exp(x_bk - lse_b) sum_k t_bk - t_bk) dloss / B,  dsoft_bk = keep (lse_b - x_bk) dloss / B (or null)
+KERNEL cross_entropy_dx(real* dx, real* dsoft, const real* dloss, const real* x, const real* lse,
+                        const long long* labels, const real* soft, int B, int K, real keep, real spread) {
+    int row = ROW;
+    if (row >= B) return;
+    real total = 0, share = dloss[0] / B;
+    for (int k = LANE; k < K; k += 32) total += target(labels, soft, row, k, K, keep, spread);
+    total = warp_sum(total);
+    for (int k = LANE; k < K; k += 32) {
+        int i = row * K + k;
+        dx[i] = (exp(x[i] - lse[row]) * total - target(labels, soft, row, k, K, keep, spread)) * share;
+        if (dsoft) dsoft[i] = keep * (lse[row] - x[i]) * share;
+    }
+}
+
+// --- optimiser ---
+
+// sums[k] = sum of x^2 over the k-th, (k + blocks)-th and so on run of 256    x (n), sums (blocks)
+KERNEL squares(real* sums, const real* x, int n) {
+    __shared__ real tile[8];
+    real sum = 0;
+    for (int i = THREAD; i < n; i += gridDim.x * blockDim.x) sum += x[i] * x[i];
+    sum = warp_sum(sum);
+    if (LANE == 0) tile[WARP] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int warp = 1; warp < 8; warp++) sum += tile[warp];
+        sums[blockIdx.x] = sum;
+    }
+}
+
+// g = s grad,  s = max_norm / (norm + 1e-6) where norm = sqrt(norm2) is above max_norm, and 1 elsewhere
+// w = (1 - lr decay) w for the first `decayed` numbers;  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
+// w = w - lr (m / fix1) / (sqrt(v) / fix2 + eps),  fix1 = 1 - beta1^t,  fix2 = sqrt(1 - beta2^t)
+// average = ema average + (1 - ema) w    (average may be null)
+// now = (lr, fix1, fix2) lies in device memory, for it changes from step to step. Nothing moves if norm is not finite
+KERNEL adamw(real* w, real* m, real* v, real* average, const real* grad, const real* norm2, const real* now, int n,
+             int decayed, real max_norm, real decay, real beta1, real rest1, real beta2, real rest2, real eps,
+             real ema, real rest) {
+    int i = THREAD;
+    real norm = sqrt(norm2[0]), lr = now[0];
+    if (i >= n || !(norm < INFINITY)) return;
+    real g = norm > max_norm ? grad[i] * (max_norm / (norm + real(1e-6))) : grad[i];
+    real weight = i < decayed ? w[i] * (1 - lr * decay) : w[i];
+    m[i] = beta1 * m[i] + rest1 * g;
+    v[i] = beta2 * v[i] + rest2 * g * g;
+    weight -= lr / now[1] * m[i] / (sqrt(v[i]) / now[2] + eps);
+    w[i] = weight;
+    if (average) average[i] = ema * average[i] + rest * weight;
+}
+
+// --- convolution: windows as rows of a matrix, and back; both gather, so no two threads write to one place ---
+
+// columns[g, (b, i, j), (u, v, c)] = x[b, i sh + u - ph, j sw + v - pw, g Cg + c], or 0 outside    x (B, H, W, G Cg)
+KERNEL im2col(real* columns, const real* x, int n, int B, int H, int W, int G, int Cg, int Ho, int Wo, int kh, int kw,
+              int sh, int sw, int ph, int pw) {
+    int index = THREAD, rest = index;
+    if (index >= n) return;
+    int c = rest % Cg; rest /= Cg;
+    int v = rest % kw; rest /= kw;
+    int u = rest % kh; rest /= kh;
+    int j = rest % Wo; rest /= Wo;
+    int i = rest % Ho; rest /= Ho;
+    int b = rest % B, g = rest / B;
+    int row = i * sh + u - ph, column = j * sw + v - pw;
+    bool inside = row >= 0 && row < H && column >= 0 && column < W;
+    columns[index] = inside ? x[((b * H + row) * W + column) * G * Cg + g * Cg + c] : 0;
+}
+
+// x[b, row, column, g Cg + c] = sum of columns[g, (b, i, j), (u, v, c)] over all (i, j, u, v) that read this pixel
+KERNEL col2im(real* x, const real* columns, int n, int B, int H, int W, int G, int Cg, int Ho, int Wo, int kh, int kw,
+              int sh, int sw, int ph, int pw) {
+    int index = THREAD, rest = index;
+    if (index >= n) return;
+    int c = rest % Cg; rest /= Cg;
+    int g = rest % G; rest /= G;
+    int column = rest % W; rest /= W;
+    int row = rest % H, b = rest / H;
+    real sum = 0;
+    for (int u = 0; u < kh; u++) {
+        int i = row + ph - u;
+        if (i < 0 || i % sh || i / sh >= Ho) continue;
+        for (int v = 0; v < kw; v++) {
+            int j = column + pw - v;
+            if (j < 0 || j % sw || j / sw >= Wo) continue;
+            sum += columns[((((g * B + b) * Ho + i / sh) * Wo + j / sw) * kh * kw + u * kw + v) * Cg + c];
+        }
+    }
+    x[index] = sum;
+}
+
+// --- for matrix products ---
+
+// y = x rounded to the nearest bfloat16 (ties to even): the upper half of a float32; NaN stays NaN
+KERNEL to_bf16(unsigned short* y, const float* x, int n) {
+    int i = THREAD;
+    if (i >= n) return;
+    unsigned bits = __float_as_uint(x[i]);
+    bool nan = (bits & 0x7fffffff) > 0x7f800000;
+    y[i] = (nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// at[k, i] = start_k + (i / inner) outer_k + (i mod inner) inner_k    where the i-th matrix of operand k = 0, 1, 2 begins
+KERNEL addresses(u64* at, u64 start0, u64 outer0, u64 inner0, u64 start1, u64 outer1, u64 inner1, u64 start2,
+                 u64 outer2, u64 inner2, int inner, int count) {
+    int i = THREAD;
+    if (i >= count) return;
+    u64 far = i / inner, near = i % inner;
+    at[i] = start0 + far * outer0 + near * inner0;
+    at[count + i] = start1 + far * outer1 + near * inner1;
+    at[2 * count + i] = start2 + far * outer2 + near * inner2;
+}

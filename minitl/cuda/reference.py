@@ -1,0 +1,145 @@
+"""What each kernel of ``kernels.cu`` computes, in NumPy, with the kernel's own name and arguments.
+
+The first arrays are written to. Tests hold the kernels to these functions, and these to the generic ops.
+"""
+
+import math
+
+import numpy as np
+
+
+def layer_norm(y, mean, inv_std, x, weight, bias, rows, C, eps):
+    mean[...] = x.reshape(rows, C).mean(1)
+    n = x.reshape(rows, C) - mean.reshape(rows, 1)
+    inv_std[...] = 1 / np.sqrt((n * n).mean(1) + eps)
+    y.reshape(rows, C)[...] = n * inv_std.reshape(rows, 1) * weight + bias
+
+
+def layer_norm_dx(dx, dy, x, weight, mean, inv_std, rows, C):
+    inv = inv_std.reshape(rows, 1)
+    n, g = (x.reshape(rows, C) - mean.reshape(rows, 1)) * inv, dy.reshape(rows, C) * weight
+    dx.reshape(rows, C)[...] = inv * (g - g.mean(1, keepdims=True) - n * (g * n).mean(1, keepdims=True))
+
+
+def column_sums(sums, x, rows, C, chunk):
+    for k in range(len(sums)):
+        sums[k] = x.reshape(rows, C)[k * chunk : (k + 1) * chunk].sum(0)
+
+
+def layer_norm_columns(sums, dy, x, mean, inv_std, rows, C, chunk):
+    n = (x.reshape(rows, C) - mean.reshape(rows, 1)) * inv_std.reshape(rows, 1)
+    column_sums(sums, np.concatenate([dy.reshape(rows, C) * n, dy.reshape(rows, C)], 1), rows, 2 * C, chunk)
+
+
+def softmax(y, x, rows, n):
+    x = x.reshape(rows, n)
+    e = np.exp(x - x.max(1, keepdims=True))
+    y.reshape(rows, n)[...] = e / e.sum(1, keepdims=True)
+
+
+def softmax_dx(dx, dy, y, rows, n):
+    dy, y = dy.reshape(rows, n), y.reshape(rows, n)
+    dx.reshape(rows, n)[...] = y * (dy - (dy * y).sum(1, keepdims=True))
+
+
+def _gelu(x, exact):
+    """Φ(x) and its derivative."""
+    if exact:
+        erf = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2))).astype(x.dtype)
+        return (1 + erf) / 2, np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
+    c, k = np.sqrt(2 / np.pi), 0.044715
+    t = np.tanh(c * (x + k * x**3))
+    return (1 + t) / 2, (1 - t * t) * c * (1 + 3 * k * x * x) / 2
+
+
+def gelu(y, x, n, exact):
+    y[...] = x * _gelu(x, exact)[0]
+
+
+def gelu_dx(dx, dy, x, n, exact):
+    value, slope = _gelu(x, exact)
+    dx[...] = (value + x * slope) * dy
+
+
+def bias_drop_path(y, x, b, m, n, C, group):
+    value = x.reshape(-1, C) + (0 if b is None else b)
+    y.reshape(-1, group)[...] = value.reshape(-1, group) * (1 if m is None else m.reshape(-1, 1))
+
+
+def dropout(y, x, key, p, scale, n):
+    uniform = np.random.Generator(np.random.Philox(key=int(key[0]))).random(n, "float32")
+    keep = np.where(uniform < np.float32(p), 0, scale).astype(y.dtype)
+    y.reshape(-1)[...] = keep if x is None else keep * x.reshape(-1)
+
+
+def _targets(labels, soft, K, keep, spread):
+    return keep * (soft if labels is None else labels[:, None] == np.arange(K)) + spread
+
+
+def cross_entropy(loss, lse, x, labels, soft, B, K, keep, spread):
+    top = x.max(1)
+    lse[...] = top + np.log(np.exp(x - top[:, None]).sum(1))
+    t, loss = _targets(labels, soft, K, keep, spread), loss.reshape(-1)
+    with np.errstate(invalid="ignore"):
+        loss[...] = np.where(t == 0, 0, t * (lse[:, None] - x)).sum(1) / B
+    if labels is not None:
+        loss[(labels < 0) | (labels >= K)] = np.nan
+
+
+def cross_entropy_dx(dx, dsoft, dloss, x, lse, labels, soft, B, K, keep, spread):
+    t, share = _targets(labels, soft, K, keep, spread), dloss.reshape(()) / B
+    dx[...] = (np.exp(x - lse[:, None]) * t.sum(1, keepdims=True) - t) * share
+    if dsoft is not None:
+        dsoft[...] = keep * (lse[:, None] - x) * share
+
+
+def squares(sums, x, n):
+    runs = np.zeros(-(-n // 256) * 256, x.dtype)
+    runs[:n] = x.reshape(-1) ** 2
+    runs = runs.reshape(-1, 256).sum(1)
+    for k in range(len(sums)):
+        sums[k] = runs[k :: len(sums)].sum()
+
+
+def adamw(w, m, v, average, grad, norm2, now, n, decayed, max_norm, decay, beta1, rest1, beta2, rest2, eps, ema, rest):
+    norm, (lr, fix1, fix2) = np.sqrt(norm2[0]), now
+    if not norm < np.inf:
+        return
+    g = grad * (max_norm / (norm + 1e-6)) if norm > max_norm else grad
+    w[:decayed] *= 1 - lr * decay
+    m[...] = beta1 * m + rest1 * g
+    v[...] = beta2 * v + rest2 * g * g
+    w -= lr / fix1 * m / (np.sqrt(v) / fix2 + eps)
+    if average is not None:
+        average[...] = ema * average + rest * w
+
+
+def _windows(B, H, W, G, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw):
+    """For each entry of the columns, in order: where in x (B, H, W, G·Cg), flat, it is read, and whether inside."""
+    g, b, i, j, u, v, c = np.indices((G, B, Ho, Wo, kh, kw, Cg)).reshape(7, -1)
+    row, column = i * sh + u - ph, j * sw + v - pw
+    inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    return (((b * H + row) * W + column) * G + g) * Cg + c, inside
+
+
+def im2col(columns, x, n, *sizes):
+    at, inside = _windows(*sizes)
+    columns.reshape(-1)[...] = np.where(inside, x.reshape(-1)[np.where(inside, at, 0)], 0)
+
+
+def col2im(x, columns, n, *sizes):
+    at, inside = _windows(*sizes)
+    x[...] = 0
+    np.add.at(x.reshape(-1), at[inside], columns.reshape(-1)[inside])
+
+
+def to_bf16(y, x, n):
+    bits = x.view(np.uint32).reshape(y.shape)
+    rounded = bits + 0x7FFF + (bits >> 16 & 1)
+    y[...] = np.where(np.isnan(x).reshape(y.shape), bits | 0x400000, rounded) >> 16
+
+
+def addresses(at, start0, outer0, inner0, start1, outer1, inner1, start2, outer2, inner2, inner, count):
+    far, near = np.divmod(np.arange(count, dtype=np.uint64), np.uint64(inner))
+    for k, (start, o, i) in enumerate(((start0, outer0, inner0), (start1, outer1, inner1), (start2, outer2, inner2))):
+        at[k] = start + far * o + near * i

@@ -1,0 +1,83 @@
+// Lets a C++ compiler run kernels.cu on a CPU, so that its code can be tested where there is no GPU.
+//
+// The threads of a block take turns: each runs until it waits for others (a barrier, a shuffle) or ends. Blocks run one
+// after the other, so shared memory can be static. Slow, and blind to races between warps; right otherwise.
+
+#include <algorithm>
+#include <cstring>
+#include <math.h>
+#include <ucontext.h>
+
+#define __global__
+#define __device__ static
+#define __shared__ static
+using std::min;
+
+struct Index { unsigned x, y; };
+static Index threadIdx, blockIdx, blockDim, gridDim;
+
+const int MOST = 256, STACK = 1 << 15;
+static ucontext_t scheduler, thread[MOST];
+static char stack[MOST][STACK];
+static bool ended[MOST];
+
+struct Barrier { int waiting, members; unsigned passed; };
+static Barrier block, warp[MOST / 32];
+
+static void wait(Barrier& barrier) {
+    unsigned before = barrier.passed;
+    if (++barrier.waiting == barrier.members) barrier.waiting = 0, barrier.passed++;
+    while (barrier.passed == before) swapcontext(&thread[threadIdx.x], &scheduler);
+}
+
+static void __syncthreads() { wait(block); }
+
+template <class T> T __shfl_xor_sync(unsigned, T value, int step) {
+    static T slot[MOST];
+    Barrier& mine = warp[threadIdx.x / 32];
+    slot[threadIdx.x] = value;
+    wait(mine);
+    T other = slot[threadIdx.x ^ step];
+    wait(mine);
+    return other;
+}
+
+static unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned __int128)a * b >> 64;
+}
+
+static unsigned __float_as_uint(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+static void (*kernel)(void**);
+static void** arguments;
+
+static void run_thread() {
+    kernel(arguments);
+    ended[threadIdx.x] = true; // the scheduler follows, by uc_link
+}
+
+static void run(void (*fn)(void**), int grid_x, int grid_y, int threads, void** args) {
+    kernel = fn, arguments = args, gridDim = {unsigned(grid_x), unsigned(grid_y)}, blockDim = {unsigned(threads), 1};
+    for (unsigned b = 0; b < gridDim.x * gridDim.y; b++) {
+        blockIdx = {b % gridDim.x, b / gridDim.x};
+        block = {0, threads, 0};
+        for (int w = 0; w < threads / 32; w++) warp[w] = {0, 32, 0};
+        for (int t = 0; t < threads; t++) {
+            getcontext(&thread[t]);
+            thread[t].uc_stack = {stack[t], 0, STACK}, thread[t].uc_link = &scheduler, ended[t] = false;
+            makecontext(&thread[t], run_thread, 0);
+        }
+        for (int left = threads; left > 0;) {
+            for (int t = 0; t < threads; t++) {
+                if (ended[t]) continue;
+                threadIdx = {unsigned(t), 0};
+                swapcontext(&scheduler, &thread[t]);
+                left -= ended[t];
+            }
+        }
+    }
+}

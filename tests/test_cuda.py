@@ -1,0 +1,642 @@
+"""The CUDA side without a GPU: kernels compile, compute what their references do, and a step equals NumPy's.
+
+``fake_cupy`` takes CuPy's place and runs the kernels' own code on the CPU. What it cannot show (speed, races, the real
+cuBLAS) is in ``python -m tests.gpu``, for a machine with a GPU.
+"""
+
+import ctypes
+import glob
+import importlib.metadata
+import importlib.util
+import inspect
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_cupy
+import numpy as np
+import pytest
+from cases import CASES
+from fake_cupy import State, cupy, signatures, strict
+
+import minitl
+from minitl import OPS, Tensor, backend, nn, ops, optim
+from minitl.backend import InputError, to_numpy
+
+FOLDER = Path(minitl.__file__).parent / "cuda"
+SOURCE = (FOLDER / "kernels.cu").read_text()
+KERNELS = signatures(SOURCE)
+HAVE_CPP = shutil.which("g++") is not None
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    """``minitl.cuda`` on the stand-in."""
+    with fake_cupy.installed() as module:
+        yield module
+
+
+@pytest.fixture(params=["code", "reference"])
+def kernels(request, cuda, monkeypatch):
+    """The kernels' own code, and their NumPy references in their place."""
+    if request.param == "code" and not HAVE_CPP:
+        pytest.skip("there is no g++ to compile kernels.cu for the CPU")
+    monkeypatch.setattr(fake_cupy.RawModule, "emulate", request.param == "code")
+
+
+# --- kernels ---
+
+
+def nvrtc():
+    """The library NVRTC, from CUDA's wheels or a toolkit."""
+    found = []
+    for package in ("nvidia.cuda_nvrtc", "nvidia.cu13"):
+        spec = importlib.util.find_spec("nvidia") and importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            found += glob.glob(f"{folder}/lib/libnvrtc.so.*")
+    for name in (*(path for path in found if ".alt." not in path), "libnvrtc.so.13", "libnvrtc.so.12"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    pytest.skip("NVRTC is not installed; `pip install nvidia-cuda-nvrtc-cu12` (about 90 MB) brings it")
+
+
+def compile_kernels(real, arch):
+    """The PTX or machine code of all kernels; fails with the compiler's log."""
+    library, program = nvrtc(), ctypes.c_void_p()
+    assert not library.nvrtcCreateProgram(ctypes.byref(program), SOURCE.encode(), b"kernels.cu", 0, None, None)
+    options = [f"-arch={arch}".encode(), b"-std=c++17", f"-Dreal={real}".encode(), b"-ftz=true"]
+    failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+
+    def read(what):
+        size = ctypes.c_size_t()
+        getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        getattr(library, f"nvrtcGet{what}")(program, text)
+        return text.raw
+
+    log = read("ProgramLog").decode().strip("\0")
+    assert not failed, log
+    code = read("PTX" if arch.startswith("compute") else "CUBIN")
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    assert "warning" not in log, log
+    return code
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("real", ["float", "double"])
+def test_kernels_compile(real, arch):
+    assert len(compile_kernels(real, arch)) > 10_000
+
+
+def test_float_kernels_compute_in_float():
+    """0.5 is a double in C++ and would make the whole expression one, at a fraction of the speed."""
+    assert b".f64" not in compile_kernels("float", "compute_90")
+
+
+def test_a_kernel_that_does_not_compile_is_seen(monkeypatch):
+    monkeypatch.setitem(globals(), "SOURCE", SOURCE.replace("int row = ROW;", "int row = ROW", 1))
+    with pytest.raises(AssertionError, match=r"kernels\.cu.*error"):
+        compile_kernels("float", "sm_80")
+
+
+def test_every_kernel_has_a_reference_of_its_signature(cuda):
+    from minitl.cuda import reference
+
+    for name, parameters in KERNELS.items():
+        own = list(inspect.signature(getattr(reference, name)).parameters)
+        expected = [parameter for _, parameter in parameters]
+        assert own == expected or own == [*expected[:3], "sizes"], name
+
+
+def numbers(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape)
+
+
+def nothing(*shape):
+    return np.full(shape, 7.0)
+
+
+CONVOLUTIONS = [  # B, H, W, G, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw
+    (2, 4, 5, 1, 3, 4, 5, 3, 3, 1, 1, 1, 1),
+    (1, 7, 6, 2, 2, 5, 3, 3, 2, 2, 3, 2, 1),
+]
+LABELS = np.array([2, 0, 39, 2, 40])
+STATE = [numbers(700), numbers(700) / 9, abs(numbers(700)) / 9]
+FACTORS = (0.9, 0.1, 0.99, 0.01, 1e-8, 0.9, 0.1)
+ROWS = [  # kernel, arguments: results first; blocks
+    ("layer_norm", (nothing(9, 70), nothing(9), nothing(9), numbers(9, 70), numbers(70), numbers(70), 9, 70, 1e-6), 2),
+    ("layer_norm", (nothing(9, 5), nothing(9), nothing(9), numbers(9, 5), numbers(5), numbers(5), 9, 5, 0.1), 2),
+    (
+        "layer_norm_dx",
+        (nothing(9, 70), numbers(70, 9).T.copy(), numbers(9, 70), numbers(70), numbers(9), abs(numbers(9)), 9, 70),
+        2,
+    ),
+    ("column_sums", (nothing(3, 70), numbers(50, 70), 50, 70, 20), (3, 3)),
+    ("column_sums", (nothing(1, 3), numbers(5, 3), 5, 3, 5), (1, 1)),
+    ("layer_norm_columns", (nothing(3, 80), numbers(50, 40), numbers(50, 40), *numbers(2, 50), 50, 40, 20), (2, 3)),
+    ("softmax", (nothing(9, 70), 30 * numbers(9, 70), 9, 70), 2),
+    ("softmax_dx", (nothing(9, 70), numbers(9, 70), abs(numbers(9, 70)), 9, 70), 2),
+    ("gelu", (nothing(300), 3 * numbers(300), 300, 0), 2),
+    ("gelu", (nothing(300), 3 * numbers(300), 300, 1), 2),
+    ("gelu_dx", (nothing(300), numbers(300), 3 * numbers(300), 300, 0), 2),
+    ("gelu_dx", (nothing(300), numbers(300), 3 * numbers(300), 300, 1), 2),
+    ("bias_drop_path", (nothing(300), numbers(300), numbers(30), numbers(5), 300, 30, 60), 2),
+    ("bias_drop_path", (nothing(300), numbers(300), numbers(30), None, 300, 30, 1), 2),
+    ("bias_drop_path", (nothing(300), numbers(300), None, numbers(5), 300, 1, 60), 2),
+    ("dropout", (nothing(2999), numbers(2999), np.array([2**63 + 5], "uint64"), 0.3, 1 / 0.7, 2999), 2),
+    ("dropout", (nothing(7), None, np.array([5], "uint64"), 0.9, 10.0, 7), 1),
+    ("cross_entropy", (nothing(5), nothing(5), 9 * numbers(5, 40), LABELS, None, 5, 40, 0.9, 0.1 / 40), 1),
+    ("cross_entropy", (nothing(5), nothing(5), numbers(5, 40), None, abs(numbers(5, 40)), 5, 40, 1.0, 0.0), 1),
+    (
+        "cross_entropy_dx",
+        (nothing(5, 40), None, numbers(1), numbers(5, 40), 3 + numbers(5), LABELS, None, 5, 40, 0.9, 0.1 / 40),
+        1,
+    ),
+    (
+        "cross_entropy_dx",
+        (*nothing(2, 5, 40), numbers(1), numbers(5, 40), 3 + numbers(5), None, abs(numbers(5, 40)), 5, 40, 0.9, 0.0025),
+        1,
+    ),
+    ("squares", (nothing(3), numbers(2000), 2000), 3),
+    *(
+        ("adamw", (*STATE, average, numbers(700), np.array([norm2]), np.array([0.1, 0.5, 0.3]), 700, 400, *rest), 3)
+        for average, norm2, rest in (
+            (numbers(700), 4.0, (1.0, 0.1, *FACTORS)),
+            (None, 4.0, (3.0, 0.0, *FACTORS)),
+            (None, math.inf, (3.0, 0.1, *FACTORS)),
+            (None, math.nan, (3.0, 0.1, *FACTORS)),
+        )
+    ),
+    *(("im2col", (nothing(B * Ho * Wo * kh * kw * G * Cg), numbers(B, H, W, G * Cg), B * Ho * Wo * kh * kw * G * Cg,
+       *(B, H, W, G, Cg, Ho, Wo, kh, kw), *rest), 5) for B, H, W, G, Cg, Ho, Wo, kh, kw, *rest in CONVOLUTIONS),
+    *(("col2im", (nothing(B, H, W, G * Cg), numbers(B * Ho * Wo * kh * kw * G * Cg), B * H * W * G * Cg,
+       *(B, H, W, G, Cg, Ho, Wo, kh, kw), *rest), 1) for B, H, W, G, Cg, Ho, Wo, kh, kw, *rest in CONVOLUTIONS),
+    (
+        "to_bf16",
+        (np.zeros(304, "uint16"), np.append(numbers(300), [math.inf, math.nan, 1 + 2.0**-8, 1 + 3 * 2.0**-8]), 304),
+        2,
+    ),
+    ("addresses", (np.zeros((3, 12), "uint64"), *np.arange(1, 10, dtype="uint64"), 4, 12), 1),
+]  # fmt: skip
+
+
+def test_every_kernel_has_a_row():
+    assert {name for name, *_ in ROWS} == set(KERNELS)
+
+
+def prepared(args, dtype):
+    """New arrays of ``dtype`` where they hold fractions."""
+    return [a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else
+            a.copy() if isinstance(a, np.ndarray) else a for a in args]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name, args, blocks", ROWS, ids=[f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)])
+def test_kernel_computes_its_reference(cuda, name, args, blocks, dtype):
+    """The code of kernels.cu itself, on a CPU."""
+    if not HAVE_CPP:
+        pytest.skip("there is no g++ to compile kernels.cu for the CPU")
+    dtype = "float32" if name == "to_bf16" else dtype
+    from minitl.cuda import kernels, reference
+
+    expected, own = prepared(args, dtype), prepared(args, dtype)
+    with np.errstate(all="ignore"):
+        getattr(reference, name)(*expected)
+    kernels.launch(name, blocks, *(fake_cupy.wrap(a) if isinstance(a, np.ndarray) else a for a in own))
+    tolerance = {"rtol": 2e-5, "atol": 2e-5} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-11}
+    for a, b in zip(own, expected, strict=True):
+        if isinstance(a, np.ndarray):
+            np.testing.assert_allclose(a, b, **({} if a.dtype.kind == "u" else tolerance))
+
+
+def test_philox_known_answers(cuda):
+    """From the authors' own list (Random123, kat_vectors); NumPy's generator counts once before its first block."""
+    zero = ["16554d9eca36314c", "db20fe9d672d0fdc", "d7e772cee186176b", "7e68b68aec7ba23b"]
+    assert [f"{x:016x}" for x in np.random.Philox(counter=2**256 - 1, key=0).random_raw(4)] == zero
+
+
+# --- ops ---
+
+FUSED = ("add", "gelu", "linear", "token_pool", "softmax", "layer_norm", "attention", "dropout", "drop_path",
+         "cross_entropy", "conv2d")  # fmt: skip
+
+
+def test_these_ops_have_overrides(cuda):
+    assert {name for name in OPS if getattr(ops, name).register.__self__} == set(FUSED)
+
+
+def evaluate(case, xp, dtype, layout=lambda x: x):
+    """The value of a row of ``cases.py``, and its gradients for a random cotangent."""
+    tensors = [Tensor(layout(xp.asarray(x)), requires_grad=x.dtype.kind == "f") for x in case.arrays(np, dtype)]
+    out = getattr(ops, case.op)(*tensors, **case.fresh_options(xp, dtype))
+    dy = np.random.default_rng(9).standard_normal(out.shape).astype(dtype)
+    out.backward(layout(xp.asarray(dy)))
+    return [to_numpy(out), *(to_numpy(t.grad) for t in tensors if t.requires_grad)]
+
+
+def permuted(x):
+    return x.T.copy().T
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, permuted], ids=["dense", "permuted"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", [case for case in CASES if case.op in FUSED], ids=str)
+def test_override_equals_the_generic_op(case, dtype, layout, kernels):
+    tolerance = {"rtol": 2e-5, "atol": 2e-5} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-11}
+    for own, generic in zip(evaluate(case, cupy, dtype, layout), evaluate(case, np, dtype), strict=True):
+        assert own.dtype == generic.dtype == dtype
+        np.testing.assert_allclose(own, generic, **tolerance)
+
+
+@pytest.mark.parametrize("op", FUSED)
+def test_override_runs(op, cuda, monkeypatch):
+    """Not the generic op, which would give the same numbers."""
+    elsewhere = {"p": 0, "axis": 1}  # options with which the generic op is right
+    rows = [case for case in CASES if case.op == op and not elsewhere.items() & case.options.items() and op != "add"]
+    monkeypatch.setitem(OPS, op, lambda *_, **__: pytest.fail("the generic op ran"))
+    if op == "add":
+        x, y = (Tensor(cupy.asarray(x), requires_grad=True) for x in (numbers(4, 3, 2), numbers(1, 3, 2)))
+        ops.add(x, y).sum().backward()
+        assert (to_numpy(y.grad) == 4).all()
+    for case in rows:
+        evaluate(case, cupy, "float32")
+
+
+@pytest.mark.parametrize("op", ["dropout", "drop_path"])
+def test_masks_are_those_of_numpy(op, kernels):
+    """The same ones, bit for bit, from the same generator."""
+    x = numbers(70, 31).astype("float32")
+    own, generic = (getattr(ops, op)(a, p=0.3, rng=np.random.default_rng(4)) for a in (cupy.asarray(x), x))
+    assert (to_numpy(own) == generic.data).all() and 0.6 < (generic.data != 0).mean() < 0.8
+
+
+def test_what_kernels_cannot_do_is_left_to_the_generic_op(cuda):
+    x = cupy.asarray(numbers(3, 4))
+    np.testing.assert_allclose(to_numpy(ops.softmax(x, axis=0)), ops.softmax(to_numpy(x), axis=0).data)
+    with pytest.raises(ValueError, match=r"linear\(float64\[3, 4\], float64\[3, 4\]\).*\(in, out\)"):
+        ops.linear(x, x)
+    with pytest.raises(TypeError, match="bring all inputs to one dtype"):
+        ops.linear(x, cupy.asarray(numbers(4, 2).astype("float32")))
+    with pytest.raises(ValueError, match=r"conv2d\(.*larger than the padded image"):
+        ops.conv2d(cupy.asarray(numbers(1, 2, 2, 1)), cupy.asarray(numbers(3, 3, 1, 1)))
+    empty = ops.layer_norm(cupy.asarray(np.zeros((0, 4))), cupy.asarray(np.ones(4)), cupy.asarray(np.ones(4)))
+    assert empty.shape == (0, 4)
+
+
+# --- matrix products ---
+
+PRODUCTS = {
+    "plain": lambda: (numbers(5, 3), numbers(3, 4)),
+    "transposed": lambda: (numbers(3, 5).T, numbers(4, 3).T),
+    "columns of a larger array": lambda: (numbers(5, 9)[:, 2:5], numbers(3, 8)[:, 4:]),
+    "reversed": lambda: (numbers(5, 3)[:, ::-1], numbers(3, 4)[::-1]),
+    "one row": lambda: (numbers(1, 3), numbers(3, 1)),
+    "one number": lambda: (numbers(1, 1), numbers(1, 1)),
+    "broadcast rows": lambda: (np.broadcast_to(numbers(3), (5, 3)), numbers(3, 4)),
+    "batch": lambda: (numbers(6, 5, 3), numbers(6, 4, 3).swapaxes(1, 2)),
+    "one for all": lambda: (numbers(1, 5, 3), numbers(6, 3, 4)),
+    "two axes": lambda: (numbers(2, 3, 5, 3), numbers(2, 3, 3, 4)),
+    "heads": lambda: (numbers(2, 7, 3, 4).swapaxes(1, 2), numbers(2, 7, 3, 4).transpose(0, 2, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("given", [False, True], ids=["new", "out"])
+def test_product(name, dtype, given, cuda):
+    a, b = PRODUCTS[name]()
+    expected = 0.5 * (a @ b)
+    # `ndarray` keeps the strides, `asarray` would not
+    a, b = (fake_cupy.ndarray(np.lib.stride_tricks.as_strided(*strided(x, dtype))) for x in (a, b))
+    out = None
+    if given:  # a part of a larger array, with the heads inside as attention writes them
+        B, M, N = expected.shape[:-2], *expected.shape[-2:]
+        out = cupy.empty((*B[:1], M, *B[1:], N + 2), dtype)[..., :N]
+        out = out.swapaxes(1, 2) if len(B) == 2 else out
+    y = cuda.gemm.product(a, b, out, alpha=0.5)
+    assert y.dtype == dtype and (out is None or y is out)
+    np.testing.assert_allclose(to_numpy(y), expected, rtol=1e-4, atol=1e-5)
+
+
+def strided(x, dtype):
+    """The arguments of ``as_strided`` for ``x`` in another dtype with the same strides."""
+    base = x
+    while base.base is not None and base.base.dtype == x.dtype and base.base.ndim:
+        base = base.base
+    offset = (x.__array_interface__["data"][0] - base.__array_interface__["data"][0]) // 8
+    flat = np.ascontiguousarray(base).astype(dtype).ravel()
+    return flat[offset:], x.shape, tuple(s // 8 * flat.itemsize for s in x.strides)
+
+
+@pytest.fixture
+def bf16(cuda):
+    cuda.use("bf16")
+    yield cuda
+    cuda.use("fp32")
+
+
+def test_bf16_rounds_what_is_multiplied(bf16):
+    x, W = (cupy.asarray(numbers(*shape).astype("float32")) for shape in ((5, 3), (3, 4)))
+    y = ops.linear(Tensor(x, requires_grad=True), Tensor(W, requires_grad=True))
+    exact = to_numpy(x) @ to_numpy(W)
+    assert y.dtype == "float32" and 1e-4 < abs(to_numpy(y) - exact).max() / abs(exact).max() < 1e-2
+    y.sum().backward()
+    heads = cupy.asarray(numbers(2, 5, 18).astype("float32"))
+    np.testing.assert_allclose(
+        to_numpy(ops.attention(heads, num_heads=3)), ops.attention(to_numpy(heads), num_heads=3).data, atol=0.05
+    )
+    double = x.astype("float64"), W.astype("float64")
+    assert (to_numpy(ops.linear(*double)) == to_numpy(double[0]) @ to_numpy(double[1])).all()
+
+
+def test_precision_has_three_names(cuda):
+    with pytest.raises(InputError, match="precision is one of fp32, tf32, bf16, got 'fp8'"):
+        cuda.use("fp8")
+    assert cuda.precision() == "fp32"
+
+
+def test_without_cublas_cupy_multiplies(cuda, monkeypatch):
+    monkeypatch.setattr(cuda.gemm, "library", lambda: None)
+    x = numbers(2, 5, 18)
+    own, generic = ops.attention(cupy.asarray(x), num_heads=3), ops.attention(x, num_heads=3)
+    np.testing.assert_allclose(to_numpy(own), generic.data)
+
+
+# --- a training step ---
+
+TINY = {"image_size": (16, 16), "dim": 24, "heads": 2, "mlp_dim": 40, "zero_head": False}
+MODELS = {
+    "1.1": {"version": "1.1", "pre_norm": False},
+    "1.0": {"version": "1.0"},
+    "dropped": {"version": "1.1", "dropout": 0.2, "drop_path": 0.3},
+}
+
+
+class Run:
+    """A tiny model with all that a step needs; on "cuda" the step is ``minitl.cuda``'s."""
+
+    def __init__(self, device, options, cuda=None):
+        self.rng = np.random.default_rng(0)
+        self.model = nn.ViT(nn.ViTConfig(**TINY, **options), self.rng).to(device)
+        self.optimizer = optim.AdamW(self.model.parameters(), 1e-3, weight_decay=0.05)
+        self.ema = optim.EMA(self.optimizer, 0.9)
+        self.cuda = cuda
+
+    def step(self, images, labels):
+        loss = ops.cross_entropy(self.model(images), labels, label_smoothing=0.1)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.cuda:
+            self.cuda.update(self.optimizer, 1.0, self.ema)
+        else:
+            self.optimizer.clip_grad_norm(1.0)
+            self.optimizer.step()
+            self.ema.update()
+        return loss.data
+
+    def state(self):
+        flat = self.optimizer.flat
+        return [to_numpy(x) for x in (flat.data, self.optimizer.exp_avg, self.ema.average)]
+
+
+def batches(count, size=4):
+    rng = np.random.default_rng(1)
+    return [(rng.standard_normal((size, 16, 16, 3), "float32"), rng.integers(8, size=size)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_step_equals_numpys_within_the_budget(name, kernels, cuda):
+    """The same losses and gradients; at most 300 launches; nothing that the host would have to wait for."""
+    host, device = Run("cpu", MODELS[name]), Run("cuda", MODELS[name], cuda)
+    for images, labels in batches(3):
+        expected, inputs = host.step(images, labels), (cupy.asarray(images), cupy.asarray(labels))
+        with strict() as counted:
+            loss = device.step(*inputs)
+        assert loss.item() == pytest.approx(float(expected), rel=1e-4)
+        assert counted.launches <= 300
+    for own, generic in zip(device.state()[1:2], host.state()[1:2], strict=True):
+        np.testing.assert_allclose(own, generic, atol=1e-3 * abs(generic).max())
+    assert device.optimizer.steps == 3 and host.rng.random() == device.rng.random()
+
+
+def test_update_equals_clipping_adamw_and_ema(kernels, cuda):
+    def make(device):
+        params = [Tensor(backend.to_device(x.astype("float64"), device), True) for x in (numbers(6, 50), numbers(50))]
+        optimizer = optim.AdamW(params, 0.01, weight_decay=0.1)
+        return params, optimizer, optim.EMA(optimizer, 0.9)
+
+    (host, optimizer, ema), (device, fused, fused_ema) = make("cpu"), make("cuda")
+    for factor in (0.01, 1.0, 5.0):
+        for a, b in zip(host, device, strict=True):
+            g = factor * numbers(a.size + 1)[1:].reshape(a.shape)
+            a.grad, b.grad = g, cupy.asarray(g)
+        norm = optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        ema.update()
+        assert to_numpy(cuda.update(fused, 1.0, fused_ema))[0] ** 0.5 == pytest.approx(norm)
+    for a, b in zip([*host, ema.average], [*device, fused_ema.average], strict=True):
+        np.testing.assert_allclose(to_numpy(b), to_numpy(a), rtol=1e-9)
+    before = to_numpy(device[0])
+    device[0].grad[0, 0] = math.nan
+    cuda.update(fused, 1.0)
+    assert (to_numpy(device[0]) == before).all()
+
+
+# --- capture ---
+
+
+@pytest.mark.parametrize("name", ["1.1", "dropped"])
+def test_captured_equals_eager(name, cuda, monkeypatch):
+    """Bit for bit, with other learning rates, masks and inputs at each step, and a smaller last batch."""
+    monkeypatch.setattr(fake_cupy.RawModule, "emulate", False)  # faster
+    data = [*batches(6), *batches(1, 3)]
+    eager, captured = Run("cuda", MODELS[name], cuda), Run("cuda", MODELS[name], cuda)
+    step = cuda.capture(captured.step)
+    for i, (images, labels) in enumerate(data):
+        eager.optimizer.lr = captured.optimizer.lr = 1e-3 / (1 + i)
+        expected = eager.step(cupy.asarray(images), cupy.asarray(labels)).item()
+        State.launches = 0
+        given = (images, labels) if i % 2 else (cupy.asarray(images), labels)
+        assert step(*given).item() == expected
+        if 3 <= i < 6:
+            assert State.launches <= 3  # the images, if they are on the GPU already, and the graph
+    for own, other in zip(captured.state(), eager.state(), strict=True):
+        assert (own == other).all()
+    assert len(step.graphs) == 1 and eager.rng.random() == captured.rng.random()
+
+
+def test_recording_a_step_does_nothing_yet(cuda):
+    """What is captured runs only when it is replayed, once."""
+    total = cupy.asarray(np.zeros(1))
+
+    def step(x):
+        nonlocal total
+        total += x
+        return total
+
+    step = cuda.capture(step, warmup=1)
+    for i in range(1, 6):
+        assert step(np.ones(1)).item() == i
+
+
+def test_a_step_that_looks_at_a_number_cannot_be_captured(cuda):
+    step = cuda.capture(lambda x: x if float(x.sum()) > 0 else -x, warmup=1)
+    step(np.ones(2))
+    with pytest.raises(
+        RuntimeError, match=r"cannot be captured \(AssertionError: __float__ within a step.*without a graph"
+    ):
+        step(np.ones(2))
+    assert State.recorded is None and cuda.graph._recording is None
+
+
+def test_no_memory_is_no_failed_capture(cuda):
+    calls = []
+
+    def step(x):
+        calls.append(x)
+        if len(calls) > 1:
+            raise MemoryError("Out of memory allocating 512 bytes")
+        return x + 1
+
+    step = cuda.capture(step, warmup=1)
+    step(np.ones(2))
+    with pytest.raises(MemoryError, match="allocating 512 bytes"):
+        step(np.ones(2))
+    assert State.recorded is None and cuda.memory() == "3.0 of the GPU's 4.0 GB are in use"
+
+
+def test_warm_up_is_needed(cuda):
+    with pytest.raises(ValueError, match="warmup is at least 1, got 0"):
+        cuda.capture(lambda x: x, warmup=0)
+
+
+# --- the stand-in ---
+
+
+def test_the_stand_in_is_strict():
+    x = cupy.asarray(np.ones(8))
+    for read in (
+        float,
+        int,
+        bool,
+        np.asarray,
+        lambda x: x.item(),
+        lambda x: x.get(),
+        lambda _: cupy.asarray(np.ones(8)),
+    ):
+        with pytest.raises((AssertionError, TypeError), match=r"within a step|not allowed"), strict():
+            read(x[:1])
+    for refused in (lambda: x + np.ones(8), lambda: cupy.exp(np.ones(8)), lambda: cupy.sum(x, where=True)):
+        with pytest.raises(TypeError):
+            refused()
+    for missing in ("errstate", "einsum_path", "vecdot"):
+        with pytest.raises(AttributeError, match=f"CuPy has no cupy.{missing}"):
+            getattr(cupy, missing)
+    with pytest.raises(AttributeError, match=r"CuPy has no cupy\.ndarray\.__index__|no cupy\.ndarray\.to_device"):
+        x.to_device("cpu")
+
+
+def test_the_stand_in_counts_launches():
+    x = cupy.asarray(np.ones((8, 3)))
+    with strict() as counted:
+        x.reshape(24)[None].transpose(1, 0)[::2]
+        cupy.empty(3), cupy.ascontiguousarray(x)
+        assert counted.launches == 0
+        x += 1
+        y = x @ x.T
+        y[0] = 0
+        x.T.reshape(24), x.sum(0), cupy.exp(x)
+        assert counted.launches == 6
+
+
+def test_the_stand_in_checks_the_arguments_of_kernels(cuda):
+    x = cupy.asarray(np.ones(8, "float32"))
+    for args, message in (
+        ((x, x, 8), "gelu takes 4 arguments, got 3"),
+        ((x, x, 8, 1.0), "gelu: exact is float32, not int32"),
+        ((x, cupy.asarray(np.ones(8)), 8, 0), "gelu: y is float32, not float64"),
+        ((x, 8, 8, 0), "gelu: x is a number, not a pointer"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            cuda.kernels.launch("gelu", 1, *args)
+    with pytest.raises(ValueError, match="gelu needs arrays without gaps"):
+        cuda.kernels.launch("gelu", 1, x[::2], x, 4, 0)
+
+
+def test_the_names_are_those_of_the_real_cupy():
+    """Where the release that the list was made from is installed; it need not find a GPU."""
+    try:
+        version = importlib.metadata.version("cupy-cuda12x")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("cupy-cuda12x is not installed, whose names cupy_names.txt lists")
+    if version != "14.2.0":
+        pytest.skip(f"cupy_names.txt lists the names of CuPy 14.2.0, {version} is installed")
+    command = [sys.executable, "-W", "ignore", fake_cupy.__file__]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert set(run.stdout.split()) == fake_cupy.NAMES, run.stderr
+
+
+# --- machines where no GPU can be used ---
+
+
+class Broken:
+    """A ``cupy`` whose parts are as given."""
+
+    def __init__(self, available=True, count=None, nvrtc=None, compute=None):
+        def raise_or(result):
+            def call(*_):
+                if isinstance(result, Exception):
+                    raise result
+                return result
+
+            return call
+
+        runtime = type(
+            "runtime",
+            (),
+            {"getDeviceCount": staticmethod(raise_or(RuntimeError("no driver") if count is None else count))},
+        )
+        compiler = type("nvrtc", (), {"getVersion": staticmethod(raise_or(nvrtc))})
+        parts = {"is_available": staticmethod(lambda: available), "runtime": runtime, "nvrtc": compiler}
+        self.cuda, self.arange = type("cuda", (), parts), raise_or(compute)
+
+
+@pytest.mark.parametrize(
+    "cupy, message",
+    [
+        (None, r"^CuPy cannot be imported .*install minitl\[cuda12\] or minitl\[cuda13\]"),
+        (Broken(False), r"finds no usable GPU or driver \(no driver\); `nvidia-smi` should list one"),
+        (Broken(False, count=0), r"no usable GPU or driver \(it counts 0\)"),
+        (Broken(nvrtc=RuntimeError("failed to load libnvrtc.so.12")), r"^CuPy finds no NVRTC .*minitl\[cuda12\]"),
+        (Broken(compute=MemoryError("out of memory")), r"cannot compute on it: MemoryError: out of memory"),
+    ],
+    ids=["no CuPy", "no driver", "no GPU", "no NVRTC", "no memory"],
+)
+def test_cuda_problem(cupy, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.delitem(sys.modules, "minitl.cuda", raising=False)
+    problem = backend.cuda_problem()
+    assert re.search(message, problem), problem
+    with pytest.raises(RuntimeError, match="device 'cuda' cannot be used: CuPy"):
+        backend.to_device(np.ones(2), "cuda")
+
+
+def test_the_checks_that_need_a_gpu_say_so():
+    """`python -m tests.gpu` where none is: a sentence, no traceback."""
+    python, options = [sys.executable, "-W", "ignore"], {"capture_output": True, "text": True, "cwd": FOLDER.parents[1]}
+    question = "from minitl.backend import cuda_problem; print(cuda_problem())"  # in here the stand-in would answer
+    if subprocess.run([*python, "-c", question], **options).stdout == "None\n":
+        pytest.skip("a GPU can be used here, and then the command runs for minutes")
+    run = subprocess.run([*python, "-m", "tests.gpu"], **options)
+    assert run.returncode == 1 and run.stderr.startswith("no GPU can be used: CuPy ") and "\n" not in run.stderr.strip()
+
+
+def test_two_wheels_are_named(monkeypatch):
+    found = {"cupy-cuda12x": ["one"], "cupy-cuda13x": ["other"]}
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: found.get(name, []))
+    assert "installed 2 times (cupy-cuda12x, cupy-cuda13x)" in backend.cuda_problem()
