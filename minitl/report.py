@@ -183,14 +183,31 @@ def accuracy_against_cost(rows, score="accuracy"):
     for row in rows:
         x, y = row["macs"] / 1e6, row["accuracy"]
         axes.errorbar(x, y, yerr=row.get("spread"), fmt="o", color="tab:blue", markersize=5, capsize=3)
-        axes.annotate(row["name"], (x, y), (6, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel("million multiply-adds")
     axes.set_xlim(0, 1.2 * axes.dataLim.xmax)  # room for the names
     axes.set_ylabel(score)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    _name_points(axes, [(row["name"], row["macs"] / 1e6, row["accuracy"]) for row in rows])
     return figure
+
+
+def _name_points(axes, points):
+    """Write names beside their points (name, x, y), at the first of some places where no other name or point is."""
+    axes.figure.draw_without_rendering()  # pixels are known from here on
+    taken = [axes.transData.transform((x, y))[[0, 1, 0, 1]] + (-4, -4, 4, 4) for _, x, y in points]
+    for name, x, y in points:
+        for up, side in ((4, 7), (-11, 7), (4, -7), (-11, -7), (15, 7), (-22, 7), (26, 7), (-33, 7), (15, -7)):
+            style = {"fontsize": 8, "ha": "left" if side > 0 else "right", "textcoords": "offset points"}
+            note = axes.annotate(name, (x, y), (side, up), **style)
+            box = note.get_window_extent().extents
+            if all(box[0] > t[2] or box[2] < t[0] or box[1] > t[3] or box[3] < t[1] for t in taken):
+                break
+            note.remove()
+        else:
+            axes.add_artist(note)
+        taken.append(box)
 
 
 def curves(rows, score="accuracy"):
