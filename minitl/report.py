@@ -65,7 +65,7 @@ def show_maps(images, maps, boxes=None):
 
 
 def show_stages(images, stages, boxes=None):
-    """The same for maps of any size, such as one clip's ``activation_maps``: ``stages`` is {title: maps (B, h, w)}."""
+    """The same for maps of any size, such as ``activation_maps``: ``stages`` is {title: maps (B, h, w)}."""
     pictures = [[image, *(_lit(image, maps[b]) for maps in stages.values())] for b, image in enumerate(images)]
     boxes = None if boxes is None else [[box] * (1 + len(stages)) for box in boxes]
     return _table(pictures, boxes, ["image", *stages])
@@ -81,14 +81,19 @@ def show_clip_maps(clips, maps, boxes=None):
     maps = to_numpy(maps)
     if np.ndim(clips) != 5 or maps.ndim != 5 or len(maps) != len(clips):
         raise ValueError(f"needs clips (B, T, H, W, C) and maps (B, T', S, h, w), got {np.shape(clips)}, {maps.shape}")
-    T, S = min(clips.shape[1], MOST), min(maps.shape[2], MOST)
-    pictures = []
-    for clip, tokens in zip(clips, _of_each_frame(maps, clips.shape[1]).swapaxes(1, 2), strict=True):
+    return show_clip_stages(clips, {f"token {s + 1}": maps[:, :, s] for s in range(min(maps.shape[2], MOST))}, boxes)
+
+
+def show_clip_stages(clips, stages, boxes=None):
+    """The same for maps of any size, such as ``activation_maps``: ``stages`` is {title: maps (B, T', h, w)}."""
+    T, pictures = min(clips.shape[1], MOST), []
+    for b, clip in enumerate(clips):
         pictures.append(list(clip[:T]))
-        pictures += [[_lit(clip[t], token[t], token.min(), token.max()) for t in range(T)] for token in tokens[:S]]
-    boxes = None if boxes is None else np.repeat(boxes[:, :T], S + 1, axis=0)
-    rows = ["clip", *(f"token {s + 1}" for s in range(S))] * len(clips)
-    return _table(pictures, boxes, [f"frame {t + 1}" for t in range(T)], rows)
+        for maps in stages.values():
+            frames = maps[b].repeat(clips.shape[1] // maps.shape[1], axis=0)  # those of a tubelet have its map
+            pictures.append([_lit(clip[t], frames[t], frames.min(), frames.max()) for t in range(T)])
+    boxes = None if boxes is None else np.repeat(boxes[:, :T], 1 + len(stages), axis=0)
+    return _table(pictures, boxes, [f"frame {t + 1}" for t in range(T)], ["clip", *stages] * len(clips))
 
 
 def _table(pictures, boxes, columns, rows=None):
