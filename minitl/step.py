@@ -71,7 +71,8 @@ class OnGPU:
         self.where = f"cuda ({config.precision}, {'one graph a step' if config.graph else 'eager'})"
 
     def __call__(self, inputs, targets, labels, step):
-        self.rng.bit_generator.state = np.random.PCG64(seed_of(self.config, DROPOUT, step)).state
+        seed = seed_of(self.config, DROPOUT, step).spawn(1)[0]  # as for a single shard on a CPU
+        self.rng.bit_generator.state = np.random.PCG64(seed).state
         found, logits = self.step(inputs, targets, labels)
         found = found.copy()  # the next step overwrites it
         if labels.ndim == 2:  # average precision is made out on the host
