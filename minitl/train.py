@@ -218,12 +218,11 @@ class Trainer:
 
     def describe(self):
         """One line on what is trained, on what, and where."""
-        model, classes = self.config.model, len(self.train_set.classes)
         images = "images" if self.train_set.images.ndim == 4 else "clips"
         return (
-            f"{type(self.model).__name__}, {self.model.num_parameters():,} parameters, {_tokens(model)}, "
-            f"on {self.take_step.where}; "
-            f"{len(self.train_set):,} training and {len(self.test_set):,} test {images} of {classes} classes"
+            f"{type(self.model).__name__}, {self.model.num_parameters():,} parameters, {_tokens(self.config.model)}, "
+            f"on {self.take_step.where}; {len(self.train_set):,} training and {len(self.test_set):,} test {images} "
+            f"of {len(self.train_set.classes)} classes"
         )
 
     def fit(self, on_epoch=lambda row: None):
