@@ -56,9 +56,11 @@ class MapsOptions:
     run: Positional[Path]
     """folder of a run"""
     out: Path | None = None
-    """PNG to write; maps.png in the folder by default"""
+    """PNG to write; maps.png or stages.png in the folder by default"""
     images: int | None = None
     """number of test images or clips; 8 images or 2 clips by default"""
+    stages: bool = False
+    """show how strongly each stage of the model acts, and where, in place of what the tokens look at"""
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,12 @@ def eval_command(args):
 def maps_command(args):
     """draw what each learned token looks at, over test images of a run"""
     options = _parse(MapsOptions, "maps", args)
-    out = options.out or options.run / "maps.png"
+    out = options.out or options.run / ("stages.png" if options.stages else "maps.png")
     if options.images is not None and not 1 <= options.images <= MOST_IMAGES:
         raise InputError(f"--images is from 1 to {MOST_IMAGES}, got {options.images}")
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: the picture is a PNG; choose a name that ends in .png")
-    draw_maps(out, *load_run(options.run), count=options.images)
+    draw_maps(out, *load_run(options.run), count=options.images, stages=options.stages)
     print(f"wrote {out}")
 
 

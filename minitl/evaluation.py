@@ -38,19 +38,24 @@ def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None):
     return found | ({"map_mass": mass / len(dataset)} if with_maps else {})
 
 
-def draw_maps(path, model, dataset, mean, std, count=None):
+def draw_maps(path, model, dataset, mean, std, count=None, stages=False):
     """Save a PNG of the model's maps over ``count`` images, as far apart in the data set as can be.
 
-    (Files are sorted by class, so the first images are often all of one.) By default 8 images, or 2 clips. Raises
-    InputError when there are no maps.
+    (Files are sorted by class, so the first images are often all of one.) By default 8 images, or 2 clips. ``stages``
+    shows how strongly each stage of the model acts, and where, in place of what the tokens look at.
+    Raises InputError when there are no maps.
     """
-    if not model.has_maps:
-        raise InputError("the tokens of this model do not come from maps, so there are none to draw")
-    show, few = (report.show_maps, 8) if dataset.images.ndim == 4 else (report.show_clip_maps, 2)
-    count = count or few
-    some = dataset.take(np.unique(np.linspace(0, len(dataset) - 1, count, dtype=int)))
+    if not (stages or model.has_maps):
+        raise InputError("the tokens of this model do not come from maps, so there are none to draw; try --stages")
+    clips = dataset.images.ndim == 5
+    some = dataset.take(np.unique(np.linspace(0, len(dataset) - 1, count or (2 if clips else 8), dtype=int)))
     with _evaluating(model) as device:
-        maps = model.maps(to_device(data.normalize(some.images, mean, std), device))
+        images = to_device(data.normalize(some.images, mean, std), device)
+        maps = report.activation_maps(model, images) if stages else model.maps(images)
+    if stages:
+        show = report.show_clip_stages if clips else report.show_stages
+    else:
+        show = report.show_clip_maps if clips else report.show_maps
     files.write(path, report.png(show(some.images, maps, some.boxes)))
 
 

@@ -1,4 +1,4 @@
-"""What a ViT costs, by arithmetic on its config: parameters, multiply-adds, memory. No weight is ever made.
+"""What a model costs, by arithmetic on its config: parameters, multiply-adds, memory. No weight is ever made.
 
 The letters are the paper's: d width, m MLP width, h heads, n tokens that a block sees, T time steps, P pixels of the
 token grid, S learned tokens of a frame. A multiply-add counts as 1. The GFLOPs that the paper prints are multiply-adds
@@ -7,6 +7,8 @@ plus elementwise work inside the blocks: 2 for each entry of a softmax, 5 for ea
 
 import math
 from dataclasses import asdict, astuple, dataclass, replace
+
+from .nn import ViTConfig, X21DConfig
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,15 @@ class Part:
 
 
 def count(config):
-    """The Parts of the ``ViT`` that a ``ViTConfig`` describes, in the order of the forward pass.
+    """The Parts of the ``ViT`` or ``X21D`` that a config describes, in the order of the forward pass.
 
-    ``params`` add up to the model's ``num_parameters()``; nothing is allocated.
+    ``params`` add up to the model's ``num_parameters()``; nothing is allocated. Activations of an X21D are not counted,
+    and its batch norms cost nothing: the layers before them can take them in.
     """
+    return _count_x21d(config) if isinstance(config, X21DConfig) else _count_vit(config)
+
+
+def _count_vit(config):
     d, T, P, S = config.dim, config.time_steps, config.grid[0] * config.grid[1], config.num_tokens
     later, patch = config.layers - config.loc, config.tubelet * config.patch_size**2 * config.channels
 
@@ -166,6 +173,32 @@ BACKS = {
     "unpool": lambda c, T, P, S, d: Cost(macs=T * P * S * d, kept=T * S * d),
     "reproject": reproject,
 }
+
+
+def _count_x21d(config):
+    T, (H, W), channels, parts = config.frames, config.image_size, config.channels, []
+
+    def part(name, cost):
+        return Part(name, 1, T * H * W, replace(cost, kept=0))
+
+    def block(width, last):
+        inner, n = config.expansion * width, T * H * W
+        sides = linear(n, width, inner, bias=False) + linear(n, inner, width, bias=False)
+        space = frames(T, conv(H, W, 3, inner, inner))
+        time = Cost(3 * inner**2, n * 3 * inner**2) if last == "conv" else mixer(inner, H * W, config.num_tokens)
+        return part(f"block: {last}", sides + space + time + Cost(params=2 * (3 * inner + width)))
+
+    def mixer(d, P, S):
+        learner = norm(P, d) + conv(H, W, 3, d, S) + pooling(P, S, d)
+        attention = 3 * linear(T * S, d, d) + Cost(macs=2 * (T * S) ** 2 * d)
+        return frames(T, learner) + attention + fuser(ViTConfig(), T, P, S, d)
+
+    for width in config.widths:
+        H, W = -(-H // 2), -(-W // 2)
+        down = frames(T, conv(H, W, 3, channels, width))
+        parts += [part("convolution", down + Cost(params=2 * width)), block(width, "conv")]
+        channels = width
+    return [*parts, block(width, config.last), part("head", linear(1, width, config.num_classes))]
 
 
 def table(parts):

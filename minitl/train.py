@@ -34,7 +34,8 @@ class TrainConfig:
     """One training run, checked when it is made. Raises InputError for a value out of range."""
 
     dataset: str = "clutter"
-    """clutter, actors (with other defaults), cifar10, cifar100, or a folder, zip or tar of split/class/image files"""
+    """clutter; actors or actors-12fps, which are clips and have other defaults; cifar10, cifar100; or a folder, zip or
+    tar of split/class/image files"""
     model: ViTConfig | X21DConfig = field(default_factory=lambda: ViTConfig(version="1.1", pre_norm=False))
     epochs: int = 10
     """passes over the training images"""
@@ -100,7 +101,7 @@ class TrainConfig:
 def default_config(dataset):
     """The TrainConfig of ``minitl train DATASET`` where no option says otherwise."""
     config = TrainConfig(dataset)
-    if dataset != "actors":
+    if dataset not in data.CLIPS:
         return config
     # from small positions, or with a head of zeros, learning takes many epochs to begin
     model = replace(config.model, num_tokens=4, positions="waves", zero_head=False)

@@ -264,6 +264,8 @@ def test_a_run_without_maps(capsys, pictures):
     assert minitl("train", pictures, *TINY, "--tokenizer", "none", "--epochs", 1, "--out", "run") == 0
     capsys.readouterr()
     assert "do not come from maps, so there are none to draw" in fails(capsys, "maps", "run")
+    assert minitl("maps", "run", "--stages") == 0, "which any model has"
+    assert Path("run/stages.png").stat().st_size > 1000
 
 
 def test_a_loss_that_is_no_number(capsys, pictures):

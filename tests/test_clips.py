@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minitl import data, metrics
+from minitl import data, metrics, train
 from minitl.backend import InputError
 from minitl.data import clips
 
@@ -244,3 +244,17 @@ def test_classes_that_no_sample_has_are_left_out():
 def test_average_precision_refuses(scores, targets, message):
     with pytest.raises(ValueError, match=message):
         metrics.average_precision(scores, targets)
+
+
+def test_twice_as_many_frames_by_name(monkeypatch):
+    """The data set actors-12fps has the clips of actors, and their defaults."""
+    monkeypatch.setattr(clips, "_many", lambda seed, n, fps: clips.draw(rng(), 4, fps))
+    data._generated.cache_clear()
+    try:
+        fast, slow = data.load("actors-12fps")[0], data.load("actors")[0]
+    finally:
+        data._generated.cache_clear()
+    assert fast.images.shape == (4, 16, 32, 32, 3) and slow.images.shape == (4, 8, 32, 32, 3)
+    assert (fast.labels == slow.labels).all()
+    config = train.default_config("actors-12fps")
+    assert config == replace(train.default_config("actors"), dataset="actors-12fps")

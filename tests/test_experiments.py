@@ -10,7 +10,7 @@ import pytest
 from minitl import OPS, data, nn, train
 from minitl.backend import InputError
 from minitl.experiments import ablate, fewshot, speed
-from minitl.flops import total
+from minitl.flops import count, total
 from minitl.train import TrainConfig
 
 SMALL = nn.ViTConfig(patch_size=8, dim=12, heads=2, mlp_dim=16, num_tokens=4, version="1.1", pre_norm=False, hidden=8)
@@ -38,7 +38,7 @@ def test_each_model_can_be_built_and_is_counted(kind, label):
     if kind == "video" and isinstance(config, nn.ViTConfig):
         config = replace(config, frames=8, num_classes=10)
     model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, np.random.default_rng(0))
-    assert total(ablate.count(config)).params == model.num_parameters()
+    assert total(count(config)).params == model.num_parameters()
 
 
 @pytest.mark.parametrize("last", ["tokens", "conv"])
@@ -65,7 +65,7 @@ def test_multiply_adds_of_the_bottleneck_model(last, monkeypatch):
         monkeypatch.setitem(OPS, name, counted(OPS[name], size))
     config = nn.X21DConfig(frames=4, image_size=(16, 20), widths=(4, 6, 6), num_tokens=3, last=last)
     nn.X21D(config, np.random.default_rng(0))(np.zeros((1, 4, 16, 20, 3), "float32"))
-    assert total(ablate.count(config)).macs == sum(macs)
+    assert total(count(config)).macs == sum(macs)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_models_take_turns(monkeypatch):
     assert order == ["a", "b"] * 6
     assert (a["low"], a["seconds"], a["high"]) == (2, 3, 4)
     assert (b["low"], b["seconds"], b["high"]) == (20, 20, 20)
-    assert a["macs"] == total(ablate.count(SMALL)).macs
+    assert a["macs"] == total(count(SMALL)).macs
 
 
 def test_a_measured_step_and_its_picture():

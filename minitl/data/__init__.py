@@ -20,15 +20,16 @@ from .shapes import clutter, draw
 __all__ = ["Dataset", "Loader", "actors", "auto_augment", "channel_stats", "clutter", "cutmix", "cutout", "draw"]
 __all__ += ["flip", "load", "mixup", "normalize", "one_hot", "rand_augment", "random_crop", "random_erasing"]
 
-GENERATED = {"clutter": clutter, "actors": actors}
+GENERATED = {"clutter": clutter, "actors": actors, "actors-12fps": functools.partial(actors, fps=12)}
+CLIPS = ("actors", "actors-12fps")
 NAMES = (*GENERATED, *cifar.ARCHIVES)
 
 
 def load(name, data_dir=None, subset=None):
     """The two splits of a data set, as ``(train, test)``.
 
-    name      "clutter", "actors", "cifar10", "cifar100", or the path of a folder, zip or tar of ``split/class/image``
-              files
+    name      "clutter", "actors", "actors-12fps" (the same in twice as many frames), "cifar10", "cifar100", or the
+              path of a folder, zip or tar of ``split/class/image`` files
     data_dir  where downloads are kept; else the folder that $MINITL_DATA names, else ~/.cache/minitl
     subset    at most so many training images, as equally many of each class as there are, always the same ones;
               the test split stays whole

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
-from .. import checkpoint, flops, report, train
+from .. import checkpoint, data, flops, report, train
 from ..backend import InputError, near
-from ..flops import Cost
-from ..nn import ViTConfig, X21DConfig
+from ..nn import X21DConfig
 from ..train import TrainConfig
 
 IMAGES = train.default_config("clutter")  # 8 tokens by TokenLearner 1.1 in front of the first of 2 blocks
@@ -102,7 +101,7 @@ class Run:
             epochs = list(csv.DictReader(file))
         if len(epochs) < self.config.epochs:
             return None
-        cost, last = flops.total(count(model)), epochs[-1]
+        cost, last = flops.total(flops.count(model)), epochs[-1]
         found = {"accuracy": float(last["test_accuracy"]), "seconds": float(last["seconds"])}
         return {"name": self.name, "seed": self.seed, "parameters": cost.params, "macs": cost.macs} | found
 
@@ -133,7 +132,7 @@ def plan(kind, folder, seeds=2, dataset=None, quick=False):
         raise InputError(f"there is no ablation {kind!r}; {near(kind, [*KINDS, 'speed'])}")
     if seeds < 1:
         raise InputError(f"seeds is at least 1, got {seeds}")
-    if dataset and (kind == "video") != (dataset == "actors"):
+    if dataset and (kind == "video") != (dataset in data.CLIPS):
         takes, has = ("clips", "images") if kind == "video" else ("images", "clips")
         raise InputError(f"the ablation {kind} needs {takes}, and {dataset} has {has}; choose another data set")
     changes = ({"dataset": dataset} if dataset else {}) | (QUICK if quick else {})
@@ -146,13 +145,13 @@ def plan(kind, folder, seeds=2, dataset=None, quick=False):
 
 def folder_of(kind, dataset=None, quick=False):
     """Where an ablation goes: runs/ablate-tokens, runs/ablate-tokens-photos-quick."""
-    data = Path(dataset).resolve().name.partition(".")[0] if dataset else ""
-    return Path("runs") / _slug(f"ablate {kind} {data} {'quick' if quick else ''}")
+    name = Path(dataset).resolve().name.partition(".")[0] if dataset else ""
+    return Path("runs") / _slug(f"ablate {kind} {name} {'quick' if quick else ''}")
 
 
 def score_of(config):
     """What the accuracy of a TrainConfig's run really is."""
-    return "mAP" if config.dataset == "actors" else "accuracy"
+    return "mAP" if config.dataset in data.CLIPS else "accuracy"
 
 
 def summary(rows):
@@ -190,40 +189,6 @@ def save(rows, folder, score="accuracy"):
         writer.writeheader()
         writer.writerows(rows)
     (Path(folder) / "results.png").write_bytes(report.png(report.accuracy_against_cost(summary(rows), score)))
-
-
-def count(config):
-    """The Parts of a ViT or an X21D, by its config, as ``flops.count`` gives them.
-
-    Activations of an X21D are not counted, and its batch norms cost nothing: the layers before them can take them in.
-    """
-    return _count_x21d(config) if isinstance(config, X21DConfig) else flops.count(config)
-
-
-def _count_x21d(config):
-    T, (H, W), channels, parts = config.frames, config.image_size, config.channels, []
-
-    def part(name, cost):
-        return flops.Part(name, 1, T * H * W, replace(cost, kept=0))
-
-    def block(width, last):
-        inner, n = config.expansion * width, T * H * W
-        sides = flops.linear(n, width, inner, bias=False) + flops.linear(n, inner, width, bias=False)
-        space = flops.frames(T, flops.conv(H, W, 3, inner, inner))
-        time = Cost(3 * inner**2, n * 3 * inner**2) if last == "conv" else mixer(inner, H * W, config.num_tokens)
-        return part(f"block: {last}", sides + space + time + Cost(params=2 * (3 * inner + width)))
-
-    def mixer(d, P, S):
-        learner = flops.norm(P, d) + flops.conv(H, W, 3, d, S) + flops.pooling(P, S, d)
-        attention = 3 * flops.linear(T * S, d, d) + Cost(macs=2 * (T * S) ** 2 * d)
-        return flops.frames(T, learner) + attention + flops.fuser(ViTConfig(), T, P, S, d)
-
-    for width in config.widths:
-        H, W = -(-H // 2), -(-W // 2)
-        down = flops.frames(T, flops.conv(H, W, 3, channels, width))
-        parts += [part("convolution", down + Cost(params=2 * width)), block(width, "conv")]
-        channels = width
-    return [*parts, block(width, config.last), part("head", flops.linear(1, width, config.num_classes))]
 
 
 def _slug(words):

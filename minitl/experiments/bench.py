@@ -76,7 +76,7 @@ def compare(names=(), threads=None, quick=False, tick=lambda text: None):
                 found = {label: {what: times[one, what] for what in TIMES} for label, one in team.items()}
                 for label, one in team.items():
                     found[label] |= {what: np.array([[n]]) for what, n in zip(SIZES, one.ask("memory"), strict=True)}
-                macs = flops.total(ablate.count(model(name, quick)[0])).macs
+                macs = flops.total(flops.count(model(name, quick)[0])).macs
                 for what in (*TIMES, *SIZES):
                     decides = what if what in TIMES else "train"
                     yield {"model": name, "what": what, "macs": macs} | _against(found, what, decides)
