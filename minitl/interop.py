@@ -13,7 +13,10 @@ import numpy as np
 from . import nn
 from .backend import FLOATS, InputError, describe, is_array, to_numpy
 
-SUPPORTED = "TokenLearner (version 1.0 or 1.1), TokenFuser with beta='mlp', EncoderBlock, ViT, VideoViT"
+SUPPORTED = (
+    "TokenLearner (version 1.0 or 1.1), TokenFuser with beta='mlp', EncoderBlock, ViT and VideoViT with stem='patch' "
+    "and head_pool='mean'"
+)
 
 
 def from_scenic(meta, params):
@@ -101,7 +104,7 @@ def _parts(module):
         case nn.TokenFuser(beta=nn.MLP()):
             mix = {"fuser_mix_norm1": module.mix_norm1, "Dense_0": module.mix, "fuser_mix_norm2": module.mix_norm2}
             return mix | {"LayerNorm_0": module.norm, "token_masking": module.beta}
-        case nn.ViT(config=config, patch_embed=embed):
+        case nn.ViT(config=nn.ViTConfig(stem="patch", head_pool="mean") as config, patch_embed=embed):
             patch = (config.patch_size, config.patch_size, config.channels, config.dim)
             patch = patch if config.frames == 1 else (config.tubelet, *patch)
             learner = {"1.0": "TokenLearnerModule", "1.1": "TokenLearnerModuleV11"}[config.version]
