@@ -1,4 +1,4 @@
-"""Scores of multi-label predictions: mean average precision, as Charades is scored."""
+"""Scores of predictions: mean average precision, as Charades is scored; and which classes are taken for which."""
 
 import numpy as np
 
@@ -36,3 +36,18 @@ def mean_average_precision(scores, targets):
     if np.isnan(precisions).all():
         raise ValueError("no sample has any class, so there is nothing to average")
     return float(np.nanmean(precisions))
+
+
+def confusion_counts(labels, predicted, num_classes):
+    """int64 (K, K): how many samples of the class of the row were taken for that of the column.
+
+    Both are integers (N,) in 0 … K-1; ValueError otherwise.
+    """
+    pairs = np.stack([to_numpy(labels), to_numpy(predicted)])
+    if (
+        pairs.ndim != 2
+        or pairs.dtype.kind not in "iu"
+        or (pairs.size and not 0 <= pairs.min() <= pairs.max() < num_classes)
+    ):
+        raise ValueError(f"labels and predicted are integers (N,) in 0..{num_classes - 1}, got {pairs}")
+    return np.bincount(pairs[0] * num_classes + pairs[1], minlength=num_classes**2).reshape(num_classes, num_classes)

@@ -27,6 +27,7 @@ LAYERS = [  # a file imports from earlier lines only
     "metrics",
     "report",
     "train",
+    "predict",
     "experiments",
     "cli",
 ]
