@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .backend import to_numpy
+from .backend import describe, to_numpy
 
 
 def average_precision(scores, targets):
@@ -43,11 +43,11 @@ def confusion_counts(labels, predicted, num_classes):
 
     Both are integers (N,) in 0 … K-1; ValueError otherwise.
     """
-    pairs = np.stack([to_numpy(labels), to_numpy(predicted)])
-    if (
-        pairs.ndim != 2
-        or pairs.dtype.kind not in "iu"
-        or (pairs.size and not 0 <= pairs.min() <= pairs.max() < num_classes)
-    ):
-        raise ValueError(f"labels and predicted are integers (N,) in 0..{num_classes - 1}, got {pairs}")
-    return np.bincount(pairs[0] * num_classes + pairs[1], minlength=num_classes**2).reshape(num_classes, num_classes)
+    labels, predicted = to_numpy(labels), to_numpy(predicted)
+    pairs = np.concatenate([labels, predicted])
+    fit = labels.ndim == 1 and labels.shape == predicted.shape and pairs.dtype.kind in "iu"
+    if not fit or (pairs.size and not 0 <= pairs.min() <= pairs.max() < num_classes):
+        shapes = f"{describe(labels)} and {describe(predicted)}"
+        raise ValueError(f"labels and predicted are integers (N,) in 0..{num_classes - 1}, got {shapes}")
+    cells = labels.astype("int64") * num_classes + predicted  # a uint8 would overflow
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
