@@ -223,7 +223,7 @@ def confusion(counts, classes):
     axes.set_title(f"{right:.1%} of {counts.sum():,} images are right; rows in percent", fontsize=9)
     axes.spines[:].set_visible(False)
     for i, j in np.argwhere(counts) if K <= 20 else ():
-        text = f"{shares[i, j]:.0f}" if shares[i, j] >= 0.5 else "<1"
+        text = f"{shares[i, j]:.0f}" if shares[i, j] >= 1 else "<1"
         axes.text(j, i, text, ha="center", va="center", fontsize=font, color="white" if shares[i, j] > 55 else "black")
     return figure
 
