@@ -13,12 +13,11 @@ What has ``state_dict()`` and ``load_state_dict()`` is a part; ``collect`` names
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
+from . import files
 from .backend import InputError, describe, to_numpy
 
 FORMAT = 1  # raise it when a file is no longer read correctly by an older minitl
@@ -28,40 +27,18 @@ DTYPES = ("float32", "float64", "int64", "uint8", "bool")
 def save(path, arrays, meta):
     """Write ``arrays`` (name -> array of either library) and ``meta`` (a dict that JSON can hold) to the file ``path``.
 
-    The file is first written beside ``path`` and then takes its place, so that at every moment ``path`` is either the
-    old checkpoint or the new one. Raises ``InputError`` when it cannot be written, for instance because the disk is
-    full, and ``TypeError`` for other dtypes than ``DTYPES`` or a ``meta`` that JSON cannot hold.
+    At every moment ``path`` is either the old checkpoint or the new one, see ``files.write``, which raises
+    ``InputError``. ``TypeError`` is for other dtypes than ``DTYPES`` or a ``meta`` that JSON cannot hold.
     """
     from safetensors.numpy import save as to_bytes
 
-    path = Path(path)
     # safetensors writes the memory as it lies, so the order has to be C
     host = {name: np.asarray(to_numpy(array), order="C") for name, array in arrays.items()}
     for name, array in host.items():
         if array.dtype not in DTYPES:
             raise TypeError(f"{name} is {array.dtype}; a checkpoint holds {', '.join(DTYPES)}")
     content = to_bytes(host, {"format": str(FORMAT), "minitl": _version(), "meta": json.dumps(meta)})
-
-    if not path.parent.is_dir():
-        raise InputError(f"cannot save {path}: the folder {path.parent} does not exist; create it first")
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        needed, free = len(content) / 1e6, shutil.disk_usage(path.parent).free / 1e6
-        before = "the old checkpoint is unchanged" if path.is_file() else "nothing was written"
-        raise InputError(
-            f"cannot save {path}: {error.strerror or error}. It takes {needed:.1f} MB and {free:.1f} MB are free "
-            f"there; make room or choose another folder ({before})"
-        ) from error
-    except BaseException:  # Ctrl-C
-        temporary.unlink(missing_ok=True)
-        raise
+    files.write(path, content)
 
 
 def load(path):

@@ -12,12 +12,12 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
-from . import flops, interop, predict
+from . import files, flops, interop, predict
 from .backend import InputError, near
 from .experiments import ablate, bench, bench_report, fewshot, paper, speed
 from .nn import ViTConfig
 from .report import box_share, png
-from .train import TrainConfig, _write, default_config, draw_maps, evaluate, load_config, load_run, resume, start
+from .train import TrainConfig, default_config, draw_maps, evaluate, load_config, load_run, resume, start
 
 MOST_IMAGES = 64  # in one picture
 
@@ -181,7 +181,7 @@ def predict_command(args):
     if found.maps is None:
         print("no picture: the tokens of this model do not come from maps")
     else:
-        _write(out, png(found.figure()))
+        files.write(out, png(found.figure()))
         print(f"wrote {out}")
 
 
@@ -193,7 +193,7 @@ def export_command(args):
     if options.file.exists():
         raise InputError(f"{options.file} exists already; choose another name")
     model, meta = predict.load_model(options.run)
-    _write(
+    files.write(
         options.file, interop.torch_file(model, {name: json.dumps(meta[name]) for name in ("classes", "mean", "std")})
     )
     print(f"wrote {options.file}: {len(model.state_dict())} arrays, {model.num_parameters():,} parameters")

@@ -12,6 +12,8 @@ import numpy as np
 from .autograd import Tensor
 from .backend import InputError, array_module, describe, to_numpy
 
+CHUNK = 2**16  # numbers that an optimiser treats at a time: with all that belongs to them, about 1 MB
+
 
 class Flat:
     """All parameters side by side: each ``p.data`` and ``p.grad`` becomes a view of the flat ``data`` and ``grad``.
@@ -174,17 +176,22 @@ class AdamW(Optimizer):
         _require("eps", eps, 0 < eps < math.inf, "above 0")
         super().__init__(params, lr, weight_decay)
         self.betas, self.eps, self.steps = tuple(betas), eps, 0
-        self.exp_avg, self.exp_avg_sq, self.scratch = (self.flat.xp.zeros_like(self.flat.data) for _ in range(3))
+        self.exp_avg, self.exp_avg_sq = (self.flat.xp.zeros_like(self.flat.data) for _ in range(2))
 
     def step(self):
-        """Move all parameters once. All arithmetic is in place: no array is allocated."""
+        """Move all parameters once; in place, and so few of them at a time that they stay in the cache."""
         self.flat.gather()
-        xp, w, g, n = self.flat.xp, self.flat.data, self.flat.grad, self.flat.decayed
-        m, v, s, (beta1, beta2) = self.exp_avg, self.exp_avg_sq, self.scratch, self.betas
         self.steps += 1
+        n, size = self.flat.decayed, self.flat.data.size
+        for first in (*range(0, n, CHUNK), *range(n, size, CHUNK)):
+            last = min(first + CHUNK, n if first < n else size)
+            self._move(slice(first, last), self.weight_decay if first < n else 0)
 
-        w[:n] *= 1 - self.lr * self.weight_decay
-        xp.multiply(g, 1 - beta1, out=s)
+    def _move(self, part, weight_decay):
+        xp, (beta1, beta2) = self.flat.xp, self.betas
+        w, g, m, v = (x[part] for x in (self.flat.data, self.flat.grad, self.exp_avg, self.exp_avg_sq))
+        w *= 1 - self.lr * weight_decay
+        s = g * (1 - beta1)
         m *= beta1
         m += s
         xp.multiply(g, g, out=s)

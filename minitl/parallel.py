@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from .autograd import no_grad
+from .backend import array_module
 from .nn import BatchNorm2d
 
 MOST_THREADS = 8  # what Python does between two ops takes turns anyway
@@ -85,7 +86,7 @@ def predict(fn, inputs, threads=1, shard=32):
                 found[i] = fn(inputs[parts[i]]).data
 
     _run(work, min(threads, len(parts)))
-    return np.concatenate(found)
+    return array_module(found[0]).concatenate(found)
 
 
 def _parts(count, threads, shard):

@@ -78,6 +78,10 @@ def load_model(folder):
     arrays, meta = train._load_checkpoint(folder, config)
     device = "cpu" if config.device == "cpu" or cuda_problem() else "cuda"
     model = train._built(config.model, np.random.default_rng(config.seed)).to(device)
+    if device == "cuda":
+        from . import cuda
+
+        cuda.use(config.precision)
     parts = {"model": model}
     if config.ema:
         parts["ema"] = optim.EMA(model.parameters(), config.ema)

@@ -66,7 +66,7 @@ def show_maps(images, maps, boxes=None, rows=None):
 
 
 def show_stages(images, stages, boxes=None, rows=None):
-    """The same for maps of any size, such as one clip's ``activation_maps``: ``stages`` is {title: maps (B, h, w)}."""
+    """The same for maps of any size, such as ``activation_maps``: ``stages`` is {title: maps (B, h, w)}."""
     pictures = [[image, *(_lit(image, maps[b]) for maps in stages.values())] for b, image in enumerate(images)]
     boxes = None if boxes is None else [[box] * (1 + len(stages)) for box in boxes]
     return _table(pictures, boxes, ["image", *stages], rows)
@@ -82,14 +82,19 @@ def show_clip_maps(clips, maps, boxes=None):
     maps = to_numpy(maps)
     if np.ndim(clips) != 5 or maps.ndim != 5 or len(maps) != len(clips):
         raise ValueError(f"needs clips (B, T, H, W, C) and maps (B, T', S, h, w), got {np.shape(clips)}, {maps.shape}")
-    T, S = min(clips.shape[1], MOST), min(maps.shape[2], MOST)
-    pictures = []
-    for clip, tokens in zip(clips, _of_each_frame(maps, clips.shape[1]).swapaxes(1, 2), strict=True):
+    return show_clip_stages(clips, {f"token {s + 1}": maps[:, :, s] for s in range(min(maps.shape[2], MOST))}, boxes)
+
+
+def show_clip_stages(clips, stages, boxes=None):
+    """The same for maps of any size, such as ``activation_maps``: ``stages`` is {title: maps (B, T', h, w)}."""
+    T, pictures = min(clips.shape[1], MOST), []
+    for b, clip in enumerate(clips):
         pictures.append(list(clip[:T]))
-        pictures += [[_lit(clip[t], token[t], token.min(), token.max()) for t in range(T)] for token in tokens[:S]]
-    boxes = None if boxes is None else np.repeat(boxes[:, :T], S + 1, axis=0)
-    rows = ["clip", *(f"token {s + 1}" for s in range(S))] * len(clips)
-    return _table(pictures, boxes, [f"frame {t + 1}" for t in range(T)], rows)
+        for maps in stages.values():
+            frames = maps[b].repeat(clips.shape[1] // maps.shape[1], axis=0)  # those of a tubelet have its map
+            pictures.append([_lit(clip[t], frames[t], frames.min(), frames.max()) for t in range(T)])
+    boxes = None if boxes is None else np.repeat(boxes[:, :T], 1 + len(stages), axis=0)
+    return _table(pictures, boxes, [f"frame {t + 1}" for t in range(T)], ["clip", *stages] * len(clips))
 
 
 def _table(pictures, boxes, columns, rows=None):
@@ -184,14 +189,31 @@ def accuracy_against_cost(rows, score="accuracy"):
     for row in rows:
         x, y = row["macs"] / 1e6, row["accuracy"]
         axes.errorbar(x, y, yerr=row.get("spread"), fmt="o", color="tab:blue", markersize=5, capsize=3)
-        axes.annotate(row["name"], (x, y), (6, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel("million multiply-adds")
     axes.set_xlim(0, 1.2 * axes.dataLim.xmax)  # room for the names
     axes.set_ylabel(score)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    _name_points(axes, [(row["name"], row["macs"] / 1e6, row["accuracy"]) for row in rows])
     return figure
+
+
+def _name_points(axes, points):
+    """Write names beside their points (name, x, y), at the first of some places where no other name or point is."""
+    axes.figure.draw_without_rendering()  # pixels are known from here on
+    taken = [axes.transData.transform((x, y))[[0, 1, 0, 1]] + (-4, -4, 4, 4) for _, x, y in points]
+    for name, x, y in points:
+        for up, side in ((4, 7), (-11, 7), (4, -7), (-11, -7), (15, 7), (-22, 7), (26, 7), (-33, 7), (15, -7)):
+            style = {"fontsize": 8, "ha": "left" if side > 0 else "right", "textcoords": "offset points"}
+            note = axes.annotate(name, (x, y), (side, up), **style)
+            box = note.get_window_extent().extents
+            if all(box[0] > t[2] or box[2] < t[0] or box[1] > t[3] or box[3] < t[1] for t in taken):
+                break
+            note.remove()
+        else:
+            axes.add_artist(note)
+        taken.append(box)
 
 
 def confusion(counts, classes):

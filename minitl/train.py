@@ -10,9 +10,6 @@ the epoch (the order of the images) or of the step (augmentation, dropout).
 import contextlib
 import itertools
 import json
-import math
-import os
-import signal
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,17 +17,16 @@ from typing import Literal
 
 import numpy as np
 
-from . import checkpoint, data, ops, optim, parallel, report
-from .autograd import Tensor, no_grad
-from .backend import InputError, check_types, cuda_problem, to_device, to_numpy
-from .metrics import mean_average_precision
+from . import checkpoint, data, files, optim, parallel, report
+from .backend import InputError, check_types, cuda_problem, to_device
+from .evaluation import draw_maps, evaluate
 from .nn import X21D, ViT, ViTConfig, X21DConfig
+from .step import AUGMENTATION, OnCPU, OnGPU, enough_memory, seed_of
+from .step import shard_size as shard_size
 
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 CHECKPOINT = "checkpoint.safetensors"
 COUNTS = ("step", "seconds", "rows", "sums")  # how far a run is
-AUGMENTATION, DROPOUT = range(2)  # what a step draws random numbers for
-SHARD = 2**19  # numbers in an activation of a shard: 2 MB, near what a core holds, and enough for threads to pay
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,10 @@ class TrainConfig:
     """where to compute"""
     threads: int = 0
     """threads that share a batch on the CPU; 0 is one for each processor, at most 8"""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """of matrix products on a GPU: in full, with factors of 10 bits of mantissa, or of 7; sums are in float32"""
+    graph: bool = True
+    """on a GPU: replay a step as one CUDA graph instead of asking for each part of it"""
 
     def __post_init__(self):
         check_types(self)
@@ -93,6 +93,8 @@ class TrainConfig:
                 value = getattr(self, name)
                 if value is not None and not holds(value):
                     raise InputError(f"{name} must be {wanted}, got {value}")
+        if self.device == "cpu" and self.precision != "fp32":
+            raise InputError(f"precision {self.precision} needs device cuda; a CPU computes in fp32")
 
 
 def default_config(dataset):
@@ -136,6 +138,10 @@ def load_run(folder):
         raise InputError(f"{config.dataset} has other classes or images of another size than when {folder} was trained")
     device = "cpu" if config.device == "cpu" or cuda_problem() else "cuda"
     model = _built(config.model, np.random.default_rng(config.seed)).to(device)
+    if device == "cuda":
+        from . import cuda
+
+        cuda.use(config.precision)
     parts = {"model": model}
     if config.ema:
         parts["ema"] = optim.EMA(model.parameters(), config.ema)
@@ -143,50 +149,6 @@ def load_run(folder):
     if config.ema:
         parts["ema"].flat.data[...] = parts["ema"].average
     return model.eval(), test_set, np.float32(meta["mean"]), np.float32(meta["std"])
-
-
-def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None):
-    """``{"loss", "accuracy"}`` of a model on a data set, and ``"map_mass"`` where it has boxes and the model maps.
-
-    Where images have several labels the accuracy is the mean average precision. ``mean`` and ``std`` (channels,) are
-    those of the training images. ``threads`` is one for each processor, at most 8, where it is not given.
-    Returns None as soon as ``stop`` is not empty.
-    """
-    loss, mass, scores = 0.0, 0.0, []
-    with_maps = dataset.boxes is not None and model.has_maps
-    with _evaluating(model) as device, parallel.one_blas_thread():
-        threads = 1 if device == "cuda" else threads or parallel.default_threads()
-        for first in range(0, len(dataset), batch_size):
-            if stop:
-                return None
-            part = dataset.take(slice(first, first + batch_size))
-            images = to_device(data.normalize(part.images, mean, std), device)
-            labels = to_device(part.labels, device)
-            logits = parallel.predict(model, images, threads)
-            loss += _loss(Tensor(logits), labels).item() * len(part)
-            scores.append(to_numpy(logits))
-            if with_maps:
-                maps = parallel.predict(model.maps, images, threads)
-                mass += float(report.map_mass(maps, part.boxes, part.images.shape[-3:-1]).sum())
-    correct = _correct(np.concatenate(scores), dataset.labels)
-    found = {"loss": loss / len(dataset), "accuracy": correct / len(dataset)}
-    return found | ({"map_mass": mass / len(dataset)} if with_maps else {})
-
-
-def draw_maps(path, model, dataset, mean, std, count=None):
-    """Save a PNG of the model's maps over ``count`` images, as far apart in the data set as can be.
-
-    (Files are sorted by class, so the first images are often all of one.) By default 8 images, or 2 clips. Raises
-    InputError when there are no maps.
-    """
-    if not model.has_maps:
-        raise InputError("the tokens of this model do not come from maps, so there are none to draw")
-    show, few = (report.show_maps, 8) if dataset.images.ndim == 4 else (report.show_clip_maps, 2)
-    count = count or few
-    some = dataset.take(np.unique(np.linspace(0, len(dataset) - 1, count, dtype=int)))
-    with _evaluating(model) as device:
-        maps = model.maps(to_device(data.normalize(some.images, mean, std), device))
-    _write(path, report.png(show(some.images, maps, some.boxes)))
 
 
 def start(config, folder):
@@ -198,11 +160,11 @@ def start(config, folder):
     _expect_empty(folder)
     trainer = Trainer(_absolute(config), folder)
     new = not folder.exists()
-    with _writing(folder):
+    with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     _expect_empty(folder)  # still: reading the data takes a while
     try:
-        _write(folder / "config.json", json.dumps(asdict(trainer.config), indent=2).encode() + b"\n")
+        files.write(folder / "config.json", json.dumps(asdict(trainer.config), indent=2).encode() + b"\n")
         trainer.save()
     except BaseException:
         for name in ("config.json", "metrics.csv"):
@@ -245,9 +207,8 @@ class Trainer:
         self.model = _built(config.model, rng).to(config.device)
         self.optimizer = optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.ema = optim.EMA(self.optimizer, config.ema) if config.ema else None
-        self.threads = _threads(config)
-        shard = config.batch_size if config.device == "cuda" else shard_size(config.model)
-        self.parallel = parallel.DataParallel(self.model, rng, self.threads, shard)
+        kind = OnGPU if config.device == "cuda" else OnCPU
+        self.take_step = kind(self.model, self.optimizer, self.ema, rng, config)
 
         self.epoch_steps = -(-len(self.train_set) // config.batch_size)
         self.total = config.epochs * self.epoch_steps
@@ -257,15 +218,11 @@ class Trainer:
 
     def describe(self):
         """One line on what is trained, on what, and where."""
-        model, classes = self.config.model, len(self.train_set.classes)
         images = "images" if self.train_set.images.ndim == 4 else "clips"
-        where = self.config.device
-        if where == "cpu":
-            where += " with 1 thread" if self.threads == 1 else f" with {self.threads} threads of one BLAS thread each"
         return (
-            f"{type(self.model).__name__}, {self.model.num_parameters():,} parameters, {_tokens(model)}, "
-            f"on {where}; "
-            f"{len(self.train_set):,} training and {len(self.test_set):,} test {images} of {classes} classes"
+            f"{type(self.model).__name__}, {self.model.num_parameters():,} parameters, {_tokens(self.config.model)}, "
+            f"on {self.take_step.where}; {len(self.train_set):,} training and {len(self.test_set):,} test {images} "
+            f"of {len(self.train_set.classes)} classes"
         )
 
     def fit(self, on_epoch=lambda row: None):
@@ -277,14 +234,18 @@ class Trainer:
         parallel.keep_memory()
         began = time.perf_counter() - self.seconds
         # NumPy need not warn about numbers that are not finite: they are looked for
-        with self._progress() as progress, _ctrl_c() as stop, np.errstate(all="ignore"), parallel.one_blas_thread():
+        quiet, memory = np.errstate(all="ignore"), enough_memory(self.config)
+        with self._progress() as progress, files.ctrl_c() as stop, quiet, parallel.one_blas_thread(), memory:
             while len(self.rows) < self.config.epochs and not stop:
                 for images, labels in self._rest_of_epoch():
                     self._step(images, labels)
+                    if not stop and self.step % self.take_step.every and self.step % self.epoch_steps:
+                        continue
+                    self._read()
                     self.seconds = time.perf_counter() - began
                     loss, accuracy = self._means()
                     progress.set_postfix_str(f"loss {loss:.3f}, {self.score} {accuracy:.1%}", refresh=False)
-                    progress.update(len(labels))
+                    progress.update(self._seen() - progress.n)
                     if stop:
                         break
                 if test := self.evaluate(stop):
@@ -300,12 +261,12 @@ class Trainer:
     def evaluate(self, stop=()):
         """``evaluate`` on the test images, with the averaged weights if there is an average."""
         with self._evaluated_weights():
-            return evaluate(self.model, self.test_set, self.mean, self.std, stop=stop, threads=self.threads)
+            return evaluate(self.model, self.test_set, self.mean, self.std, stop=stop, threads=self.take_step.threads)
 
     def save(self):
         """Write the metrics and the checkpoint from which ``resume`` goes on."""
         table = [COLUMNS, *(row.values() for row in self.rows)]
-        _write(self.folder / "metrics.csv", "".join(",".join(map(str, line)) + "\n" for line in table).encode())
+        files.write(self.folder / "metrics.csv", "".join(",".join(map(str, line)) + "\n" for line in table).encode())
         meta = {"config": asdict(self.config), **self._data()}
         meta |= {name: getattr(self, name) for name in COUNTS}
         checkpoint.save(self.folder / CHECKPOINT, checkpoint.collect(self._parts()), meta)
@@ -337,30 +298,26 @@ class Trainer:
         return itertools.islice(batches, self.step - epoch * self.epoch_steps, None)
 
     def _step(self, images, labels):
-        config, step = self.config, f"step {self.step + 1} of {self.total}"
+        config = self.config
         self.optimizer.lr = optim.warmup_cosine(self.step, self.total, int(config.warmup * self.total), config.lr)
         images, labels = to_device(images, config.device), to_device(labels, config.device)
-        inputs, targets = self._augment(images, labels)
-        self.optimizer.zero_grad()
-        seed = np.random.SeedSequence(config.seed, spawn_key=(DROPOUT, self.step))
-        loss, logits = self.parallel.gradients(self._loss, inputs, targets, seed)
-        self._expect_finite(loss, f"the loss of {step}")
-        self._expect_finite(self.optimizer.clip_grad_norm(config.clip), f"the norm of the gradient in {step}")
-        self.optimizer.step()
-        if self.ema:
-            self.ema.update()
+        self.take_step(*self._augment(images, labels), labels, self.step)
         self.step += 1
         self.sums["images"] += len(labels)
-        self.sums["loss"] += loss * len(labels)
-        self.sums["correct"] += _correct(logits, labels)
 
-    def _loss(self, logits, targets):
-        return _loss(logits, targets, self.config.label_smoothing)
+    def _read(self):
+        """Take over what the steps since the last time found. Raises InputError for a number that is not finite."""
+        found = self.take_step.read()
+        for number, (loss, correct, norm) in enumerate(found, self.step - len(found) + 1):
+            self._expect_finite(loss, f"the loss of step {number} of {self.total}")
+            self._expect_finite(norm, f"the norm of the gradient in step {number} of {self.total}")
+            self.sums["loss"] += loss
+            self.sums["correct"] += correct
 
     def _augment(self, images, labels):
         """uint8 images and labels -> float images, normalised and augmented, and labels or soft targets."""
         config = self.config
-        rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(AUGMENTATION, self.step)))
+        rng = np.random.default_rng(seed_of(config, AUGMENTATION, self.step))
         if config.flip:
             images = data.flip(images, rng)
         if config.crop:
@@ -392,7 +349,7 @@ class Trainer:
         self.sums = _nothing_yet()
 
     def _draw(self):
-        _write(self.folder / "curves.png", report.png(report.curves(self.rows, self.score)))
+        files.write(self.folder / "curves.png", report.png(report.curves(self.rows, self.score)))
         if self.model.has_maps:
             with self._evaluated_weights():
                 draw_maps(self.folder / "maps.png", self.model, self.test_set, self.mean, self.std)
@@ -401,16 +358,19 @@ class Trainer:
         """A bar that counts images, on a terminal; nothing elsewhere."""
         from tqdm import tqdm
 
-        n = len(self.train_set)
-        seen = {"total": self.config.epochs * n, "initial": len(self.rows) * n + self.sums["images"]}
+        seen = {"total": self.config.epochs * len(self.train_set), "initial": self._seen()}
         return tqdm(**seen, unit=" images", unit_scale=True, dynamic_ncols=True, leave=False, disable=None)
+
+    def _seen(self):
+        """How many images the run has been through."""
+        return len(self.rows) * len(self.train_set) + self.sums["images"]
 
     def _evaluated_weights(self):
         return self.ema.weights() if self.ema else contextlib.nullcontext()
 
 
 def _expect_empty(folder):
-    with _writing(folder):
+    with files.writing(folder):
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty; go on with it by --resume, or choose another --out")
 
@@ -446,19 +406,6 @@ def _fitted(config, train_set):
     return replace(config, model=kind(**vars(config.model) | known))
 
 
-def _threads(config):
-    return 1 if config.device == "cuda" else config.threads or parallel.default_threads()
-
-
-def shard_size(model):
-    """How many samples a thread takes at a time, for the config of a model: their activations shall fit its cache."""
-    if isinstance(model, X21DConfig):
-        size = model.frames * math.prod(model.image_size) // 4 * model.expansion * model.widths[0]
-    else:
-        size = model.time_steps * math.prod(model.grid) * model.dim
-    return max(1, SHARD // size)
-
-
 def _built(config, rng):
     return (X21D if isinstance(config, X21DConfig) else ViT)(config, rng)
 
@@ -486,20 +433,6 @@ def _tokens(config):
     return text
 
 
-def _loss(logits, targets, label_smoothing=0.0):
-    """The mean loss for labels as a Dataset has them, or for soft targets (B, K) of a single label each."""
-    if targets.dtype == np.uint8:
-        return ops.binary_cross_entropy_with_logits(logits, targets.astype(logits.dtype))
-    return ops.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-
-
-def _correct(logits, labels):
-    """How many of the images are classified rightly; if they have several labels, as many times their mAP."""
-    if labels.ndim == 1:
-        return int((logits.argmax(1) == labels).sum())
-    return len(labels) * mean_average_precision(logits, labels) if labels.any() else 0.0
-
-
 def _load_checkpoint(folder, config):
     """``(arrays, meta)`` of the run in ``folder``. Raises InputError unless it is a run of this configuration."""
     path = Path(folder) / CHECKPOINT
@@ -515,58 +448,3 @@ def _load_checkpoint(folder, config):
         saved = meta["config"]
     checkpoint.compare_config(saved, asdict(config))
     return arrays, meta
-
-
-@contextlib.contextmanager
-def _evaluating(model):
-    """The model in evaluation mode, without gradients; gives the device it is on."""
-    before = model.training
-    model.eval()
-    try:
-        with no_grad():
-            yield "cpu" if isinstance(model.head.weight.data, np.ndarray) else "cuda"
-    finally:
-        model.train(before)
-
-
-@contextlib.contextmanager
-def _ctrl_c():
-    """Gives a list that is not empty after Ctrl-C; the second Ctrl-C interrupts as usual."""
-    pressed = []
-
-    def on_signal(*_):
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(True)
-
-    try:
-        before = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:  # only the main thread may ask for signals
-        yield pressed
-        return
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _write(path, content):
-    """Write the bytes ``content``; the old file, if there is one, stays until all of it is on the disk."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with _writing(path):
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writing(path):
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path} ({error.strerror or error}); mend that, or choose another place"
-        ) from error

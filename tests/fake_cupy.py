@@ -11,7 +11,7 @@
 - ``RawModule`` checks the arguments of a kernel against its signature in the source, then runs that source, compiled
   for the CPU (``emulate.h``), or the kernel's NumPy reference where there is no C++ compiler.
 - ``Cublas`` reads its matrices from the addresses, leading dimensions and flags that it is given.
-- A captured stream notes what would be launched, and its graph does it.
+- A captured stream notes what would be launched, and its graph does it. CuPy's own matrix products are refused there.
 """
 
 import contextlib
@@ -88,6 +88,8 @@ def launch(work):
 
 # --- arrays ---
 
+BLAS = (np.matmul, np.dot, np.tensordot, np.ndarray.dot, np.ndarray.__matmul__, np.ndarray.__rmatmul__)
+
 
 def wrap(x):
     return ndarray(np.asarray(x)) if isinstance(x, np.ndarray | np.generic) else x
@@ -106,6 +108,8 @@ def call(fn, *args, **options):
     for name in ("where", "initial"):
         if name in options:
             raise TypeError(f"Wrong arguments: {name}")
+    if State.recorded is not None and any(fn is one for one in BLAS):
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
     out = options.get("out")
     args, options = unwrap(args), {name: unwrap(x) for name, x in options.items()}
     if out is not None:

@@ -5,13 +5,16 @@ cuBLAS) is in ``python -m tests.gpu``, for a machine with a GPU.
 """
 
 import ctypes
+import dataclasses
 import glob
 import importlib.metadata
 import importlib.util
 import inspect
+import itertools
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +26,7 @@ from cases import CASES
 from fake_cupy import State, cupy, signatures, strict
 
 import minitl
-from minitl import OPS, Tensor, backend, nn, ops, optim
+from minitl import OPS, Tensor, backend, data, nn, ops, optim, train
 from minitl.backend import InputError, to_numpy
 
 FOLDER = Path(minitl.__file__).parent / "cuda"
@@ -223,7 +226,7 @@ def test_philox_known_answers(cuda):
 # --- ops ---
 
 FUSED = ("add", "gelu", "linear", "token_pool", "softmax", "layer_norm", "attention", "dropout", "drop_path",
-         "cross_entropy", "conv2d")  # fmt: skip
+         "cross_entropy", "conv2d", "matmul", "recompute")  # fmt: skip
 
 
 def test_these_ops_have_overrides(cuda):
@@ -488,7 +491,7 @@ def test_a_step_that_looks_at_a_number_cannot_be_captured(cuda):
     step = cuda.capture(lambda x: x if float(x.sum()) > 0 else -x, warmup=1)
     step(np.ones(2))
     with pytest.raises(
-        RuntimeError, match=r"cannot be captured \(AssertionError: __float__ within a step.*without a graph"
+        InputError, match=r"cannot be captured \(AssertionError: __float__ within a step.*without a graph"
     ):
         step(np.ones(2))
     assert State.recorded is None and cuda.graph._recording is None
@@ -513,6 +516,148 @@ def test_no_memory_is_no_failed_capture(cuda):
 def test_warm_up_is_needed(cuda):
     with pytest.raises(ValueError, match="warmup is at least 1, got 0"):
         cuda.capture(lambda x: x, warmup=0)
+
+
+# --- a training run ---
+
+SMALL = nn.ViTConfig(
+    version="1.1", pre_norm=False, dim=24, heads=2, layers=1, mlp_dim=24, num_tokens=2, zero_head=False
+)
+SETTINGS = train.TrainConfig("made up", SMALL, epochs=2, batch_size=12, ema=0.9, threads=1)  # 40 images: 4 steps
+DROPS = {"layers": 2, "dropout": 0.2, "drop_path": 0.3}
+X21D = nn.X21DConfig(widths=(4, 6), expansion=2, num_tokens=2)
+
+
+@pytest.fixture
+def start(cuda, monkeypatch, tmp_path):
+    """``start(device, **settings)`` is a Trainer for 40 images, or for clips with several labels."""
+    rng = np.random.default_rng(0)
+    images = [
+        data.Dataset(rng.integers(256, size=(n, 8, 8, 3), dtype="uint8"), np.arange(n) % 3, "abc") for n in (40, 9)
+    ]
+    clips = [
+        data.Dataset(
+            rng.integers(256, size=(n, 4, 8, 8, 3), dtype="uint8"), np.eye(3, dtype="uint8")[np.arange(n) % 3], "abc"
+        )
+        for n in (40, 9)
+    ]
+    monkeypatch.setattr(train.data, "load", lambda name, *_, **__: clips if name == "clips" else images)
+    monkeypatch.setattr(train.Trainer, "_draw", lambda _: None)
+    monkeypatch.setattr(train.OnGPU, "every", 3)
+    monkeypatch.setattr(fake_cupy.RawModule, "emulate", False)  # faster
+    numbers = itertools.count()
+    yield lambda device, **settings: train.start(
+        dataclasses.replace(SETTINGS, device=device, **settings), tmp_path / str(next(numbers))
+    )
+    cuda.use("fp32")
+
+
+def model_with(**options):
+    return {"model": dataclasses.replace(SMALL, **options)}
+
+
+RUNS = {
+    "plain": {},
+    "augmented": {"flip": True, "crop": 2, "cutout": 2, "mixup": 0.3, "cutmix": 1.0, "label_smoothing": 0.1},
+    "dropped": model_with(**DROPS),
+    "recomputed": model_with(**DROPS, recompute=True),
+    "queries": model_with(tokenizer="query"),
+    "fuser": model_with(back="fuser"),
+    "clips": {"dataset": "clips"} | model_with(frames=4, tubelet=2),
+}
+
+
+@pytest.mark.parametrize("graph", [True, False], ids=["graph", "eager"])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_training_run_equals_the_cpus(name, graph, start):
+    """From data to checkpoint, with a smaller last batch, and read at other steps than the last."""
+    host, device = start("cpu", **RUNS[name]), start("cuda", graph=graph, **RUNS[name])
+    assert ("on cuda (fp32, one graph a step); " if graph else "on cuda (fp32, eager); ") in device.describe()
+    assert host.fit() and device.fit() and train.resume(device.folder).step == device.step == 8
+    for own, expected in zip(device.rows, host.rows, strict=True):
+        assert own.pop("seconds") > 0 and expected.pop("seconds") > 0
+        assert own == pytest.approx(expected, rel=1e-4)
+    own, expected = to_numpy(device.optimizer.exp_avg), host.optimizer.exp_avg
+    np.testing.assert_allclose(own, expected, atol=1e-3 * abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["dropped", "recomputed"])
+def test_a_run_on_a_gpu_goes_on_bit_for_bit(name, start):
+    whole, parts = start("cuda", **RUNS[name]), start("cuda", **RUNS[name])
+    assert whole.fit()
+    for stop in (1, 6):
+        step = parts._step
+
+        def stopped(*batch, step=step, trainer=parts, stop=stop):
+            if trainer.step + 1 == stop:
+                signal.raise_signal(signal.SIGINT)
+            step(*batch)
+
+        parts._step = stopped
+        assert not parts.fit() and parts.step == stop
+        parts = train.resume(parts.folder)
+    assert parts.fit() and [row["train_loss"] for row in parts.rows] == [row["train_loss"] for row in whole.rows]
+    assert (to_numpy(parts.optimizer.flat.data) == to_numpy(whole.optimizer.flat.data)).all()
+
+
+def test_models_that_cannot_be_captured_say_so(start):
+    model = {"dataset": "clips", "model": X21D}
+    with pytest.raises(InputError, match=r"cannot be captured \(NotImplementedError.* without a graph, by --no-graph"):
+        start("cuda", **model).fit()
+    host, device = start("cpu", **model), start("cuda", graph=False, **model)
+    assert host.fit() and device.fit()
+    assert device.rows[-1]["test_loss"] == pytest.approx(host.rows[-1]["test_loss"], rel=1e-3)
+
+
+def test_the_step_that_is_not_finite_is_named(start):
+    """Although nobody looks before step 6."""
+    trainer = start("cuda")
+    step = trainer.take_step.step
+
+    def poisoned(*batch):
+        if trainer.step == 4:
+            trainer.model.head.weight.data[0, 0] = math.nan
+        return step(*batch)
+
+    trainer.take_step.step = poisoned
+    with pytest.raises(InputError, match=r"the loss of step 5 of 8 is nan, so training .*smaller learning rate"):
+        trainer.fit()
+    trainer = start("cuda", graph=False)
+    update = trainer.take_step.update
+
+    def infinite(optimizer, *options):
+        if trainer.step == 1:
+            optimizer.flat.grad[0] = math.inf
+        return update(optimizer, *options)
+
+    trainer.take_step.update = infinite
+    with pytest.raises(InputError, match="the norm of the gradient in step 2 of 8 is inf"):
+        trainer.fit()
+    assert np.isfinite(to_numpy(trainer.optimizer.flat.data)).all()
+
+
+def test_a_batch_that_does_not_fit(start):
+    trainer = start("cuda")
+
+    def full(*_):
+        raise MemoryError("Out of memory allocating 512 bytes (so far: 9 bytes).")
+
+    trainer.take_step.update = full
+    sentence = (
+        "the memory of the GPU is full at batch_size 12: 3.0 of the GPU's 4.0 GB are in use (Out of memory allocating "
+        "512 bytes (so far: 9 bytes).); choose a smaller batch_size, or recompute, which takes time for memory"
+    )
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        trainer.fit()
+
+
+def test_a_run_is_looked_at_in_its_own_precision(start, cuda):
+    trainer = start("cuda", precision="bf16")
+    assert "on cuda (bf16, one graph a step); " in trainer.describe() and cuda.precision() == "bf16"
+    assert trainer.fit()
+    cuda.use("fp32")
+    assert train.evaluate(*train.load_run(trainer.folder))["loss"] == trainer.rows[-1]["test_loss"]
+    assert cuda.precision() == "bf16"
 
 
 # --- the stand-in ---

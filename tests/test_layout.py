@@ -13,6 +13,7 @@ from minitl import OPS
 PACKAGE = Path(minitl.__file__).parent
 LAYERS = [  # a file imports from earlier lines only
     "backend",
+    "files",
     "autograd",
     "ops",
     "gradcheck",
@@ -25,7 +26,9 @@ LAYERS = [  # a file imports from earlier lines only
     "interop",
     "flops",
     "metrics",
+    "step",
     "report",
+    "evaluation",
     "train",
     "predict",
     "experiments",

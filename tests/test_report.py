@@ -1,5 +1,6 @@
 """Figures agree with slow loops and hand counts, and pictures hold what they promise."""
 
+import itertools
 import weakref
 
 import numpy as np
@@ -249,7 +250,23 @@ def test_show_stages(rng):
     assert [axes.get_title() for axes in figure.axes] == ["image", "fine", "coarse", "", "", ""]
 
 
+def test_show_clip_stages(rng):
+    stages = {"fine": rng.random((2, 4, 8, 8)), "coarse": rng.random((2, 2, 1, 2))}  # the second are of two tubelets
+    figure = report.show_clip_stages(np.full((2, 4, 8, 8, 3), 255, "uint8"), stages)
+    assert [axes.get_title() for axes in figure.axes][:5] == ["frame 1", "frame 2", "frame 3", "frame 4", ""]
+    assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["clip", "fine", "coarse"] * 2
+    first, second, third, _ = (axes.images[0].get_array() for axes in figure.axes[8:12])
+    assert (first == second).all() and (first != third).any()
+
+
 # --- an ablation ---
+
+
+def test_names_in_the_cost_plot_do_not_overlap():
+    rows = [{"name": f"model {i}", "macs": 1e6 + i, "accuracy": 0.5 + 0.001 * i} for i in range(5)]
+    (axes,) = report.accuracy_against_cost([*rows, {"name": "far", "macs": 9e6, "accuracy": 0.9}]).axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 6 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_accuracy_against_cost():

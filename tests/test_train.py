@@ -432,11 +432,17 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("owner, name", [(os, "fsync"), (Path, "write_bytes")], ids=["checkpoint", "metrics"])
-def test_a_disk_that_fills(tmp_path, monkeypatch, owner, name):
+def no_space_for(name, patch):
+    """The disk is full as soon as the file ``name`` shall take its place."""
+    move = os.replace
+    patch.setattr(os, "replace", lambda old, new: no_space() if Path(new).name == name else move(old, new))
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.csv"])
+def test_a_disk_that_fills(tmp_path, monkeypatch, name):
     trainer = train.start(PLAIN, tmp_path)
-    before(trainer, "_step", lambda: trainer.step == 7 and monkeypatch.setattr(owner, name, no_space))
-    with pytest.raises(InputError, match=r"cannot (save|write) .*No space left"):
+    before(trainer, "_step", lambda: trainer.step == 7 and no_space_for(name, monkeypatch))
+    with pytest.raises(InputError, match=rf"cannot write .*{name} \(No space left.*; the old file is unchanged"):
         trainer.fit()
     monkeypatch.undo()
     arrays, meta = checkpoint.load(tmp_path / "checkpoint.safetensors")
@@ -444,10 +450,10 @@ def test_a_disk_that_fills(tmp_path, monkeypatch, owner, name):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("owner, name", [(os, "fsync"), (Path, "write_bytes")], ids=["checkpoint", "config"])
-def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch, owner, name):
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.csv", "config.json"])
+def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch, name):
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, no_space)
+        no_space_for(name, patch)
         with pytest.raises(InputError, match="No space left"):
             train.start(PLAIN, tmp_path)
     assert not files(tmp_path)
@@ -588,6 +594,8 @@ def test_other_options_or_other_images_cannot_go_on(tmp_path, monkeypatch, image
         ({"mixup": float("inf")}, "mixup must be 0 or more, got inf"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"device": "tpu"}, "device is one of cpu, cuda, got 'tpu'"),
+        ({"precision": "fp16"}, "precision is one of fp32, tf32, bf16, got 'fp16'"),
+        ({"precision": "bf16"}, "precision bf16 needs device cuda; a CPU computes in fp32"),
         ({"crop": 32}, "crop must be less than a side of the images, 32 x 32, got 32"),
         ({"cutout": 99}, "cutout must be less than a side of the images"),
         (
@@ -613,6 +621,7 @@ def test_a_run_of_a_gpu_can_be_looked_at_without_one(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train, "cuda_problem", lambda: None)
         patch.setattr(train.ViT, "to", lambda model, device: model)
+        patch.setattr(train, "OnGPU", train.OnCPU)
         train.start(replace(PLAIN, device="cuda"), tmp_path)
     monkeypatch.setattr(train, "cuda_problem", lambda: "there is none")
     assert train.evaluate(*train.load_run(tmp_path))["loss"] == pytest.approx(np.log(8), rel=1e-3)

@@ -20,7 +20,10 @@ import cupy
 import cupyx
 import numpy as np
 
+from ..backend import InputError
+
 _recording = None  # the Recording of the step that is being captured
+_notes, _noted = None, None  # what `changing` writes down, and what it reads
 ROOM = 1 << 16  # bytes for numbers that change
 
 
@@ -30,9 +33,27 @@ def changing(compute, count, dtype):
     ``compute`` runs on the host, once for each step and in the order of the calls, captured or not. So a captured run
     draws the same random numbers as an eager one.
     """
+    if _noted is not None:
+        return next(_noted)
     if _recording is not None:
-        return _recording.slot(compute, count, dtype)
-    return cupy.asarray(np.array(compute(), dtype, ndmin=1))
+        numbers = _recording.slot(compute, count, dtype)
+    else:
+        numbers = cupy.asarray(np.array(compute(), dtype, ndmin=1))
+    if _notes is not None:
+        _notes.append(numbers)
+    return numbers
+
+
+@contextlib.contextmanager
+def remembering(notes=None):
+    """Gives a list of what ``changing`` returns inside; with the list of an earlier block, it returns that again."""
+    global _notes, _noted
+    before = _notes, _noted
+    _notes, _noted = ([], None) if notes is None else (None, iter(notes))
+    try:
+        yield _notes
+    finally:
+        _notes, _noted = before
 
 
 def capture(step, warmup=2):
@@ -43,7 +64,7 @@ def capture(step, warmup=2):
     compiled at first use must not be recorded), the next one records, and those after it replay. Arrays of another
     shape get their own graph. Results are overwritten by the next call: copy what you keep.
 
-    Parameters must be updated in place, and must stay the arrays they are. Raises RuntimeError where the step does
+    Parameters must be updated in place, and must stay the arrays they are. Raises InputError where the step does
     something that cannot be recorded, such as a look at a number on the host.
     """
     return Captured(step, warmup)
@@ -105,7 +126,9 @@ class Recording:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            raise RuntimeError(f"this step cannot be captured ({reason}); run it without a graph") from error
+            raise InputError(
+                f"this step cannot be captured ({reason}); run it without a graph, by --no-graph"
+            ) from error
         finally:
             gc.enable()
             _recording = None

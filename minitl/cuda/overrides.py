@@ -10,11 +10,11 @@ import cupy
 import numpy as np
 
 from .. import ops
-from ..autograd import OPS
+from ..autograd import OPS, Tensor, no_grad
 from ..backend import FLOATS, default_rng
 from ..ops.conv import pair
 from .gemm import operand, product
-from .graph import changing
+from .graph import changing, remembering
 from .kernels import chunk_of, column_sums, dense, each, launch, rows
 
 
@@ -91,6 +91,18 @@ def linear(x, W, b=None):
         return product(dy, W.T).reshape(shape), product(x.T, dy), db
 
     return y.reshape(*shape[:-1], outputs), backward
+
+
+@override(lambda x, y: x.ndim > 1 and y.ndim > 1 and x.shape[-1] == y.shape[-2])
+def matmul(x, y):
+    """z = x y"""
+    x, y = operand(x), operand(y)
+
+    def backward(dz):
+        dz = operand(dz)
+        return product(dz, y.swapaxes(-1, -2)), product(x.swapaxes(-1, -2), dz)
+
+    return product(x, y), backward
 
 
 @override(lambda A, x, mean=False: A.ndim == x.ndim == 3 and len(A) in (1, len(x)) and A.shape[2] == x.shape[1])
@@ -292,3 +304,21 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
         return dx, dW.reshape(kh, kw, Cg, out), db
 
     return y.reshape(B, Ho, Wo, out), backward
+
+
+# --- time for memory ---
+
+
+@override(lambda x, fn, rng=None: True)
+def recompute(x, *, fn, rng=None):
+    """y = fn(x) twice with the same masks: their keys are remembered, for a graph cannot turn ``rng`` back."""
+    with no_grad(), remembering() as notes:
+        y = fn(Tensor(x)).data
+
+    def backward(dy):
+        again = Tensor(x, requires_grad=True)
+        with remembering(notes):
+            fn(again).backward(dy)
+        return again.grad
+
+    return y, backward

@@ -4,6 +4,7 @@ Random numbers come from the host generator ``rng``, so both backends see the sa
 array and leaves its input alone. Crop, flip and cutmix take any dtype; the rest says what it takes.
 """
 
+import math
 import operator
 
 import numpy as np
@@ -32,7 +33,11 @@ def normalize(images, mean, std):
     mean, std = xp.asarray(mean, "float32"), xp.asarray(std, "float32")
     if not mean.shape == std.shape == images.shape[-1:]:
         raise ValueError(f"mean and std have one number per channel, got {describe(mean)}, {describe(std)}")
-    return images * (1 / (255 * std)) - mean / std
+    pixels = math.prod(images.shape[1:-1])
+    x = images.reshape(len(images), pixels * len(mean)).astype("float32")  # one row each: NumPy likes long ones
+    x *= xp.tile(1 / (255 * std), pixels)
+    x -= xp.tile(mean / std, pixels)
+    return x.reshape(images.shape)
 
 
 def flip(images, rng):

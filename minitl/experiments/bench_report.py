@@ -51,7 +51,8 @@ def by_op_table(rows, shares):
         lines.append(LAYER.format(name, row["what"], _amount(row["minitl"]), _amount(row["PyTorch"]), *ratio))
     lines += ["", "{:20}{:>12}{:>12}{:>8}".format("training step", "forward", "backward", "share")]
     for row in shares:
-        name, back = ("rest, optimiser", "") if row["name"] == "rest" else (row["name"], _amount(row["backward"]))
+        words = {"rest": "rest, optimiser", "data": "load, crop, flip"}
+        name, back = words.get(row["name"], row["name"]), "" if row["name"] in words else _amount(row["backward"])
         lines.append(f"{name:20}{_amount(row['forward']):>12}{back:>12}{row['share']:>8.1%}")
     return "\n".join(lines)
 

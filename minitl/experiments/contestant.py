@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import pickle
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import nn, ops, optim, parallel, train
+from .. import data, nn, ops, optim, parallel, train
 from ..autograd import OPS, Node, Tensor, no_grad
 
 TRAINING = {"lr": 1e-4, "decay": 0.05, "clip": 1.0}  # a rate at which rounding errors stay small
@@ -60,7 +61,10 @@ class Minitl:
         return forward, backward
 
     def profile(self, steps):
-        """Seconds of a training step in one thread by op, {name: (forward, backward)}; those of all else are "rest"."""
+        """Seconds of a training step in one thread by op, {name: (forward, backward)}; those of all else are "rest".
+
+        "data" is what comes before the step: to take a batch out of a data set, crop, flip and normalise it.
+        """
         seconds, plain, threaded = {}, dict(OPS), self.parallel
         try:
             self.parallel = self._with(1)
@@ -75,7 +79,17 @@ class Minitl:
         seconds = {
             name: (forward / steps, backward / steps) for name, (forward, backward) in seconds.items() if forward
         }
-        return seconds | {"rest": (whole / steps - sum(map(sum, seconds.values())), 0)}
+        rest = whole / steps - sum(map(sum, seconds.values()))
+        return seconds | {"rest": (rest, 0), "data": (self._data(steps), 0)}
+
+    def _data(self, steps):
+        rng, (batch, *shape) = np.random.default_rng(0), self.images.shape
+        images = rng.integers(256, size=(5 * batch, *shape), dtype="uint8")
+        dataset = data.Dataset(images, np.zeros(len(images), "int64"), ("all",))
+        began = time.perf_counter()
+        for images, _ in itertools.islice(data.Loader(dataset, batch, shuffle=True, rng=rng), steps):
+            data.normalize(data.random_crop(images, 4, rng, flip=True), (0.5,) * 3, (0.2,) * 3)
+        return (time.perf_counter() - began) / min(steps, 5)
 
 
 def _inner(x):

@@ -5,7 +5,7 @@ from statistics import quantiles
 
 import numpy as np
 
-from .. import flops, ops, optim
+from .. import flops, ops, optim, parallel, train
 from ..nn import ViT
 
 
@@ -17,7 +17,9 @@ def measure(models, batch_size=100, rounds=11, seed=0):
     alike.
     """
     steps = [_step(config, batch_size, np.random.default_rng(seed)) for config in models.values()]
-    times = np.array([[step() for step in steps] for _ in range(rounds + 1)])[1:]  # the first round warms up
+    parallel.keep_memory()
+    with parallel.one_blas_thread():
+        times = np.array([[step() for step in steps] for _ in range(rounds + 1)])[1:]  # the first round warms up
     rows = []
     for name, config, seconds in zip(models, models.values(), times.T, strict=True):
         low, median, high = quantiles(seconds, n=4, method="inclusive")
@@ -27,17 +29,17 @@ def measure(models, batch_size=100, rounds=11, seed=0):
 
 
 def _step(config, batch_size, rng):
-    """A function that does a training step on random images, and returns its seconds."""
+    """A function that does a training step on random images, as ``minitl train`` does, and returns its seconds."""
     model = ViT(config, rng)
     optimizer = optim.AdamW(model.parameters())
+    threads = parallel.DataParallel(model, rng, parallel.default_threads(), train.shard_size(config))
     images = rng.standard_normal((batch_size, *config.image_size, config.channels), "float32")
     labels = rng.integers(config.num_classes, size=batch_size)
 
     def step():
         began = time.perf_counter()
-        loss = ops.cross_entropy(model(images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        threads.gradients(ops.cross_entropy, images, labels, np.random.SeedSequence(0))
         optimizer.step()
         return time.perf_counter() - began
 

@@ -78,12 +78,13 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
 def _general(x, W, stride, padding, groups):
     """y and its pullback. Windows of x are gathered again in backward, which costs less than keeping them."""
     (kh, kw, Cg, out), shape = W.shape, x.shape
-    Ho, Wo = _windows(x[:1], (kh, kw), stride, padding).shape[1:3]
+    view = _windows(x, (kh, kw), stride, padding)
+    Ho, Wo = view.shape[1:3]
     kernel = W.reshape(kh * kw * Cg, groups, out // groups).swapaxes(0, 1)  # (groups, kh·kw·C/groups, out/groups)
     parts = _parts(shape[0], Ho * Wo * kh * kw * shape[3])
 
-    def columns(part):  # (groups, images·Ho·Wo, kh·kw·C/groups)
-        rows = _windows(x[part], (kh, kw), stride, padding).reshape(-1, kh * kw, groups, Cg)
+    def columns(view):  # (groups, images·Ho·Wo, kh·kw·C/groups)
+        rows = view.reshape(-1, kh * kw, groups, Cg)
         return rows.transpose(2, 0, 1, 3).reshape(groups, -1, kh * kw * Cg)
 
     def rows(dy):  # (groups, images·Ho·Wo, out/groups)
@@ -95,12 +96,15 @@ def _general(x, W, stride, padding, groups):
         return _scatter(d, (len(dy), *shape[1:]), stride, padding)
 
     def backward(dy):
-        dW = sum(columns(part).swapaxes(1, 2) @ rows(dy[part]) for part in parts)
+        view = _windows(x, (kh, kw), stride, padding)
+        dW = sum(columns(view[part]).swapaxes(1, 2) @ rows(dy[part]) for part in parts)
         return lambda: xp.concatenate([dx(dy[part]) for part in parts]), dW.swapaxes(0, 1).reshape(W.shape)
 
     xp = array_module(x)
-    y = [(columns(part) @ kernel).swapaxes(0, 1).reshape(-1, Ho, Wo, out) for part in parts]
-    return xp.concatenate(y), backward
+    y = xp.empty((shape[0], Ho, Wo, out), x.dtype)
+    for part in parts:
+        y[part] = (columns(view[part]) @ kernel).swapaxes(0, 1).reshape(-1, Ho, Wo, out)
+    return y, backward
 
 
 def _narrow(x, W, padding, around):
@@ -120,8 +124,9 @@ def _narrow(x, W, padding, around):
     def backward(dy):
         kernel = flipped.swapaxes(2, 3).reshape(-1, C)  # (kh·kw·out, C)
         dx, dW = xp.empty((B, H, Wd, C), dy.dtype), 0
+        view = _windows(dy, (kh, kw), (1, 1), around)
         for part in _parts(B, H * Wd * kh * kw * out):
-            columns = _windows(dy[part], (kh, kw), (1, 1), around).reshape(-1, kh * kw * out)
+            columns = view[part].reshape(-1, kh * kw * out)
             dx[part] = (columns @ kernel).reshape(-1, H, Wd, C)
             dW = dW + x[part].reshape(-1, C).T @ columns
         return dx, dW.reshape(C, kh, kw, out)[:, ::-1, ::-1].transpose(1, 2, 0, 3)

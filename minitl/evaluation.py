@@ -1,0 +1,66 @@
+"""What a model is worth on a data set, and what it looks at there."""
+
+import contextlib
+
+import numpy as np
+
+from . import data, files, parallel, report
+from .autograd import Tensor, no_grad
+from .backend import InputError, to_device, to_numpy
+from .step import hits, mean_loss
+
+
+def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None):
+    """``{"loss", "accuracy"}`` of a model on a data set, and ``"map_mass"`` where it has boxes and the model maps.
+
+    Where images have several labels the accuracy is the mean average precision. ``mean`` and ``std`` (channels,) are
+    those of the training images. ``threads`` is one for each processor, at most 8, where it is not given.
+    Returns None as soon as ``stop`` is not empty.
+    """
+    loss, mass, scores = 0.0, 0.0, []
+    with_maps = dataset.boxes is not None and model.has_maps
+    with _evaluating(model) as device, parallel.one_blas_thread():
+        share = {"shard": None} if device == "cuda" else {"threads": threads or parallel.default_threads()}
+        for first in range(0, len(dataset), batch_size):
+            if stop:
+                return None
+            part = dataset.take(slice(first, first + batch_size))
+            images = to_device(data.normalize(part.images, mean, std), device)
+            labels = to_device(part.labels, device)
+            logits = parallel.predict(model, images, **share)
+            loss += mean_loss(Tensor(logits), labels).item() * len(part)
+            scores.append(to_numpy(logits))
+            if with_maps:
+                maps = parallel.predict(model.maps, images, **share)
+                mass += float(report.map_mass(maps, part.boxes, part.images.shape[-3:-1]).sum())
+    correct = hits(np.concatenate(scores), dataset.labels)
+    found = {"loss": loss / len(dataset), "accuracy": correct / len(dataset)}
+    return found | ({"map_mass": mass / len(dataset)} if with_maps else {})
+
+
+def draw_maps(path, model, dataset, mean, std, count=None):
+    """Save a PNG of the model's maps over ``count`` images, as far apart in the data set as can be.
+
+    (Files are sorted by class, so the first images are often all of one.) By default 8 images, or 2 clips. Raises
+    InputError when there are no maps.
+    """
+    if not model.has_maps:
+        raise InputError("the tokens of this model do not come from maps, so there are none to draw")
+    show, few = (report.show_maps, 8) if dataset.images.ndim == 4 else (report.show_clip_maps, 2)
+    count = count or few
+    some = dataset.take(np.unique(np.linspace(0, len(dataset) - 1, count, dtype=int)))
+    with _evaluating(model) as device:
+        maps = model.maps(to_device(data.normalize(some.images, mean, std), device))
+    files.write(path, report.png(show(some.images, maps, some.boxes)))
+
+
+@contextlib.contextmanager
+def _evaluating(model):
+    """The model in evaluation mode, without gradients; gives the device it is on."""
+    before = model.training
+    model.eval()
+    try:
+        with no_grad():
+            yield "cpu" if isinstance(model.head.weight.data, np.ndarray) else "cuda"
+    finally:
+        model.train(before)

@@ -1,0 +1,139 @@
+"""A step of training: forward, backward, clipping, AdamW and the moving average, on a CPU or on a GPU.
+
+    take = (OnGPU if config.device == "cuda" else OnCPU)(model, optimizer, ema, rng, config)
+    take(inputs, targets, labels, step)       # number ``step`` of the run, from 0 on
+    for loss, hits, norm in take.read(): ...  # of each step since the last time
+
+``config`` is a TrainConfig, ``ema`` an EMA or None, and ``rng`` the generator that the model's dropout draws from: it
+is set anew for each step, so that a step drops the same whatever was before it. ``targets`` are the labels, or what
+augmentation made of them. ``read`` gives the sum of the losses over the batch, the number of hits, and the norm of the
+gradient before clipping; where that is no finite number, the weights have stayed as they were.
+
+Who reads waits for the GPU, so it shall be done only after ``every`` so many steps. Until then the GPU works off what
+it was told, and the host is ahead of it.
+"""
+
+import contextlib
+import functools
+import math
+
+import numpy as np
+
+from . import ops, parallel
+from .backend import InputError, to_numpy
+from .metrics import mean_average_precision
+from .nn import X21DConfig
+
+AUGMENTATION, DROPOUT = range(2)  # what a step draws random numbers for
+SHARD = 2**19  # numbers in an activation of a shard: 2 MB, near what a core holds, and enough for threads to pay
+
+
+class OnCPU:
+    """By threads that share the batch, see parallel.py."""
+
+    every = 1
+
+    def __init__(self, model, optimizer, ema, rng, config):
+        self.optimizer, self.ema, self.config = optimizer, ema, config
+        self.threads = config.threads or parallel.default_threads()
+        self.parallel = parallel.DataParallel(model, rng, self.threads, shard_size(config.model))
+        self.loss = functools.partial(mean_loss, label_smoothing=config.label_smoothing)
+        several = f"{self.threads} threads of one BLAS thread each"
+        self.where = f"cpu with {'1 thread' if self.threads == 1 else several}"
+
+    def __call__(self, inputs, targets, labels, step):
+        self.optimizer.zero_grad()
+        loss, logits = self.parallel.gradients(self.loss, inputs, targets, seed_of(self.config, DROPOUT, step))
+        norm = self.optimizer.clip_grad_norm(self.config.clip)
+        if math.isfinite(norm):
+            self.optimizer.step()
+            if self.ema:
+                self.ema.update()
+        self.found = loss * len(labels), hits(logits, labels), norm
+
+    def read(self):
+        return [self.found]
+
+
+class OnGPU:
+    """All at once: clipping, AdamW and average in three launches, and the whole step as one CUDA graph."""
+
+    every = 50
+    threads = 1
+
+    def __init__(self, model, optimizer, ema, rng, config):
+        from . import cuda
+
+        cuda.use(config.precision)
+        self.model, self.optimizer, self.ema, self.rng, self.config = model, optimizer, ema, rng, config
+        self.update, self.xp, self.found = cuda.update, optimizer.flat.xp, []
+        self.step = cuda.capture(self._step) if config.graph else self._step
+        self.where = f"cuda ({config.precision}, {'one graph a step' if config.graph else 'eager'})"
+
+    def __call__(self, inputs, targets, labels, step):
+        seed = seed_of(self.config, DROPOUT, step).spawn(1)[0]  # as for a single shard on a CPU
+        self.rng.bit_generator.state = np.random.PCG64(seed).state
+        found, logits = self.step(inputs, targets, labels)
+        found = found.copy()  # the next step overwrites it
+        if labels.ndim == 2:  # average precision is made out on the host
+            found[1] = hits(logits, labels)
+        self.found.append(found)
+
+    def _step(self, inputs, targets, labels):
+        logits = self.model(inputs)
+        loss = mean_loss(logits, targets, self.config.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm2 = self.update(self.optimizer, self.config.clip, self.ema)
+        right = (logits.data.argmax(1) == labels).sum() if labels.ndim == 1 else 0 * loss.data
+        return self.xp.stack((loss.data * len(labels), right.astype(loss.dtype), norm2[0] ** 0.5)), logits.data
+
+    def read(self):
+        found, self.found = to_numpy(self.xp.stack(self.found)), []
+        return found.tolist()
+
+
+@contextlib.contextmanager
+def enough_memory(config):
+    """Inside, a GPU whose memory is full becomes an InputError that says how full, with which batch, and what to do."""
+    try:
+        yield
+    except MemoryError as error:
+        if config.device == "cpu":
+            raise
+        from . import cuda
+
+        less = "a smaller batch_size"
+        if not getattr(config.model, "recompute", True):
+            less += ", or recompute, which takes time for memory"
+        raise InputError(
+            f"the memory of the GPU is full at batch_size {config.batch_size}: {cuda.memory()} ({error}); choose {less}"
+        ) from error
+
+
+def seed_of(config, purpose, step):
+    """What decides all that is random in a step, for AUGMENTATION or DROPOUT."""
+    return np.random.SeedSequence(config.seed, spawn_key=(purpose, step))
+
+
+def shard_size(model):
+    """How many samples a thread takes at a time, for the config of a model: their activations shall fit its cache."""
+    if isinstance(model, X21DConfig):
+        size = model.frames * math.prod(model.image_size) // 4 * model.expansion * model.widths[0]
+    else:
+        size = model.time_steps * math.prod(model.grid) * model.dim
+    return max(1, SHARD // size)
+
+
+def mean_loss(logits, targets, label_smoothing=0.0):
+    """The mean loss for labels as a Dataset has them, or for soft targets (B, K) of a single label each."""
+    if targets.dtype == np.uint8:
+        return ops.binary_cross_entropy_with_logits(logits, targets.astype(logits.dtype))
+    return ops.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+def hits(logits, labels):
+    """How many of the images are classified rightly; if they have several labels, as many times their mAP."""
+    if labels.ndim == 1:
+        return int((logits.argmax(1) == labels).sum())
+    return len(labels) * mean_average_precision(logits, labels) if labels.any() else 0.0
