@@ -12,12 +12,12 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
-from . import flops
+from . import files, flops, interop, predict
 from .backend import InputError, near
-from .experiments import ablate, bench, bench_report, fewshot, paper, speed
+from .experiments import ablate, bench, bench_report, fewshot, paper, presets, speed
 from .nn import ViTConfig
 from .report import box_share, png
-from .train import TrainConfig, default_config, draw_maps, evaluate, load_config, load_run, resume, start
+from .train import TrainConfig, default_config, draw_maps, evaluate, load_config, load_model, load_run, resume, start
 
 MOST_IMAGES = 64  # in one picture
 
@@ -39,6 +39,9 @@ class ModelOptions(ViTConfig):
 class TrainOptions(TrainConfig):
     dataset: Positional[str] = "clutter"
     model: OmitArgPrefixes[ModelOptions] = field(default_factory=lambda: ModelOptions(**vars(TrainConfig().model)))
+    preset: str | None = None
+    """a recipe whose options hold where no others are given: cifar-r1, cifar-r2, cifar-r3, cifar-cpu, or one of these
+    with -all (no TokenLearner) or -grid (grid pooling) behind it; its data set is cifar10"""
     out: Path | None = None
     """new folder for the results; by default runs/DATASET, with a number if that exists"""
     resume: Path | None = None
@@ -61,6 +64,24 @@ class MapsOptions:
     """number of test images or clips; 8 images or 2 clips by default"""
     stages: bool = False
     """show how strongly each stage of the model acts, and where, in place of what the tokens look at"""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    run: Positional[Path]
+    """folder of a run"""
+    pictures: Positional[tuple[Path, ...]]
+    """files of any size; the middle is cut out and brought to the size of the run's images"""
+    out: Path | None = None
+    """PNG to write; predict.png in the folder by default"""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    run: Positional[Path]
+    """folder of a run"""
+    file: Positional[Path]
+    """safetensors file to write"""
 
 
 @dataclass(frozen=True)
@@ -147,13 +168,40 @@ def eval_command(args):
 def maps_command(args):
     """draw what each learned token looks at, over test images of a run"""
     options = _parse(MapsOptions, "maps", args)
-    out = options.out or options.run / ("stages.png" if options.stages else "maps.png")
+    out = _picture(options.out, options.run / ("stages.png" if options.stages else "maps.png"))
     if options.images is not None and not 1 <= options.images <= MOST_IMAGES:
         raise InputError(f"--images is from 1 to {MOST_IMAGES}, got {options.images}")
-    if out.suffix.lower() != ".png":
-        raise InputError(f"--out {out}: the picture is a PNG; choose a name that ends in .png")
     draw_maps(out, *load_run(options.run), count=options.images, stages=options.stages)
     print(f"wrote {out}")
+
+
+def predict_command(args):
+    """name the classes of your own pictures, and draw what each learned token looks at"""
+    options = _parse(PredictOptions, "predict", args)
+    out = _picture(options.out, options.run / "predict.png")
+    if not 1 <= len(options.pictures) <= MOST_IMAGES:
+        raise InputError(f"give from 1 to {MOST_IMAGES} picture files, got {len(options.pictures)}")
+    found = predict.predict(options.run, options.pictures)
+    print(found.table())
+    if found.maps is None:
+        print("no picture: the tokens of this model do not come from maps")
+    else:
+        files.write(out, png(found.figure()))
+        print(f"wrote {out}")
+
+
+def export_command(args):
+    """write the weights of a run with PyTorch's names and shapes"""
+    options = _parse(ExportOptions, "export", args)
+    if options.file.suffix != ".safetensors":
+        raise InputError(f"{options.file} is to be a safetensors file; choose a name that ends in .safetensors")
+    if options.file.exists():
+        raise InputError(f"{options.file} exists already; choose another name")
+    model, meta = load_model(options.run)
+    files.write(
+        options.file, interop.torch_file(model, {name: json.dumps(meta[name]) for name in ("classes", "mean", "std")})
+    )
+    print(f"wrote {options.file}: {len(model.state_dict())} arrays, {model.num_parameters():,} parameters")
 
 
 def flops_command(args):
@@ -261,6 +309,8 @@ COMMANDS = {
     "train": train_command,
     "eval": eval_command,
     "maps": maps_command,
+    "predict": predict_command,
+    "export": export_command,
     "flops": flops_command,
     "bench": bench_command,
     "ablate": ablate_command,
@@ -294,15 +344,29 @@ def main(args=None):
         sys.exit(130)
 
 
+def _picture(out, default):
+    """The file that a picture is written to."""
+    out = out or default
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out {out}: the picture is a PNG; choose a name that ends in .png")
+    return out
+
+
 def _parse(options, name, args, default=None):
     return tyro.cli(options, prog=f"minitl {name}", args=args, default=default)
 
 
 def _train_options(args):
-    """Options for ``minitl train``; others are the data set's defaults, or with ``--resume`` those of that run."""
+    """Options for ``minitl train``; others are the data's, the preset's, or with ``--resume`` those of that run."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", nargs="?", type=Path)
-    run = parser.parse_known_args(args)[0].resume
+    parser.add_argument("--preset", nargs="?")
+    known = parser.parse_known_args(args)[0]
+    run, name = known.resume, known.preset
+    if run is None and name is not None:
+        return _parse(TrainOptions, "train", args, default=_as_options(presets.preset(name)))
+    if name is not None:
+        raise InputError(f"--preset {name} and --resume exclude each other: a run goes on with its own options")
     if run is None:
         dataset = _parse(TrainOptions, "train", args).dataset
         return _parse(TrainOptions, "train", args, default=_as_options(default_config(dataset)))

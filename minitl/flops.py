@@ -5,6 +5,7 @@ token grid, S learned tokens of a frame. A multiply-add counts as 1. The GFLOPs 
 plus elementwise work inside the blocks: 2 for each entry of a softmax, 5 for each entry of a GELU or a LayerNorm.
 """
 
+import itertools
 import math
 from dataclasses import asdict, astuple, dataclass, replace
 
@@ -57,13 +58,13 @@ def count(config):
 
 def _count_vit(config):
     d, T, P, S = config.dim, config.time_steps, config.grid[0] * config.grid[1], config.num_tokens
-    later, patch = config.layers - config.loc, config.tubelet * config.patch_size**2 * config.channels
+    later = config.layers - config.loc
 
     def blocks(times, n):
         cost = block(n, d, config.mlp_dim, config.heads)
         return Part("block", times, n, replace(cost, kept=n * d) if config.recompute else cost)
 
-    parts, left = [Part("patch embedding", 1, T * P, linear(T * P, patch, d) + Cost(params=T * P * d))], T * P
+    parts, left = [Part("patch embedding", 1, T * P, STEMS[config.stem](config, T * P, d) + Cost(T * P * d))], T * P
     if config.tokenizer == "none":
         parts += [blocks(config.layers, T * P)]
     else:
@@ -74,7 +75,10 @@ def _count_vit(config):
             left = T * S
         else:
             parts += [Part(f"way back: {config.back}", later, T * P, BACKS[config.back](config, T, P, S, d))]
-    parts += [Part("head", 1, 1, norm(left, d) + linear(1, d, config.num_classes))]  # the mean in between is free
+    head = norm(left, d) + linear(1, d, config.num_classes)  # the mean in between is free
+    if config.head_pool == "sequence":
+        head += linear(left, d, 1, bias=False) + pooling(left, 1, d) + Cost(kept=-left * d)
+    parts += [Part("head", 1, 1, head)]
     return [part for part in parts if part.times]
 
 
@@ -109,6 +113,23 @@ def block(n, d, m, h, e=None):
 def conv(H, W, k, i, o):
     """k x k convolution, stride 1, zeros around, no bias: keeps its input."""
     return Cost(params=k * k * i * o, macs=H * W * k * k * i * o, kept=H * W * i)
+
+
+def stem(c, d):
+    """Convolutions of one frame, each followed by max pooling to half the size and ReLU."""
+    (H, W), halvings = c.image_size, c.patch_size.bit_length() - 1
+    cost = Cost(kept=H * W * c.channels)
+    for i, o in itertools.pairwise([c.channels, *[c.stem_width] * (halvings - 1), d]):
+        kept = H * W * o // 4  # by ReLU and the next convolution together, and a byte for each by pooling
+        cost += replace(conv(H, W, 3, i, o), kept=kept + kept // 4)
+        H, W = H // 2, W // 2
+    return cost
+
+
+STEMS = {  # of the config c, n tokens, width d
+    "patch": lambda c, n, d: linear(n, c.tubelet * c.patch_size**2 * c.channels, d),
+    "conv": lambda c, n, d: frames(c.frames, stem(c, d)),
+}
 
 
 def pooling(P, S, d):

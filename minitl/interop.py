@@ -1,19 +1,89 @@
-"""Weights from and to the authors' own code: Scenic's ``projects/token_learner``, in JAX and Flax.
+"""Weights from and to other programs: PyTorch, and the authors' own code (Scenic's ``projects/token_learner``).
 
-Both sides hold the same numbers under other names, and each of Scenic's arrays is a view of one of ours. So a single
-table, ``_parts``, names the parts of every module and their views: reading writes through a view, writing copies one.
+For PyTorch only the order of the axes differs; the names are ours. Scenic, in JAX and Flax, holds the same numbers
+under other names, and each of its arrays is a view of one of ours. So a single table, ``_parts``, names the parts of
+every module and their views: reading writes through a view, writing copies one.
 """
 
 import json
 import operator
 import statistics
+from dataclasses import asdict
 
 import numpy as np
 
 from . import nn
 from .backend import FLOATS, InputError, describe, is_array, to_numpy
 
-SUPPORTED = "TokenLearner (version 1.0 or 1.1), TokenFuser with beta='mlp', EncoderBlock, ViT, VideoViT"
+SUPPORTED = (
+    "TokenLearner (version 1.0 or 1.1), TokenFuser with beta='mlp', EncoderBlock, ViT and VideoViT with stem='patch' "
+    "and head_pool='mean'"
+)
+
+
+def to_torch(module):
+    """Name -> NumPy array, a copy, of all weights and buffers of ``module`` as PyTorch has them.
+
+    The weight of a Linear is (out, in), that of a Conv2d (out, in, kh, kw); all else is as in ``module.state_dict()``,
+    and so are the names: a module of PyTorch's own layers with attributes of these names can load it.
+    """
+    axes = _torch_axes(module)
+    state = {name: to_numpy(array) for name, array in module.state_dict().items()}
+    return {name: np.array(x.transpose(axes[name]) if name in axes else x, order="C") for name, x in state.items()}
+
+
+def from_torch(module, arrays):
+    """Copy ``arrays`` (name -> array, as ``to_torch`` gives them) into ``module``.
+
+    Raises InputError with a list of every name that is missing, unknown, of another shape (shapes being those that
+    minitl has, (..., in, out)) or not of real numbers; then nothing changes.
+    """
+    arrays = {name: to_numpy(array) for name, array in arrays.items()}
+    for name, axes in _torch_axes(module).items():
+        if name in arrays and arrays[name].ndim == len(axes):
+            arrays[name] = arrays[name].transpose(np.argsort(axes))
+    module.load_state_dict(arrays)
+
+
+def _torch_axes(module):
+    """Name of a weight -> where its axes in PyTorch are found here."""
+    kinds = {nn.Linear: (1, 0), nn.Conv2d: (3, 2, 0, 1)}
+    weights = [(path, type(owner)) for path, _, owner in module._members() if path.rpartition(".")[2] == "weight"]
+    return {path: kinds[kind] for path, kind in weights if kind in kinds}
+
+
+def torch_file(model, about):
+    """The bytes of a plain safetensors file with ``to_torch(model)``, of a ViT or X21D.
+
+    Its metadata says of what configuration the model is, and ``about``: strings by name.
+    """
+    from safetensors.numpy import save
+
+    header = {"format": "pt", type(model).__name__: json.dumps(asdict(model.config))}
+    return save(to_torch(model), header | about)
+
+
+def load_torch(path):
+    """``(model, about)`` of a file that ``torch_file`` made, or that has such weights and metadata.
+
+    Raises InputError for a file that is missing or damaged, or whose metadata or weights are of no such model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    kinds = {"ViT": (nn.ViT, nn.ViTConfig), "X21D": (nn.X21D, nn.X21DConfig)}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays, about = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        kind = next(kind for kind in kinds if kind in about)
+        model, config = kinds[kind]
+        sizes = {name: tuple(x) if isinstance(x, list) else x for name, x in json.loads(about.pop(kind)).items()}
+        model = model(config(**sizes), rng=np.random.default_rng(0))
+        from_torch(model, arrays)
+    except StopIteration:
+        raise InputError(f"{path} has weights, but no metadata on the model; build it and use from_torch") from None
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no model that minitl exported ({error})") from error
+    return model, about
 
 
 def from_scenic(meta, params):
@@ -101,7 +171,7 @@ def _parts(module):
         case nn.TokenFuser(beta=nn.MLP()):
             mix = {"fuser_mix_norm1": module.mix_norm1, "Dense_0": module.mix, "fuser_mix_norm2": module.mix_norm2}
             return mix | {"LayerNorm_0": module.norm, "token_masking": module.beta}
-        case nn.ViT(config=config, patch_embed=embed):
+        case nn.ViT(config=nn.ViTConfig(stem="patch", head_pool="mean") as config, patch_embed=embed):
             patch = (config.patch_size, config.patch_size, config.channels, config.dim)
             patch = patch if config.frames == 1 else (config.tubelet, *patch)
             learner = {"1.0": "TokenLearnerModule", "1.1": "TokenLearnerModuleV11"}[config.version]

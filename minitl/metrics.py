@@ -1,8 +1,8 @@
-"""Scores of multi-label predictions: mean average precision, as Charades is scored."""
+"""Scores of predictions: mean average precision, as Charades is scored; and which classes are taken for which."""
 
 import numpy as np
 
-from .backend import to_numpy
+from .backend import describe, to_numpy
 
 
 def average_precision(scores, targets):
@@ -36,3 +36,18 @@ def mean_average_precision(scores, targets):
     if np.isnan(precisions).all():
         raise ValueError("no sample has any class, so there is nothing to average")
     return float(np.nanmean(precisions))
+
+
+def confusion_counts(labels, predicted, num_classes):
+    """int64 (K, K): how many samples of the class of the row were taken for that of the column.
+
+    Both are integers (N,) in 0 … K-1; ValueError otherwise.
+    """
+    labels, predicted = to_numpy(labels), to_numpy(predicted)
+    pairs = np.concatenate([labels, predicted])
+    fit = labels.ndim == 1 and labels.shape == predicted.shape and pairs.dtype.kind in "iu"
+    if not fit or (pairs.size and not 0 <= pairs.min() <= pairs.max() < num_classes):
+        shapes = f"{describe(labels)} and {describe(predicted)}"
+        raise ValueError(f"labels and predicted are integers (N,) in 0..{num_classes - 1}, got {shapes}")
+    cells = labels.astype("int64") * num_classes + predicted  # a uint8 would overflow
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)

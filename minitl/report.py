@@ -52,23 +52,24 @@ def _overlap(start, end, cells, size):
     return shared.clip(0) / size
 
 
-def show_maps(images, maps, boxes=None):
+def show_maps(images, maps, boxes=None, rows=None):
     """A figure with one row per image: the image, then the maps over it, bright where a map is large.
 
-    images uint8 (B, H, W, C) with C 1 or 3; maps (B, S, h, w), each spread over its own smallest and largest value;
-    boxes (B, 4) in pixels as for ``map_mass``, or None. Of more than 16 maps the first 16 are shown.
+    images uint8 (B, H, W, C) with C 1 or 3, or a list of images whose sizes may differ; maps (B, S, h, w), each spread
+    over its own smallest and largest value; boxes (B, 4) in pixels as for ``map_mass``, or None; ``rows`` what is
+    written beside each image, or None. Of more than 16 maps the first 16 are shown.
     """
-    maps = to_numpy(maps)
-    if np.ndim(images) != 4 or maps.ndim != 4 or len(maps) != len(images):
-        raise ValueError(f"needs images (B, H, W, C) and maps (B, S, h, w), got {np.shape(images)} and {maps.shape}")
-    return show_stages(images, {f"token {s + 1}": maps[:, s] for s in range(min(maps.shape[1], MOST))}, boxes)
+    maps, shapes = to_numpy(maps), [np.shape(image) for image in images]
+    if {len(shape) for shape in shapes} != {3} or maps.ndim != 4 or len(maps) != len(images):
+        raise ValueError(f"needs images (B, H, W, C) and maps (B, S, h, w), got {shapes} and {maps.shape}")
+    return show_stages(images, {f"token {s + 1}": maps[:, s] for s in range(min(maps.shape[1], MOST))}, boxes, rows)
 
 
-def show_stages(images, stages, boxes=None):
+def show_stages(images, stages, boxes=None, rows=None):
     """The same for maps of any size, such as ``activation_maps``: ``stages`` is {title: maps (B, h, w)}."""
     pictures = [[image, *(_lit(image, maps[b]) for maps in stages.values())] for b, image in enumerate(images)]
     boxes = None if boxes is None else [[box] * (1 + len(stages)) for box in boxes]
-    return _table(pictures, boxes, ["image", *stages])
+    return _table(pictures, boxes, ["image", *stages], rows)
 
 
 def show_clip_maps(clips, maps, boxes=None):
@@ -213,6 +214,40 @@ def _name_points(axes, points):
         else:
             axes.add_artist(note)
         taken.append(box)
+
+
+def confusion(counts, classes):
+    """A figure of what images of each class were taken for: the share of each class, row by row, in percent.
+
+    counts (K, K): how many images of the class of the row were taken for that of the column, as
+    ``metrics.confusion_counts`` has them; a class without images has an empty row. Of more than 20 classes the shares
+    are shown by their colour alone.
+    """
+    from matplotlib.figure import Figure
+
+    counts = np.asarray(counts)
+    K = len(classes)
+    if counts.shape != (K, K):
+        raise ValueError(f"needs counts ({K}, {K}) of {K} classes, got {counts.shape}")
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side, font = (max(4, 2 + 0.42 * K), 8) if K <= 20 else (12, min(8, 640 / K))
+    figure = Figure(figsize=(side, side), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(K), classes, rotation=90 if K > 20 else 45, fontsize=font)
+    if K <= 20:
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(K), classes, fontsize=font)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("true class")
+    right = np.trace(counts) / max(counts.sum(), 1)
+    axes.set_title(f"{right:.1%} of {counts.sum():,} images are right; rows in percent", fontsize=9)
+    axes.spines[:].set_visible(False)
+    for i, j in np.argwhere(counts) if K <= 20 else ():
+        text = f"{shares[i, j]:.0f}" if shares[i, j] >= 1 else "<1"
+        axes.text(j, i, text, ha="center", va="center", fontsize=font, color="white" if shares[i, j] > 55 else "black")
+    return figure
 
 
 def curves(rows, score="accuracy"):

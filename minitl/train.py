@@ -129,14 +129,26 @@ def _config_of(saved):
 def load_run(folder):
     """``(model, test_set, mean, std)`` of the run in ``folder``, as ``evaluate`` and ``draw_maps`` take them.
 
-    The model is in evaluation mode and has the averaged weights if the run keeps an average. It is on the run's
-    device, or on the CPU of a machine without a GPU. Raises InputError for what ``resume`` refuses.
+    The model is that of ``load_model``. Raises InputError for what ``resume`` refuses.
     """
+    model, meta = load_model(folder)
     config = load_config(folder)
-    arrays, meta = _load_checkpoint(folder, config)
     _, test_set = data.load(config.dataset, config.data_dir, subset=1)  # the training images are not needed
     if list(test_set.classes) != meta["classes"] or _fitted(config, test_set) != config:
         raise InputError(f"{config.dataset} has other classes or images of another size than when {folder} was trained")
+    return model, test_set, np.float32(meta["mean"]), np.float32(meta["std"])
+
+
+def load_model(folder):
+    """``(model, meta)`` of the run in ``folder``, without its data set.
+
+    The model is in evaluation mode and has the averaged weights if the run keeps an average. It is on the run's
+    device, or on the CPU of a machine without a GPU. ``meta`` is what the checkpoint says: among others the
+    ``classes``, and ``mean`` and ``std`` of the training images. Raises InputError for a checkpoint that ``resume``
+    refuses.
+    """
+    config = load_config(folder)
+    arrays, meta = _load_checkpoint(folder, config)
     device = "cpu" if config.device == "cpu" or cuda_problem() else "cuda"
     model = _built(config.model, np.random.default_rng(config.seed)).to(device)
     if device == "cuda":
@@ -149,7 +161,7 @@ def load_run(folder):
     checkpoint.restore(arrays, parts, ignore=("optimizer",))
     if config.ema:
         parts["ema"].flat.data[...] = parts["ema"].average
-    return model.eval(), test_set, np.float32(meta["mean"]), np.float32(meta["std"])
+    return model.eval(), meta
 
 
 def start(config, folder):

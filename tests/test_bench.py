@@ -27,6 +27,8 @@ CONFIGS = {
     "learner 1.0": IMAGES,
     "learner 1.0, sum": replace(IMAGES, pool="sum"),
     "clips": replace(LEARNER, frames=4, tubelet=2),
+    "grid": replace(IMAGES, tokenizer="pool"),
+    "convolutional stem": replace(LEARNER, stem="conv", stem_width=6, head_pool="sequence"),
     "bottleneck": nn.X21DConfig(frames=2, image_size=(16, 12), widths=(4, 6), num_tokens=3),
     "bottleneck, conv": nn.X21DConfig(frames=3, image_size=(16, 12), widths=(4, 6), last="conv"),
 }

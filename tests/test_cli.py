@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import checkpoint, cli, data, flops, report, train
+from minitl import checkpoint, cli, data, flops, interop, report, train
 from minitl.backend import InputError
 from minitl.data import clips
 from minitl.experiments import paper
@@ -129,6 +129,33 @@ def test_clips_print_their_mean_average_precision(capsys, monkeypatch):
     assert minitl("eval", "runs/actors") == 0
 
 
+def test_predict_and_export(here, capsys, pictures):
+    """Of files of other sizes and kinds than the run's; and the weights for other programs."""
+    from PIL import Image
+
+    assert minitl("train", pictures, *TINY, "--epochs", 8, "--lr", 0.01, "--out", "run") == 0
+    Image.new("L", (90, 50), 240).save("snow.png")
+    Image.new("RGB", (40, 200), (20, 20, 20)).save("night.jpg")
+    capsys.readouterr()
+    assert minitl("predict", "run", "snow.png", "night.jpg", "--out", "seen.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["snow.png", "light", "dark", "night.jpg", "dark", "light", "wrote"]
+    assert lines[-1] == "wrote seen.png" and Path("seen.png").read_bytes().startswith(b"\x89PNG")
+
+    assert minitl("export", "run", "weights.safetensors") == 0
+    model, about = interop.load_torch("weights.safetensors")
+    assert f"{model.num_parameters():,} parameters" in capsys.readouterr().out
+    assert json.loads(about["classes"]) == ["dark", "light"]
+    state = train.load_run("run")[0].state_dict()
+    assert all((array == state[name]).all() for name, array in model.state_dict().items())
+
+
+def test_predict_without_maps(capsys, pictures):
+    assert minitl("train", pictures, *TINY, "--tokenizer", "none", "--epochs", 1, "--out", "plain") == 0
+    assert minitl("predict", "plain", f"{pictures}/test/dark/0.png") == 0
+    assert "no picture: the tokens" in capsys.readouterr().out and not Path("plain/predict.png").exists()
+
+
 def test_flops(capsys):
     """A model of the paper, changed, as a table or for machines; one that has no options; and the paper's tables."""
     assert minitl("flops", "b/16-8AT6", "--back", "fuser", "--json") == 0
@@ -188,7 +215,7 @@ def test_a_name_for_the_folder(here):
     "args, messages",
     [
         ("trian", ["unknown command 'trian'; did you mean train?"]),
-        ("xyz", ["unknown command 'xyz'; choose one of train, eval, maps, flops, bench, ablate, fewshot"]),
+        ("xyz", ["unknown command 'xyz'; choose one of train, eval, maps, predict, export, flops, bench,"]),
         ("train --epoch 2", ["Unrecognized options: --epoch", "--epochs"]),
         ("train --epochs two", ["--epochs", "'two'"]),
         ("train --epochs 0", ["epochs must be at least 1, got 0"]),
@@ -223,6 +250,17 @@ def test_a_name_for_the_folder(here):
         ("eval RUN --images 3", ["Unrecognized options: --images"]),
         ("maps RUN --images 0", ["--images is from 1 to 64, got 0"]),
         ("maps RUN --out maps.gif", ["the picture is a PNG; choose a name that ends in .png"]),
+        ("predict RUN", ["give from 1 to 64 picture files, got 0"]),
+        ("predict nowhere DATA", ["nowhere is no run"]),
+        ("predict RUN DATA", ["night.and.day is a folder; give picture files"]),
+        ("predict RUN cat.jpg", ["cat.jpg is not there; give picture files"]),
+        ("predict RUN run/config.json", ["run/config.json is not a readable image of a kind that Pillow knows"]),
+        ("predict RUN DATA/test/dark/0.png --out x.gif", ["the picture is a PNG; choose a name that ends in .png"]),
+        ("export", ["folder of a run"]),
+        ("export nowhere x.safetensors", ["nowhere is no run"]),
+        ("export RUN x.pt", ["x.pt is to be a safetensors file; choose a name that ends in .safetensors"]),
+        ("export RUN run/checkpoint.safetensors", ["exists already; choose another name"]),
+        ("export RUN no/x.safetensors", ["cannot write no/x.safetensors (No such file or directory)"]),
         ("flops", ["name a model first, as in `minitl flops B/16-8at6`; `minitl flops --paper` lists them"]),
         ("flops --loc 1 B/16", ["name a model first"]),
         ("flops B/17-8at6", ["there is no preset 'B/17-8at6'; did you mean B/16-8at6"]),
@@ -340,3 +378,16 @@ def test_ctrl_c_and_kill(pictures):
         process.kill()
     trainer = train.resume("my run")
     assert trainer.step > step and len(trainer.rows) == trainer.step // 4
+
+
+def test_presets():
+    """A recipe by name; options that are given go before it."""
+    options = cli._train_options(["--preset", "cifar-r3-grid", "--epochs", "7", "--dim", "64"])
+    assert (options.dataset, options.epochs, options.batch_size, options.model.tokenizer) == ("cifar10", 7, 1024, "pool")
+    assert (options.model.dim, options.model.layers) == (64, 9)
+    assert cli._train_options(["photos", "--preset", "cifar-cpu"]).dataset == "photos"
+
+
+def test_presets_that_do_not_exist(capsys):
+    assert "there is no preset 'cifar-r9'; did you mean cifar-r" in fails(capsys, "train", "--preset", "cifar-r9")
+    assert "exclude each other" in fails(capsys, "train", "--preset", "cifar-cpu", "--resume", "run")

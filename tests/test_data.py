@@ -442,8 +442,8 @@ def test_a_subset_decodes_only_what_it_needs(tmp_path, monkeypatch):
     write_zip(tmp_path / "x.zip", good())
     full, whole_test = data.load(tmp_path / "x.zip")
     decoded = []
-    decode = archive._decode
-    monkeypatch.setattr(archive, "_decode", lambda name, load: decoded.append(name) or decode(name, load))
+    decode = archive.decode
+    monkeypatch.setattr(archive, "decode", lambda name, load: decoded.append(name) or decode(name, load))
     train, test = data.load(tmp_path / "x.zip", subset=2)
     assert same(train, full.subset(2, rng())) and same(test, whole_test)
     assert train.labels.tolist() == [0, 1] and len(decoded) == 5

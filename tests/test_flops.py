@@ -79,6 +79,9 @@ BUILT = [
     {**CLIP, "version": "1.1", "hidden": 12, "back": "fuser", "fuser_beta": "mlp"},
     {**CLIP, "pre_norm": False, "back": "fuser", "fuser_norm": False, "fuser_mix": "frame"},
     {**TINY, "version": "1.1", "pre_norm": False, "channels": 2, "num_classes": 5, "num_tokens": 30},
+    {**TINY, "stem": "conv", "stem_width": 12, "head_pool": "sequence"},
+    {**TINY, "stem": "conv", "patch_size": 2, "image_size": (8, 12), "tokenizer": "none"},
+    {**CLIP, "stem": "conv", "tubelet": 1, "patch_size": 8, "head_pool": "sequence", "loc": 1},
 ]
 
 

@@ -30,6 +30,7 @@ LAYERS = [  # a file imports from earlier lines only
     "report",
     "evaluation",
     "train",
+    "predict",
     "experiments",
     "cli",
 ]

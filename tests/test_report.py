@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from minitl import OPS, nn, ops, report
+from minitl import OPS, metrics, nn, ops, report
 from minitl.autograd import Tensor, op
 
 
@@ -280,3 +280,47 @@ def test_accuracy_against_cost():
         (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines if line.get_marker() == "o"
     ]
     assert points == [(2, 0.5), (7, 0.9)] and [text.get_text() for text in axes.texts] == ["one", "two"]
+
+
+# --- which classes are taken for which ---
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_confusion_counts_one_by_one(rng, dtype):
+    labels, predicted = rng.integers(0, 4, (2, 50)).astype(dtype)
+    expected = np.zeros((5, 5), int)  # no sample has class 4
+    for i, j in zip(labels, predicted, strict=True):
+        expected[i, j] += 1
+    counts = metrics.confusion_counts(labels, Tensor(predicted), 5)
+    assert counts.dtype == "int64" and (counts == expected).all()
+
+
+@pytest.mark.parametrize(
+    "labels, predicted", [([0, 5], [0, 0]), ([0, -1], [0, 0]), ([0.0], [0.0]), ([[0]], [[0]]), ([0, 1], [0])], ids=str
+)
+def test_confusion_counts_refuses(labels, predicted):
+    with pytest.raises(ValueError, match=r"labels and predicted are integers \(N,\) in 0..4"):
+        metrics.confusion_counts(np.array(labels), np.array(predicted), 5)
+
+
+def test_confusion():
+    """Shares of each row; what is rare is said to be rare, what is not there is left out."""
+    figure = report.confusion(np.array([[3, 1, 0], [5, 995, 0], [0, 0, 0]]), ["ant", "bee", "cicada"])
+    (axes,) = figure.axes
+    assert {text.get_position()[::-1]: text.get_text() for text in axes.texts} == {
+        (0, 0): "75",
+        (0, 1): "25",
+        (1, 0): "<1",
+        (1, 1): "100",
+    }
+    np.testing.assert_allclose(axes.images[0].get_array(), [[75, 25, 0], [0.5, 99.5, 0], [0, 0, 0]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["ant", "bee", "cicada"]
+    assert axes.get_title() == "99.4% of 1,004 images are right; rows in percent"
+
+
+def test_confusion_of_many_classes(rng):
+    figure = report.confusion(rng.integers(0, 9, (100, 100)), [f"class {i}" for i in range(100)])
+    assert not figure.axes[0].texts and len(figure.axes[0].get_yticklabels()) == 100
+    assert report.png(figure).startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"needs counts \(3, 3\) of 3 classes, got \(2, 2\)"):
+        report.confusion(np.zeros((2, 2)), "abc")

@@ -107,7 +107,7 @@ def test_attention_is_joint(options, rng):
 
 
 def image_model(rng, **options):
-    return tiny(rng, frames=1, tubelet=1, **options)
+    return tiny(rng, **options | {"frames": 1, "tubelet": 1})
 
 
 def inflated(model, rng, how, **options):
@@ -117,7 +117,11 @@ def inflated(model, rng, how, **options):
 
 
 @pytest.mark.parametrize("how", ["central", "average"])
-@pytest.mark.parametrize("options", [{}, {"tokenizer": "none"}, {"back": "fuser", "fuser_mix": "frame"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tokenizer": "none"}, {"back": "fuser", "fuser_mix": "frame"}, {"stem": "conv", "tubelet": 1}],
+    ids=str,
+)
 def test_a_still_clip_has_the_logits_of_its_image(options, how, rng):
     model = image_model(rng, **options)
     image = rng.standard_normal((2, 4, 6, 3))

@@ -42,6 +42,12 @@ BACKS = [
     {"back": "reproject", "version": "1.1"},
     {"back": "reproject", "tokenizer": "query"},
 ]
+STEMS = [
+    {"stem": "conv"},
+    {"stem": "conv", "stem_width": 5, "head_pool": "sequence", "tokenizer": "none"},
+    {"stem": "conv", "patch_size": 2, "image_size": (4, 6), "version": "1.1", "frames": 2},
+    {"head_pool": "sequence"},
+]
 every_tokenizer = pytest.mark.parametrize("options", TOKENIZERS, ids=lambda o: "-".join(o.values()))
 every_back = pytest.mark.parametrize("options", BACKS, ids=lambda o: "-".join(o.values()))
 
@@ -214,6 +220,64 @@ def test_gradients(options, rng):
     check_module(model, images(rng, dtype="float64"))
 
 
+@pytest.mark.parametrize("options", STEMS, ids=str)
+def test_gradients_of_stem_and_head(options, rng):
+    model = tiny(rng, **options).to(dtype="float64")
+    for p in (model.head.weight, *([model.head_weights.weight] if "head_pool" in options else [])):
+        p.data[...] = rng.standard_normal(p.shape)
+    for conv in getattr(model.patch_embed, "convs", ()):
+        conv.weight.data *= 30  # so that no finite difference reaches over a kink of ReLU or of max pooling
+    config = model.config
+    time = (config.frames,) if config.frames > 1 else ()
+    check_module(model, 30 * rng.standard_normal((2, *time, *config.image_size, 3)))
+
+
+def test_a_convolutional_stem(rng):
+    """Each time a convolution by its formula, then the largest of 3 x 3 and of zero, at every second pixel."""
+    stem = nn.vit.ConvStem(3, 6, halvings=2, width=5, rng=rng)
+    x = y = rng.standard_normal((2, 8, 12, 3)).astype("float32")
+    assert [conv.weight.shape for conv in stem.convs] == [(3, 3, 3, 5), (3, 3, 5, 6)]
+    for conv in stem.convs:
+        B, H, W, _ = y.shape
+        y = np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = ((i, j, y[:, i : i + 3, j : j + 3]) for i, j in np.ndindex(H, W))
+        convolved = np.full((B, H + 2, W + 2, conv.weight.shape[3]), -np.inf)
+        for i, j, window in windows:
+            convolved[:, i + 1, j + 1] = np.einsum("bijc,ijco->bo", window, conv.weight.data)
+        y = np.zeros((B, H // 2, W // 2, conv.weight.shape[3]))
+        for i, j in np.ndindex(H // 2, W // 2):
+            y[:, i, j] = convolved[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)).clip(0)
+    np.testing.assert_allclose(stem(Tensor(x)).data, y, rtol=1e-4, atol=1e-6)
+
+
+def test_tokens_of_a_stem_lie_where_their_pixels_are(rng):
+    """Of a clip too: a bright spot lights up one place at one time."""
+    model = tiny(rng, stem="conv", frames=3, tokenizer="none")
+    clips = np.zeros((1, 3, 8, 12, 3), "float32")
+    clips[0, 1, 5:7, 9:11] = 100
+    model.pos_embed.data[...] = 0
+    lit = np.abs(model._embed(clips).data[0]).sum(-1).reshape(3, 2, 3)
+    assert np.unravel_index(lit.argmax(), lit.shape) == (1, 1, 2) and lit[[0, 2]].max() == 0
+
+
+def test_sequence_pooling(rng):
+    """It starts as the mean, and is an average with weights that add up to 1."""
+    model, plain = tiny(head_pool="sequence"), tiny()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head_weights")})
+    for m in (model, plain):
+        m.head.weight.data[...] = np.random.default_rng(0).standard_normal(m.head.weight.shape)
+    x = images(rng)
+    np.testing.assert_allclose(model(x).data, plain(x).data, rtol=1e-5)
+    w = model.head_weights.weight.data
+    w[...] = rng.standard_normal(w.shape)
+    tokens = []
+    model.norm.forward = lambda x, forward=model.norm.forward: tokens.append(forward(x)) or tokens[-1]
+    y = model(x).data
+    weights = np.exp(tokens[0].data @ w)
+    average = (weights * tokens[0].data).sum(1) / weights.sum(1)
+    np.testing.assert_allclose(y, average @ model.head.weight.data + model.head.bias.data, rtol=1e-4, atol=1e-5)
+
+
 def test_positions_matter(rng):
     model = tiny(rng, tokenizer="none")
     model.head.weight.data[...] = rng.standard_normal(model.head.weight.shape)
@@ -293,6 +357,12 @@ def test_the_smallest_model():
         ({"pool": "max"}, "pool is one of mean, sum, got 'max'"),
         ({"dropout": 1.0}, r"dropout lies in \[0, 1\), got 1.0"),
         ({"drop_path": -0.1}, r"drop_path lies in \[0, 1\), got -0.1"),
+        ({"stem": "cnn"}, "stem is one of patch, conv, got 'cnn'"),
+        ({"stem": "conv", "patch_size": 1}, "stem='conv' needs a patch_size of 2, 4, 8 …, got 1"),
+        ({"stem": "conv", "patch_size": 6, "image_size": (12, 12)}, "patch_size of 2, 4, 8 …, got 6"),
+        ({"stem": "conv", "frames": 4, "tubelet": 2}, "sees one frame at a time: tubelet is 1, got 2"),
+        ({"stem_width": 0}, "stem_width is at least 1, got 0"),
+        ({"head_pool": "max"}, "head_pool is one of mean, sequence, got 'max'"),
         ({"tokenizer": "pool", "num_tokens": 5}, "a grid of 2 x 3 pixels cannot be cut into 5 equal cells"),
     ],
     ids=str,

@@ -102,7 +102,7 @@ def _decode_all(path, chosen, counts):
         for name, _, _, load in _files(path):
             if name not in chosen:
                 continue
-            image = _decode(f"{path}: {name!r}", load)
+            image = decode(f"{path}: {name!r}", load)
             if first is None:
                 first = name
                 if len(chosen) * image.nbytes > MAX_BYTES:
@@ -119,18 +119,21 @@ def _decode_all(path, chosen, counts):
     return images
 
 
-def _decode(name, load):
-    """The image file whose bytes ``load()`` gives, as an RGB array (H, W, 3)."""
+def decode(name, load, most=MAX_PIXELS):
+    """The image file whose bytes ``load()`` gives, as an RGB array (H, W, 3).
+
+    Raises InputError, which begins with ``name``, for more than ``most`` pixels and for what is no readable image.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(load()), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > most:
             raise Image.DecompressionBombError
         if image.mode in MODES:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # cameras store how they were held
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"{name} has more than {MAX_PIXELS} pixels; it is no picture to train on") from None
+        raise InputError(f"{name} has more than {most} pixels; make it smaller, or take it out") from None
     except UnidentifiedImageError:
         raise InputError(f"{name} is not a readable image of a kind that Pillow knows; take it out") from None
     except Exception as error:  # Pillow raises many kinds for broken files

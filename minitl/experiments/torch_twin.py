@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import nn, ops
+from ..nn import vit
 from ..nn.bottleneck import SpaceConv, TimeConv, TokenMixer
 
 
@@ -111,9 +112,13 @@ def _filled(layer, **arrays):
     return layer
 
 
-class MLP(torch.nn.Sequential):
+class MLP(torch.nn.Module):
     def __init__(self, m, gelu):
-        super().__init__(linear(m.fc1), torch.nn.GELU(approximate=gelu), linear(m.fc2))
+        super().__init__()
+        self.fc1, self.gelu, self.fc2 = linear(m.fc1), torch.nn.GELU(approximate=gelu), linear(m.fc2)
+
+    def forward(self, x):
+        return self.fc2(self.gelu(self.fc1(x)))
 
 
 class Attention(torch.nn.Module):
@@ -147,18 +152,19 @@ class TokenLearner(torch.nn.Module):
         self.norm = torch.nn.Identity() if m.norm is None else layer_norm(m.norm)
         self.sigmoid, self.mean = m.version == "1.0", m.version == "1.0" and m.pool == "mean"
         if m.version == "1.0":
-            between = [torch.nn.GELU(approximate=gelu) for _ in m.convs]
-            layers = [layer for c, act in zip(m.convs, between, strict=True) for layer in (conv(c), act)]
-            self.maps = torch.nn.Sequential(*layers[:-1])
+            self.convs, self.gelu = torch.nn.ModuleList(map(conv, m.convs)), torch.nn.GELU(approximate=gelu)
         else:
-            self.maps = MLP(m.mlp, gelu)
+            self.mlp = MLP(m.mlp, gelu)
 
     def forward(self, x):
         y = self.norm(x)
         if self.sigmoid:  # (B, C, H, W) in the memory format channels_last, without a copy
-            A = torch.sigmoid(self.maps(y.permute(0, 3, 1, 2))).flatten(2)
+            y = self.convs[0](y.permute(0, 3, 1, 2))
+            for layer in self.convs[1:]:
+                y = layer(self.gelu(y))
+            A = torch.sigmoid(y).flatten(2)
         else:
-            A = torch.softmax(self.maps(y).flatten(1, 2), 1).mT
+            A = torch.softmax(self.mlp(y).flatten(1, 2), 1).mT
         return token_pool(A, x.flatten(1, 2), self.mean)
 
 
@@ -166,23 +172,53 @@ def token_pool(A, x, mean=False):
     return A @ x / (x.shape[1] if mean else 1)
 
 
+class GridPool(torch.nn.AvgPool2d):
+    def __init__(self, m, gelu):
+        super().__init__(m.window)
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 3, 1, 2)).flatten(2).mT
+
+
+class ConvStem(torch.nn.Module):
+    def __init__(self, m, gelu):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(map(conv, m.convs))
+
+    def forward(self, x):  # (B, H, W, C)
+        x = x.permute(0, 3, 1, 2)
+        for layer in self.convs:
+            x = F.relu(F.max_pool2d(layer(x), 3, 2, 1))
+        return x.permute(0, 2, 3, 1)
+
+
 class ViT(torch.nn.Module):
+    """The names of its parameters are those of minitl's, which ``minitl.interop.to_torch`` gives."""
+
     def __init__(self, m, gelu):
         super().__init__()
         self.config = m.config
-        self.patch_embed, self.pos_embed = linear(m.patch_embed), parameter(m.pos_embed)
-        self.tokenizer = TokenLearner(m.tokenizer, gelu) if m.tokenizer else None
+        self.patch_embed, self.pos_embed = twin(m.patch_embed), parameter(m.pos_embed)
+        self.tokenizer = twin(m.tokenizer, gelu) if m.tokenizer else None
         self.blocks = torch.nn.ModuleList(EncoderBlock(block, gelu) for block in m.blocks)
         self.norm, self.head = layer_norm(m.norm), linear(m.head)
+        self.head_weights = linear(m.head_weights) if m.config.head_pool == "sequence" else None
 
     def forward(self, images):
-        x = self.patch_embed(self.patches(images)) + self.pos_embed
+        if self.config.stem == "conv":
+            x = self.patch_embed(images.flatten(0, -4)).reshape(len(images), *self.pos_embed.shape[1:])
+        else:
+            x = self.patch_embed(self.patches(images))
+        x = x + self.pos_embed
         for i, block in enumerate(self.blocks):
             if self.tokenizer and i == self.config.loc:
                 grids = x.reshape(-1, *self.config.grid, self.config.dim)
                 x = self.tokenizer(grids).reshape(len(x), -1, self.config.dim)
             x = block(x)
-        return self.head(self.norm(x).mean(1))
+        x = self.norm(x)
+        if self.head_weights is None:
+            return self.head(x.mean(1))
+        return self.head((torch.softmax(self.head_weights(x), 1) * x).sum(1))
 
     def patches(self, images):
         c, (rows, columns) = self.config, self.config.grid
@@ -253,6 +289,8 @@ TWINS = {
     nn.Linear: linear,
     nn.LayerNorm: layer_norm,
     nn.TokenLearner: TokenLearner,
+    nn.GridPool: GridPool,
+    vit.ConvStem: ConvStem,
     nn.ViT: ViT,
     nn.X21D: X21D,
     SpaceConv: lambda m, gelu: conv3d(m.conv.weight.data[None], (1, *m.conv.stride)),

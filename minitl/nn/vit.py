@@ -4,6 +4,7 @@ Either once, in front of block ``loc``; or, with a way back, in front of that bl
 all tokens are there again: TokenLearner - block - TokenFuser.
 """
 
+import itertools
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 from .. import ops
 from ..autograd import Tensor
 from ..backend import InputError, array_module, check_types, default_rng
-from .layers import Dropout, LayerNorm, Linear
+from .layers import Conv2d, Dropout, LayerNorm, Linear
 from .module import Module, Parameter, constant, normal
 from .tokenizers import grid_shape, make_back, make_tokenizer
 from .transformer import EncoderBlock
@@ -34,6 +35,11 @@ class ViTConfig:
     """outputs of the head"""
     patch_size: int = 4
     """side of a patch in pixels; divides both image sides"""
+    stem: Literal["patch", "conv"] = "patch"
+    """what makes a token of patch_size x patch_size pixels: a linear layer on the patch, or convolutions, each of which
+    halves the image"""
+    stem_width: int = 64
+    """channels between the convolutions of stem conv"""
     dim: int = 48
     """width of a token"""
     layers: int = 2
@@ -44,6 +50,8 @@ class ViTConfig:
     """hidden width of a block's MLP"""
     positions: Literal["random", "waves"] = "random"
     """how the learned positions start: small and random, or as waves over time, rows and columns"""
+    head_pool: Literal["mean", "sequence"] = "mean"
+    """what the head reads: the mean of the tokens, or an average with learned weights (sequence pooling)"""
     zero_head: bool = True
     """start the head at zero, with equal odds for all classes"""
     tokenizer: Literal["learner", "pool", "static", "dense", "mean-dense", "query", "gate", "none"] = "learner"
@@ -87,6 +95,10 @@ class ViTConfig:
         height, width = self.image_size
         if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
             raise InputError(f"patch_size={self.patch_size} does not divide the image size {height} x {width}")
+        if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
+            raise InputError(f"stem='conv' needs a patch_size of 2, 4, 8 …, got {self.patch_size}")
+        if self.stem == "conv" and self.tubelet > 1:
+            raise InputError(f"stem='conv' sees one frame at a time: tubelet is 1, got {self.tubelet}")
         if self.frames % self.tubelet:
             raise InputError(f"tubelet={self.tubelet} does not divide frames={self.frames}")
         if self.dim % self.heads:
@@ -143,31 +155,52 @@ def inflate(state, config, how="central"):
     """
     if how not in ("central", "average"):
         raise InputError(f"how is one of central, average, got {how!r}")
+    positions = array_module(state["pos_embed"]).concatenate([state["pos_embed"]] * config.time_steps, 1)
+    state = state | {"pos_embed": positions}
+    if config.stem == "conv":  # sees one frame at a time anyway
+        return state
     patch = state["patch_embed.weight"]
     frames = array_module(patch).zeros((config.tubelet, *patch.shape), patch.dtype)
     if how == "central":
         frames[config.tubelet // 2] = patch
     else:
         frames += patch / config.tubelet
-    positions = array_module(patch).concatenate([state["pos_embed"]] * config.time_steps, 1)
-    return state | {"patch_embed.weight": frames.reshape(-1, patch.shape[1]), "pos_embed": positions}
+    return state | {"patch_embed.weight": frames.reshape(-1, patch.shape[1])}
+
+
+class ConvStem(Module):
+    """(B, H, W, channels) -> (B, H / 2ⁿ, W / 2ⁿ, dim): n times a 3x3 convolution, max pooling to half the size, ReLU.
+
+    The tokenizer of the Compact Convolutional Transformer (Hassani et al., 2021), with ``width`` channels in between.
+    There ReLU comes before pooling, which gives the same numbers for more work.
+    """
+
+    def __init__(self, channels, dim, halvings, width=64, rng=None):
+        widths = [channels, *[width] * (halvings - 1), dim]
+        self.convs = [Conv2d(i, o, 3, padding=1, bias=False, rng=rng) for i, o in itertools.pairwise(widths)]
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = ops.relu(ops.max_pool2d(conv(x), kernel_size=3, stride=2, padding=1))
+        return x
 
 
 class ViT(Module):
     """Images (B, H, W, channels) or clips (B, T, H, W, channels), float and normalised, to logits (B, num_classes).
 
-    Patches or tubelets are embedded linearly and get a learned position; then come the blocks, whose attention is
-    joint over space and time, with the tokenizer in front of block ``loc``; the head reads the mean over the tokens
-    that are left. There is no class token. Tokenizers see the grid at one time after the other and leave
-    T' · num_tokens tokens, T' = frames / tubelet. With a way back, each block from ``loc`` on has its own tokenizer and
-    its own way back. Learned tokens may be more than there are patches: that saves nothing, but is no error.
+    Patches or tubelets are embedded linearly, or images by a convolutional stem, and get a learned position; then come
+    the blocks, whose attention is joint over space and time, with the tokenizer in front of block ``loc``; the head
+    reads an average of the tokens that are left. There is no class token. Tokenizers see the grid at one time after the
+    other and leave T' · num_tokens tokens, T' = frames / tubelet. With a way back, each block from ``loc`` on has its
+    own tokenizer and its own way back. Learned tokens may be more than there are patches: that saves nothing, but is no
+    error.
     """
 
     def __init__(self, config, rng=None):
         rng = default_rng(rng)
         self.config, self.rng = config, rng
         N = config.time_steps * config.grid[0] * config.grid[1]
-        self.patch_embed = Linear(config.tubelet * config.patch_size**2 * config.channels, config.dim, rng=rng)
+        self.patch_embed = _stem(config, rng)
         if config.positions == "random":
             self.pos_embed = normal(rng, (1, N, config.dim), std=0.02)
         else:
@@ -180,6 +213,9 @@ class ViT(Module):
         self.blocks = [EncoderBlock(*sizes, *drops, skip, rng) for skip in skips]
         self.backs = [back for _ in range(repeats) if (back := _back(config, rng))]
         self.norm = LayerNorm(config.dim)
+        if config.head_pool == "sequence":  # starts as the mean; a bias would change nothing
+            self.head_weights = Linear(config.dim, 1, bias=False, rng=rng)
+            self.head_weights.weight = constant(0, config.dim, 1)
         self.head = Linear(config.dim, config.num_classes, rng=rng)
         if config.zero_head:
             self.head.weight = constant(0, config.dim, config.num_classes)
@@ -195,7 +231,14 @@ class ViT(Module):
         for i, block in enumerate(self.blocks):
             j = i - self.config.loc
             x = self._few(j, tokenizers[j], block, x) if 0 <= j < len(tokenizers) else self._all(block, x)
-        return self.head(self.norm(x).mean(axis=1))
+        return self.head(self._average(self.norm(x)))
+
+    def _average(self, x):
+        """The tokens (B, N, dim) -> (B, dim)."""
+        if self.config.head_pool == "mean":
+            return x.mean(axis=1)
+        weights = ops.softmax(self.head_weights(x).transpose(0, 2, 1), axis=-1)  # (B, 1, N)
+        return ops.token_pool(weights, x).reshape(-1, self.config.dim)
 
     def _all(self, block, x):
         """A block on all tokens that there are."""
@@ -237,11 +280,21 @@ class ViT(Module):
         dtype = self.head.weight.dtype
         if images.dtype != dtype:
             raise TypeError(f"this ViT computes in {dtype}, the {kind} are {images.dtype}; convert them")
-        x = self.patch_embed(patchify(images, config.patch_size, config.tubelet))  # (B, N, dim)
-        return self.drop(x + self.pos_embed)
+        if config.stem == "conv":
+            x = self.patch_embed(images.reshape(-1, *images.shape[-3:]))  # (B·T, rows, columns, dim)
+            x = x.reshape(images.shape[0], -1, config.dim)
+        else:
+            x = self.patch_embed(patchify(images, config.patch_size, config.tubelet))
+        return self.drop(x + self.pos_embed)  # (B, N, dim)
 
     def _to_grid(self, x):
         return x.reshape(-1, *self.config.grid, self.config.dim)  # (B, N, dim) -> (B·T', rows, columns, dim)
+
+
+def _stem(config, rng):
+    if config.stem == "conv":
+        return ConvStem(config.channels, config.dim, config.patch_size.bit_length() - 1, config.stem_width, rng)
+    return Linear(config.tubelet * config.patch_size**2 * config.channels, config.dim, rng=rng)
 
 
 def _tokenizer(config, rng):

@@ -5,8 +5,11 @@ That is done for a few images at a time: windows overlap, so those of all images
 back to where they came from.
 """
 
+import itertools
 import math
 from numbers import Integral
+
+import numpy as np
 
 from ..autograd import op
 from ..backend import array_module
@@ -40,8 +43,13 @@ def _scatter(windows, shape, stride, padding):
     x = array_module(windows).zeros((B, H + 2 * ph, W + 2 * pw, C), windows.dtype)
     for i in range(kh):
         for j in range(kw):
-            x[:, i : i + Ho * stride[0] : stride[0], j : j + Wo * stride[1] : stride[1]] += windows[:, :, :, i, j]
+            _shifted(x, i, j, (Ho, Wo), stride)[...] += windows[:, :, :, i, j]
     return x[:, ph : ph + H, pw : pw + W]
+
+
+def _shifted(x, i, j, size, stride):
+    """View of the padded image x: what lies at the offset (i, j) of each of Ho x Wo windows, (B, Ho, Wo, C)."""
+    return x[:, i : i + size[0] * stride[0] : stride[0], j : j + size[1] * stride[1] : stride[1]]
 
 
 @op
@@ -142,17 +150,23 @@ def max_pool2d(x, *, kernel_size, stride=None, padding=0):
     stride = kernel if stride is None else pair(stride, "stride", 1)
     if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
         raise ValueError(f"padding {padding} is more than half of the kernel {kernel}")
-    xp = array_module(x)
     view = _windows(x, kernel, stride, padding, fill=-math.inf)
-    flat = view.reshape(*view.shape[:3], kernel[0] * kernel[1], x.shape[3])  # (B, Ho, Wo, kh·kw, C)
-    best = flat.argmax(3)[:, :, :, None]
-    shape, size = view.shape, x.shape
+    xp, (B, H, W, C), (ph, pw), size = array_module(x), x.shape, padding, view.shape[1:3]
+    offsets = list(itertools.product(*map(range, kernel)))
+    y = view[:, :, :, 0, 0].copy()
+    best = xp.zeros(y.shape, np.min_scalar_type(len(offsets)))  # at which offset it is
+    for k, (i, j) in enumerate(offsets):
+        part = view[:, :, :, i, j].copy()  # once, for the view has rows as short as C
+        xp.maximum(best, (part > y) * best.dtype.type(k), out=best)  # k grows, so the last one counts
+        xp.maximum(y, part, out=y)
 
     def backward(dy):
-        hit = best == xp.arange(kernel[0] * kernel[1])[:, None]
-        return _scatter((hit * dy[:, :, :, None]).reshape(shape), size, stride, padding)
+        dx = xp.zeros((B, H + 2 * ph, W + 2 * pw, C), dy.dtype)
+        for k, (i, j) in enumerate(offsets):
+            _shifted(dx, i, j, size, stride)[...] += dy * (best == k)
+        return dx[:, ph : ph + H, pw : pw + W]
 
-    return xp.take_along_axis(flat, best, 3)[:, :, :, 0], backward
+    return y, backward
 
 
 @op

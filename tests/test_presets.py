@@ -1,0 +1,48 @@
+"""The recipes for CIFAR are what their sources say, and their twins differ in the tokens alone."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from minitl import flops
+from minitl.backend import InputError
+from minitl.experiments.presets import PRESETS, RECIPES, preset
+from minitl.nn import ViTConfig
+
+COUNTED = {  # millions of parameters, and of multiply-adds for an image: counted by hand, apart from this code
+    "cifar-r1": (5.5, 319),
+    "cifar-r1-all": (5.4, 396),
+    "cifar-r2": (4.4, 731),
+    "cifar-r3": (4.8, 232),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_sizes(name):
+    cost, (params, macs) = flops.total(flops.count(preset(name).model)), COUNTED[name]
+    assert cost.params / 1e6 == pytest.approx(params, abs=0.06) and cost.macs / 1e6 == pytest.approx(macs, rel=0.01)
+
+
+def test_none_is_large():
+    assert max(flops.total(flops.count(preset(name).model)).params for name in PRESETS) < 7e6
+    assert flops.total(flops.count(preset("cifar-cpu").model)).macs < 5e6
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_twins(name):
+    """They have as many blocks and the same training; the grid is as many cells as there are learned tokens."""
+    config = preset(name, "photos.zip")
+    assert config.dataset == "photos.zip" and config.model.tokenizer == "learner"
+    for twin, tokenizer in (("all", "none"), ("grid", "pool")):
+        other = preset(f"{name}-{twin}", "photos.zip")
+        assert other == replace(config, model=replace(config.model, tokenizer=tokenizer))
+        assert ViTConfig(**asdict(other.model)) == other.model
+
+
+def test_unknown_names():
+    with pytest.raises(InputError, match="there is no preset 'cifar-r4'; did you mean cifar-r"):
+        preset("cifar-r4")
+    with pytest.raises(
+        InputError, match="there is no preset '?'; choose one of cifar-r1, cifar-r2,".replace("?", r"\?")
+    ):
+        preset("?")
