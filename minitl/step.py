@@ -19,13 +19,14 @@ import math
 
 import numpy as np
 
-from . import ops, parallel
+from . import flops, ops, parallel
 from .backend import InputError, to_numpy
 from .metrics import mean_average_precision
 from .nn import X21DConfig
 
 AUGMENTATION, DROPOUT = range(2)  # what a step draws random numbers for
-SHARD = 2**19  # numbers in an activation of a shard: 2 MB, near what a core holds, and enough for threads to pay
+CACHED = 2**18  # numbers in an activation of a shard: 1 MB, about what a core's own cache holds
+WORTHWHILE = 2**30  # multiply-adds of a shard, forward: with fewer, threads spend their time on taking turns
 
 
 class OnCPU:
@@ -117,12 +118,12 @@ def seed_of(config, purpose, step):
 
 
 def shard_size(model):
-    """How many samples a thread takes at a time, for the config of a model: their activations shall fit its cache."""
+    """How many samples a thread takes at a time, by the config of a model: as many as fit its cache, or are worth it."""
     if isinstance(model, X21DConfig):
         size = model.frames * math.prod(model.image_size) // 4 * model.expansion * model.widths[0]
     else:
         size = model.time_steps * math.prod(model.grid) * model.dim
-    return max(1, SHARD // size)
+    return max(1, CACHED // size, WORTHWHILE // flops.total(flops.count(model)).macs)
 
 
 def mean_loss(logits, targets, label_smoothing=0.0):

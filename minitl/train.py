@@ -331,10 +331,8 @@ class Trainer:
         """uint8 images and labels -> float images, normalised and augmented, and labels or soft targets."""
         config = self.config
         rng = np.random.default_rng(seed_of(config, AUGMENTATION, self.step))
-        if config.flip:
-            images = data.flip(images, rng)
-        if config.crop:
-            images = data.random_crop(images, config.crop, rng)
+        if config.flip or config.crop:
+            images = data.random_crop(images, config.crop, rng, flip=config.flip)
         images = data.normalize(images, self.mean, self.std)
         if config.cutout:
             images = data.cutout(images, config.cutout, rng)

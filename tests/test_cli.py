@@ -383,7 +383,12 @@ def test_ctrl_c_and_kill(pictures):
 def test_presets():
     """A recipe by name; options that are given go before it."""
     options = cli._train_options(["--preset", "cifar-r3-grid", "--epochs", "7", "--dim", "64"])
-    assert (options.dataset, options.epochs, options.batch_size, options.model.tokenizer) == ("cifar10", 7, 1024, "pool")
+    assert (options.dataset, options.epochs, options.batch_size, options.model.tokenizer) == (
+        "cifar10",
+        7,
+        1024,
+        "pool",
+    )
     assert (options.model.dim, options.model.layers) == (64, 9)
     assert cli._train_options(["photos", "--preset", "cifar-cpu"]).dataset == "photos"
 
