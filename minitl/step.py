@@ -118,7 +118,7 @@ def seed_of(config, purpose, step):
 
 
 def shard_size(model):
-    """How many samples a thread takes at a time, by the config of a model: as many as fit its cache, or are worth it."""
+    """How many samples a thread takes at a time, by a model's config: as many as its cache holds, or are worth it."""
     if isinstance(model, X21DConfig):
         size = model.frames * math.prod(model.image_size) // 4 * model.expansion * model.widths[0]
     else:
