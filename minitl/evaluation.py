@@ -7,20 +7,20 @@ import numpy as np
 from . import data, files, parallel, report
 from .autograd import Tensor, no_grad
 from .backend import InputError, to_device, to_numpy
-from .step import hits, mean_loss
+from .step import hits, mean_loss, thread_count
 
 
 def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None):
     """``{"loss", "accuracy"}`` of a model on a data set, and ``"map_mass"`` where it has boxes and the model maps.
 
     Where images have several labels the accuracy is the mean average precision. ``mean`` and ``std`` (channels,) are
-    those of the training images. ``threads`` is one for each processor, at most 8, where it is not given.
+    those of the training images. ``threads`` is as many as there is work for where it is not given.
     Returns None as soon as ``stop`` is not empty.
     """
     loss, mass, scores = 0.0, 0.0, []
     with_maps = dataset.boxes is not None and model.has_maps
     with _evaluating(model) as device, parallel.one_blas_thread():
-        share = {"shard": None} if device == "cuda" else {"threads": threads or parallel.default_threads()}
+        share = {"shard": None} if device == "cuda" else {"threads": threads or thread_count(model.config, batch_size)}
         for first in range(0, len(dataset), batch_size):
             if stop:
                 return None

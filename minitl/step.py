@@ -26,6 +26,7 @@ from .nn import X21DConfig
 
 AUGMENTATION, DROPOUT = range(2)  # what a step draws random numbers for
 CACHED = 2**18  # numbers in an activation of a shard: 1 MB, about what a core's own cache holds
+ENOUGH = 2**26  # multiply-adds of a batch, forward, for one thread: with fewer, a second one makes it slower
 WORTHWHILE = 2**30  # multiply-adds of a shard, forward: with fewer, threads spend their time on taking turns
 
 
@@ -36,7 +37,7 @@ class OnCPU:
 
     def __init__(self, model, optimizer, ema, rng, config):
         self.optimizer, self.ema, self.config = optimizer, ema, config
-        self.threads = config.threads or parallel.default_threads()
+        self.threads = config.threads or thread_count(config.model, config.batch_size)
         self.parallel = parallel.DataParallel(model, rng, self.threads, shard_size(config.model))
         self.loss = functools.partial(mean_loss, label_smoothing=config.label_smoothing)
         several = f"{self.threads} threads of one BLAS thread each"
@@ -115,6 +116,12 @@ def enough_memory(config):
 def seed_of(config, purpose, step):
     """What decides all that is random in a step, for AUGMENTATION or DROPOUT."""
     return np.random.SeedSequence(config.seed, spawn_key=(purpose, step))
+
+
+def thread_count(model, batch_size):
+    """How many threads share a batch, by a model's config: up to one for each processor, but each gets enough work."""
+    work = batch_size * flops.total(flops.count(model)).macs
+    return max(1, min(parallel.default_threads(), work // ENOUGH))
 
 
 def shard_size(model):

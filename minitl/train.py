@@ -22,7 +22,6 @@ from .backend import InputError, check_types, cuda_problem, to_device
 from .evaluation import draw_maps, evaluate
 from .nn import X21D, ViT, ViTConfig, X21DConfig
 from .step import AUGMENTATION, OnCPU, OnGPU, enough_memory, seed_of
-from .step import shard_size as shard_size
 
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 CHECKPOINT = "checkpoint.safetensors"
@@ -72,7 +71,7 @@ class TrainConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     """where to compute"""
     threads: int = 0
-    """threads that share a batch on the CPU; 0 is one for each processor, at most 8"""
+    """threads that share a batch on the CPU; 0 is one for each processor, at most 8, if there is work for so many"""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """of matrix products on a GPU: in full, with factors of 10 bits of mantissa, or of 7; sums are in float32"""
     graph: bool = True

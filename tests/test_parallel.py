@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from minitl import nn, no_grad, ops, optim, parallel
+from minitl import nn, no_grad, ops, optim, parallel, step
 
 CONFIG = nn.ViTConfig(image_size=(8, 8), patch_size=4, dim=12, heads=2, mlp_dim=16, num_tokens=3, num_classes=5)
 CLIPS = nn.X21DConfig(frames=2, image_size=(8, 8), widths=(4, 6), num_classes=5, num_tokens=3)
@@ -150,3 +150,12 @@ def test_memory_is_kept():
 
 def test_default_threads():
     assert 1 <= parallel.default_threads() <= parallel.MOST_THREADS
+
+
+def test_threads_for_the_work(monkeypatch):
+    """A second thread has to be worth it: the model of CLUTTER takes one, a larger one takes all."""
+    monkeypatch.setattr(parallel, "default_threads", lambda: 4)
+    small, large = nn.ViTConfig(), nn.ViTConfig(dim=384, heads=6, mlp_dim=1536)
+    assert (step.thread_count(small, 100), step.thread_count(large, 100)) == (1, 4)
+    assert step.thread_count(small, 1) == 1, "at least"
+    assert 1 <= step.shard_size(large) < step.shard_size(small)

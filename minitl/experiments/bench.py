@@ -23,6 +23,7 @@ import numpy as np
 from .. import flops, train
 from ..backend import InputError, near
 from ..nn import ViTConfig
+from ..step import shard_size
 from . import ablate
 
 ROUNDS, STEPS = 7, 3  # blocks of each contestant, and steps in one that count
@@ -126,7 +127,7 @@ def scale(threads=None, quick=False, tick=lambda text: None):
                 memory, _ = alone[value].ask("memory")
                 row = {"axis": axis, "value": value, "seconds": median, "low": low, "high": high, "memory": memory}
                 cost, passes = flops.total(flops.count(config)), 4 if config.recompute else 3
-                held = min(batch, train.shard_size(config) * (threads or cores()))
+                held = min(batch, shard_size(config) * (threads or cores()))
                 rows.append(row | {"macs": passes * batch * cost.macs, "kept": 4 * held * cost.kept})
     return rows
 

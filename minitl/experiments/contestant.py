@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import data, nn, ops, optim, parallel, train
+from .. import data, nn, ops, optim, parallel
 from ..autograd import OPS, Node, Tensor, no_grad
+from ..step import shard_size
 
 TRAINING = {"lr": 1e-4, "decay": 0.05, "clip": 1.0}  # a rate at which rounding errors stay small
 
@@ -24,7 +25,7 @@ class Minitl:
         parallel.keep_memory()
         parallel.one_blas_thread()
         self.model, self.images, self.labels, self.clip = model, images, labels, clip
-        self.threads, self.shard, self.seed = threads, train.shard_size(model.config), np.random.SeedSequence(0)
+        self.threads, self.shard, self.seed = threads, shard_size(model.config), np.random.SeedSequence(0)
         self.optimizer = optim.AdamW(model.parameters(), lr, weight_decay=decay)
         self.parallel = self._with(threads)
 

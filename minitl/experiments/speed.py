@@ -5,8 +5,9 @@ from statistics import quantiles
 
 import numpy as np
 
-from .. import flops, ops, optim, parallel, train
+from .. import flops, ops, optim, parallel
 from ..nn import ViT
+from ..step import shard_size, thread_count
 
 
 def measure(models, batch_size=100, rounds=11, seed=0):
@@ -32,7 +33,7 @@ def _step(config, batch_size, rng):
     """A function that does a training step on random images, as ``minitl train`` does, and returns its seconds."""
     model = ViT(config, rng)
     optimizer = optim.AdamW(model.parameters())
-    threads = parallel.DataParallel(model, rng, parallel.default_threads(), train.shard_size(config))
+    threads = parallel.DataParallel(model, rng, thread_count(config, batch_size), shard_size(config))
     images = rng.standard_normal((batch_size, *config.image_size, config.channels), "float32")
     labels = rng.integers(config.num_classes, size=batch_size)
 
