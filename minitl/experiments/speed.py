@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import flops, ops, optim, parallel
 from ..nn import ViT
-from ..step import shard_size, thread_count
+from ..step import shard_size
 
 
 def measure(models, batch_size=100, rounds=11, seed=0):
@@ -30,17 +30,17 @@ def measure(models, batch_size=100, rounds=11, seed=0):
 
 
 def _step(config, batch_size, rng):
-    """A function that does a training step on random images, as ``minitl train`` does, and returns its seconds."""
+    """A function that does a training step on random images, in one thread, and returns its seconds."""
     model = ViT(config, rng)
     optimizer = optim.AdamW(model.parameters())
-    threads = parallel.DataParallel(model, rng, thread_count(config, batch_size), shard_size(config))
+    alone = parallel.DataParallel(model, rng, threads=1, shard=shard_size(config))
     images = rng.standard_normal((batch_size, *config.image_size, config.channels), "float32")
     labels = rng.integers(config.num_classes, size=batch_size)
 
     def step():
         began = time.perf_counter()
         optimizer.zero_grad()
-        threads.gradients(ops.cross_entropy, images, labels, np.random.SeedSequence(0))
+        alone.gradients(ops.cross_entropy, images, labels, np.random.SeedSequence(0))
         optimizer.step()
         return time.perf_counter() - began
 
