@@ -127,7 +127,7 @@ def scale(threads=None, quick=False, tick=lambda text: None):
                 memory, _ = alone[value].ask("memory")
                 row = {"axis": axis, "value": value, "seconds": median, "low": low, "high": high, "memory": memory}
                 cost, passes = flops.total(flops.count(config)), 4 if config.recompute else 3
-                held = min(batch, shard_size(config) * (threads or cores()))
+                held = batch / -(-batch // (shard_size(config) * (threads or cores())))  # samples at a time
                 rows.append(row | {"macs": passes * batch * cost.macs, "kept": 4 * held * cost.kept})
     return rows
 
