@@ -56,12 +56,22 @@ class TrainConfig:
     """mirror half of the training images"""
     crop: int = 0
     """pad training images by so many pixels and crop them back at a random place"""
+    rand_augment: int = 0
+    """operations of RandAugment on each training image"""
+    rand_augment_p: float = 0.5
+    """probability of each of these operations"""
+    magnitude: float = 27.0
+    """how strong they are, from 0 to 30"""
+    erasing: float = 0.0
+    """probability that a random box of a training image is blanked"""
     cutout: int = 0
     """side of a square that is blanked in each training image"""
     mixup: float = 0.0
     """alpha of mixup: blend pairs of training images and their labels"""
     cutmix: float = 0.0
     """alpha of cutmix: paste a box of one training image into another; with mixup, one of the two per batch"""
+    mix_until: float = 1.0
+    """share of all steps after which images are not mixed any more"""
     subset: int | None = None
     """train on at most so many images, equally many of each class"""
     data_dir: str | None = None
@@ -83,10 +93,12 @@ class TrainConfig:
             ("at least 1", lambda x: x >= 1, ("epochs", "batch_size", "subset")),
             ("above 0", lambda x: 0 < x < np.inf, ("lr", "clip")),
             ("in [0, 1)", lambda x: 0 <= x < 1, ("warmup", "label_smoothing", "ema")),
+            ("in [0, 1]", lambda x: 0 <= x <= 1, ("rand_augment_p", "erasing", "mix_until")),
+            ("from 0 to 30", lambda x: 0 <= x <= 30, ("magnitude",)),
             (
                 "0 or more",
                 lambda x: 0 <= x < np.inf,
-                ("weight_decay", "crop", "cutout", "mixup", "cutmix", "seed", "threads"),
+                ("weight_decay", "crop", "rand_augment", "cutout", "mixup", "cutmix", "seed", "threads"),
             ),
         ):
             for name in names:
@@ -332,11 +344,15 @@ class Trainer:
         rng = np.random.default_rng(seed_of(config, AUGMENTATION, self.step))
         if config.flip or config.crop:
             images = data.random_crop(images, config.crop, rng, flip=config.flip)
+        if config.rand_augment:
+            images = data.rand_augment(images, rng, config.rand_augment, config.magnitude, config.rand_augment_p)
         images = data.normalize(images, self.mean, self.std)
+        if config.erasing:
+            images = data.random_erasing(images, rng, config.erasing)
         if config.cutout:
             images = data.cutout(images, config.cutout, rng)
         mixes = [(mix, alpha) for mix, alpha in ((data.mixup, config.mixup), (data.cutmix, config.cutmix)) if alpha]
-        if not mixes:
+        if not mixes or self.step >= config.mix_until * self.total:
             return images, labels
         mix, alpha = mixes[rng.integers(len(mixes))]
         return mix(images, data.one_hot(labels, config.model.num_classes), alpha, rng)
@@ -401,7 +417,7 @@ def _fitted(config, train_set):
     if isinstance(config.model, X21DConfig) and not time:
         raise InputError(f"an X(2+1)D model needs clips, and {config.dataset} has images; train a ViT on them")
     for names, images, unfit in (
-        (("flip", "crop", "cutout", "mixup", "cutmix"), "clips", time),
+        (("flip", "crop", "rand_augment", "erasing", "cutout", "mixup", "cutmix"), "clips", time),
         (("label_smoothing", "mixup", "cutmix"), "images with several labels", train_set.multi_label),
     ):
         if used := [name for name in names if unfit and getattr(config, name)]:

@@ -25,6 +25,7 @@ EVERYTHING = replace(
     PLAIN,
     model=replace(SMALL, dropout=0.1, drop_path=0.2, version="1.0", num_tokens=3),
     **{"flip": True, "crop": 3, "cutout": 5, "mixup": 0.4, "cutmix": 1.0, "ema": 0.9, "label_smoothing": 0.1},
+    **{"rand_augment": 2, "erasing": 0.5, "mix_until": 0.7},
 )
 
 
@@ -140,10 +141,15 @@ def test_options_reach_the_batch(tmp_path):
     images, labels = plain.train_set.images[:16], plain.train_set.labels[:16]
     expected, same = plain._augment(images, labels)
     assert same is labels
-    for option in ({"flip": True}, {"crop": 2}, {"cutout": 4}, {"mixup": 9.0}, {"cutmix": 9.0}):
+    options = ({"flip": True}, {"crop": 2}, {"rand_augment": 1}, {"erasing": 1.0})
+    for option in (*options, {"cutout": 4}, {"mixup": 9.0}, {"cutmix": 9.0}):
         x, targets = train.Trainer(replace(PLAIN, **option), tmp_path)._augment(images, labels)
         assert x.shape == expected.shape and x.dtype == np.float32 and (x != expected).any(), option
         assert targets.shape == ((16, 8) if {"mixup", "cutmix"} & option.keys() else (16,))
+    late = train.Trainer(replace(PLAIN, mixup=9.0, mix_until=0.5), tmp_path)
+    assert late._augment(images, labels)[1] is not labels
+    late.step = late.total - 1
+    assert late._augment(images, labels)[1] is labels
 
 
 def test_evaluate_agrees_with_itself_over_batches_and_restores_the_mode(tmp_path):
@@ -227,6 +233,7 @@ def test_learns_several_labels(tmp_path, monkeypatch):
         ({"flip": True, "crop": 2}, "actors has clips, which do not go with flip, crop; leave that out"),
         ({"cutout": 3}, "clips, which do not go with cutout"),
         ({"mixup": 0.5}, "clips, which do not go with mixup"),
+        ({"rand_augment": 2, "erasing": 0.1}, "clips, which do not go with rand_augment, erasing"),
         ({"label_smoothing": 0.1}, "images with several labels, which do not go with label_smoothing"),
         ({"model": replace(SMALL, frames=9, tubelet=3)}, "tubelet=3 does not divide frames=8"),
     ],
@@ -592,6 +599,9 @@ def test_other_options_or_other_images_cannot_go_on(tmp_path, monkeypatch, image
         ({"warmup": 1.0}, r"warmup must be in \[0, 1\), got 1.0"),
         ({"ema": -0.1}, r"ema must be in \[0, 1\), got -0.1"),
         ({"mixup": float("inf")}, "mixup must be 0 or more, got inf"),
+        ({"rand_augment": -1}, "rand_augment must be 0 or more, got -1"),
+        ({"magnitude": 31.0}, "magnitude must be from 0 to 30, got 31.0"),
+        ({"erasing": 1.5}, r"erasing must be in \[0, 1\], got 1.5"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"device": "tpu"}, "device is one of cpu, cuda, got 'tpu'"),
         ({"precision": "fp16"}, "precision is one of fp32, tf32, bf16, got 'fp16'"),

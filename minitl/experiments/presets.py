@@ -19,7 +19,7 @@ R1 = replace(SMALL, stem="conv", head_pool="sequence", layers=10, loc=7)
 R2 = replace(R1, patch_size=2, layers=8, loc=4)
 R3 = replace(SMALL, layers=9, loc=6, num_tokens=8)
 GPU = {"batch_size": 1024, "lr": 1.5e-3, "warmup": 0.03, "label_smoothing": 0.1, "ema": 0.999}
-GPU |= {"flip": True, "crop": 4, "mixup": 0.8, "cutmix": 1.0}
+GPU |= {"flip": True, "crop": 4, "rand_augment": 2, "mixup": 0.8, "cutmix": 1.0, "mix_until": 0.6}
 CPU = ViTConfig(num_classes=10, dim=64, heads=4, mlp_dim=128, version="1.1", pre_norm=False, num_tokens=16)
 CPU = replace(CPU, stem="conv", stem_width=16)
 
