@@ -214,7 +214,8 @@ def signatures(source):
     }
 
 
-KINDS = {"int": "int32", "u64": "uint64", "long long": "int64", "unsigned short": "uint16", "float": "float32"}
+KINDS = {"int": "int32", "u64": "uint64", "long long": "int64", "float": "float32"}
+KINDS |= {"unsigned short": "uint16", "unsigned char": "uint8"}
 
 
 @functools.cache
