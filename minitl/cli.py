@@ -7,14 +7,15 @@ import shlex
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from . import files, flops, interop, predict
-from .backend import InputError, near
-from .experiments import ablate, bench, bench_report, fewshot, paper, presets, speed
+from .backend import InputError, cuda_problem, near
+from .experiments import ablate, bench, bench_cuda, bench_report, fewshot, paper, presets, speed
 from .nn import ViTConfig
 from .report import box_share, png
 from .train import TrainConfig, default_config, draw_maps, evaluate, load_config, load_model, load_run, resume, start
@@ -98,7 +99,11 @@ class FlopsOptions:
 @dataclass(frozen=True)
 class BenchOptions:
     names: Positional[tuple[str, ...]] = ()
-    """vit-tiny, vit-tiny-tl, vit-384, vit-tl-384, video-tl, bottleneck; all by default"""
+    """vit-tiny, vit-tiny-tl, vit-384, vit-tl-384, video-tl, bottleneck; on a GPU the first two and cifar-r1; or all"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where to compute"""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """of matrix products on a GPU"""
     threads: int | None = None
     """threads of each framework; by default as many as there are cores"""
     ops: bool = False
@@ -228,11 +233,21 @@ def bench_command(args):
         raise InputError("choose one: names of configurations, --ops, or --scale")
     if options.threads is not None and not 1 <= options.threads <= bench.cores():
         raise InputError(f"--threads is from 1 to {bench.cores()}, the cores there are, got {options.threads}")
-    machine = bench.machine(options.threads)
-    say = (lambda text: None) if options.json else tqdm.write  # above the line that says how far it is
-    say(bench_report.heading(machine) + "\n")
-    with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as progress:
+    if options.device == "cpu" and options.precision != "fp32":
+        raise InputError(f"--precision {options.precision} needs --device cuda; a CPU computes in fp32")
+    if options.device == "cuda":
+        if options.ops or options.scale or options.threads:
+            raise InputError("--ops, --scale and --threads are for a CPU; leave them out with --device cuda")
+        if problem := cuda_problem():
+            raise InputError(f"device cuda cannot be used: {problem}")
+        machine, heading = bench_cuda.machine(), bench_report.cuda_heading
+        measure = _bench_cuda
+    else:
+        machine, heading = bench.machine(options.threads), bench_report.heading
         measure = _bench_ops if options.ops else _bench_scale if options.scale else _bench_models
+    say = (lambda text: None) if options.json else tqdm.write  # above the line that says how far it is
+    say(heading(machine) + "\n")
+    with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as progress:
         found, name, figure = measure(options, say, progress.set_description_str)
     if options.json:
         print(json.dumps({"machine": machine} | found, indent=1))
@@ -262,6 +277,18 @@ def _bench_scale(options, say, tick):
     rows = bench.scale(options.threads, options.quick, tick)
     say(bench_report.scale_table(rows) + "\n")
     return {"scale": rows}, "scale.png", bench_report.scale_picture(rows)
+
+
+def _bench_cuda(options, say, tick):
+    say(bench_report.cuda_head())
+    rows = []
+    for row in bench_cuda.compare(options.names, options.precision, options.quick, tick):
+        say(bench_report.cuda_line(row))
+        rows.append(row)
+    say("\n".join(["", *bench_report.cuda_notes(rows)]))
+    for row in rows:
+        say("\n" + bench_report.shares_table(f"{row['model']}, eager", row["ops"], ()))
+    return {"models": rows}, "bench-cuda.png", bench_report.cuda_picture(rows)
 
 
 def ablate_command(args):

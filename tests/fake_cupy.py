@@ -57,7 +57,7 @@ def expect(name):
 
 
 class State:
-    launches, strict, recorded = 0, False, None
+    launches, strict, recorded, limit = 0, False, None, 0
 
 
 @contextlib.contextmanager
@@ -380,19 +380,48 @@ class Graph:
 
 
 class Event:
+    """Its clock is the number of launches: each takes a millisecond."""
+
     def __init__(self, disable_timing=False):
         pass
 
     def record(self, stream=None):
-        pass
+        self.at = State.launches
 
     def synchronize(self):
         pass
 
 
+class Device:
+    def synchronize(self):
+        crossing("synchronize")
+
+
 class MemoryPool:
+    """It holds nothing; with a limit it is full."""
+
+    limit = 0
+
     def malloc(self, size):
         pass
+
+    def set_limit(self, size):
+        self.limit = size
+
+    def total_bytes(self):
+        return 0
+
+    used_bytes = total_bytes
+    free_all_blocks = total_bytes
+
+
+@contextlib.contextmanager
+def using_allocator(allocator):
+    before, State.limit = State.limit, allocator.__self__.limit
+    try:
+        yield
+    finally:
+        State.limit = before
 
 
 class Memory:
@@ -432,6 +461,8 @@ def ascontiguousarray(x):
 
 def empty(shape, dtype=float):
     host = np.empty(shape, dtype)
+    if host.nbytes > State.limit > 0:
+        raise MemoryError(f"Out of memory allocating {host.nbytes} bytes")
     host[...] = 1e30 if host.dtype.kind == "f" else 99  # whoever reads it before writing shall notice
     if State.recorded is not None:
         State.recorded.append(lambda: host)  # a graph's memory stays as long as the graph
@@ -446,10 +477,17 @@ cuda = Module(
     MemoryPool=MemoryPool,
     Memory=Memory,
     is_available=lambda: True,
-    runtime=types.SimpleNamespace(memGetInfo=lambda: (1 << 30, 4 << 30)),
+    Device=Device,
+    get_elapsed_time=lambda start, end: float(end.at - start.at),
+    runtime=types.SimpleNamespace(
+        memGetInfo=lambda: (1 << 30, 4 << 30),
+        getDeviceProperties=lambda i: {"name": b"made up"},
+        driverGetVersion=lambda: 13000,
+        runtimeGetVersion=lambda: 12090,
+    ),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
     get_current_stream=lambda: cuda.current,
-    using_allocator=lambda allocator: contextlib.nullcontext(),
+    using_allocator=using_allocator,
 )
 cuda.current = Stream()
 strides = Module("cupy.lib.stride_tricks", np.lib.stride_tricks)
@@ -469,6 +507,7 @@ cupy = Module(
     empty_like=lambda x: empty(x.shape, x.dtype),
     zeros=lambda shape, dtype=float: call(np.zeros, shape, dtype),
 )
+cupy.__version__ = "14.2.0"
 cupyx = Module("cupyx", empty_pinned=np.empty)
 
 
