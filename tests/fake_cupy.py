@@ -332,8 +332,8 @@ class Cublas:
         if offset is None:
             address = ctypes.cast(start.value, ctypes.POINTER(ctypes.c_uint64))[i]
         size = (columns - 1) * step + rows
-        flat = np.ctypeslib.as_array((ctypes.c_uint8 * (size * dtype.itemsize)).from_address(address)).view(dtype)
-        x = np.lib.stride_tricks.as_strided(flat, (rows, columns), (dtype.itemsize, step * dtype.itemsize))
+        memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(address)
+        x = np.ndarray((rows, columns), dtype, memory, strides=(dtype.itemsize, step * dtype.itemsize))
         return x if kind != 14 else (x.astype(np.uint32) << 16).view(np.float32)
 
 
