@@ -193,6 +193,14 @@ def test_a_process_that_fails_says_why():
         one.ask("train", 1)
 
 
+def test_a_batch_that_does_not_fit():
+    with (
+        bench.Contestant("minitl", "minitl", PLAIN, 10**13, 1) as one,
+        pytest.raises(InputError, match=r"with status 1:\nits model and batch do not fit into memory: .*allocate"),
+    ):
+        one.ask("train", 1)
+
+
 def test_a_process_that_is_killed():
     with bench.Contestant("minitl", "minitl", PLAIN, 2, 1) as one:
         one.ask("train", 1)

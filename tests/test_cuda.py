@@ -800,7 +800,7 @@ class Broken:
         )
         compiler = type("nvrtc", (), {"getVersion": staticmethod(raise_or(nvrtc))})
         parts = {"is_available": staticmethod(lambda: available), "runtime": runtime, "nvrtc": compiler}
-        self.cuda, self.arange = type("cuda", (), parts), raise_or(compute)
+        self.cuda, self.eye = type("cuda", (), parts), raise_or(compute)
 
 
 @pytest.mark.parametrize(
@@ -810,9 +810,10 @@ class Broken:
         (Broken(False), r"finds no usable GPU or driver \(no driver\); `nvidia-smi` should list one"),
         (Broken(False, count=0), r"no usable GPU or driver \(it counts 0\)"),
         (Broken(nvrtc=RuntimeError("failed to load libnvrtc.so.12")), r"^CuPy finds no NVRTC .*minitl\[cuda12\]"),
+        (Broken(compute=ImportError("libcublas.so.13: not found")), r"^CuPy finds no CUDA toolkit .*minitl\[cuda12\]"),
         (Broken(compute=MemoryError("out of memory")), r"cannot compute on it: MemoryError: out of memory"),
     ],
-    ids=["no CuPy", "no driver", "no GPU", "no NVRTC", "no memory"],
+    ids=["no CuPy", "no driver", "no GPU", "no NVRTC", "no toolkit", "no memory"],
 )
 def test_cuda_problem(cupy, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)

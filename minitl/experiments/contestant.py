@@ -163,12 +163,16 @@ def serve():
     """
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
-    calls = prepare(pickle.load(requests))
-    with contextlib.suppress(EOFError):
+    try:
+        calls = prepare(pickle.load(requests))
         while True:
             what, times = pickle.load(requests)
             pickle.dump(calls[what](times), answers)
             answers.flush()
+    except EOFError:
+        pass
+    except MemoryError as error:
+        sys.exit(f"its model and batch do not fit into memory: {error}")
 
 
 def prepare(job):
