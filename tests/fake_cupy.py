@@ -5,8 +5,8 @@
       python tests/fake_cupy.py > tests/cupy_names.txt      (with CuPy installed; needs no GPU)
 
 - Within ``strict()`` nothing may go from one side to the other: no ``float(x)``, ``bool(x)``, ``x.item()``,
-  ``np.asarray(x)``, ``cupy.asarray(host)`` of more than four numbers. On a GPU each of them waits, and none can be
-  captured into a graph.
+  ``np.asarray(x)``, ``cupy.asarray(host)`` of more than a table of addresses. On a GPU each of them waits, and none
+  can be captured into a graph.
 - It counts launches: each call that computes or copies is one. Views and allocations are free, as they are in CuPy.
 - ``RawModule`` checks the arguments of a kernel against its signature in the source, then runs that source, compiled
   for the CPU (``emulate.h``), or the kernel's NumPy reference where there is no C++ compiler.
@@ -361,16 +361,16 @@ class Stream:
         assert isinstance(event, Event)
 
     def begin_capture(self):
-        State.recorded = []
+        State.recorded, State.memory = [], []
 
     def end_capture(self):
-        graph, State.recorded = Graph(State.recorded), None
+        graph, State.recorded = Graph(State.recorded, State.memory), None
         return graph
 
 
 class Graph:
-    def __init__(self, work):
-        self.work = work
+    def __init__(self, work, memory):
+        self.work, self.memory = work, memory
 
     def launch(self, stream=None):
         State.launches += 1
@@ -448,7 +448,7 @@ class Module(types.ModuleType):
 
 def asarray(x, dtype=None):
     if not isinstance(x, ndarray):
-        if np.size(x) > 4:
+        if np.size(x) > 1000:
             crossing("asarray of a host array")
         assert State.recorded is None, "a host array cannot be uploaded while a step is captured"
         return ndarray(np.array(x, dtype))
@@ -465,7 +465,7 @@ def empty(shape, dtype=float):
         raise MemoryError(f"Out of memory allocating {host.nbytes} bytes")
     host[...] = 1e30 if host.dtype.kind == "f" else 99  # whoever reads it before writing shall notice
     if State.recorded is not None:
-        State.recorded.append(lambda: host)  # a graph's memory stays as long as the graph
+        State.memory.append(host)  # a graph's memory stays as long as the graph
     return ndarray(host)
 
 

@@ -88,7 +88,7 @@ def test_command(command, precision, names):
         assert row["times"].keys() == set(bench_cuda.MINITL) and row["missing"].keys() == set(bench_cuda.PYTORCH)
         eager, graph = (row["times"][f"minitl {kind}"]["seconds"] for kind in ("eager", "graph"))
         assert graph == 0.003  # two inputs are brought in, then the graph is launched
-        assert 1000 * eager - 2 < row["launches"] < 1000 * eager + 200  # a graph keeps its memory too
+        assert 0.8 * 1000 * eager < row["launches"] < 1000 * eager  # what is constant is not computed anew
         assert sum(op["forward"] + op["backward"] for op in row["ops"]) == pytest.approx(eager, abs=0.003)
         assert sum(op["share"] for op in row["ops"]) == pytest.approx(1)
         ops = {op["name"]: op for op in row["ops"]}

@@ -36,7 +36,7 @@ LAYERS = [  # a file imports from earlier lines only
 ]
 WITHIN = {  # the same for the files of one folder, where they use one another
     "ops": ["basic", "activations", "linear", "noise", "norm", "attention", "conv", "losses", "recompute"],
-    "cuda": ["kernels", "reference", "gemm", "graph", "overrides", "adamw"],
+    "cuda": ["kernels", "reference", "graph", "gemm", "overrides", "adamw"],
     "nn": ["module", "layers", "transformer", "tokenlearner", "tokenizers", "vit", "bottleneck"],
 }
 CORE = {"backend", "autograd", "ops", "gradcheck", "nn", "optim", "checkpoint"}

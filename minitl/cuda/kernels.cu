@@ -324,6 +324,14 @@ KERNEL squares(real* sums, const real* x, int n) {
     }
 }
 
+// grad[start + i] = source[i] for i < size, or 0 where there is no source
+// table (count, 3) holds for each parameter where its source lies (or 0), and start and size
+KERNEL gather(real* grad, const u64* table, int count) {
+    const u64* row = table + 3 * blockIdx.y;
+    const real* source = (const real*)row[0];
+    for (int i = THREAD; i < (int)row[2]; i += gridDim.x * blockDim.x) grad[row[1] + i] = source ? source[i] : 0;
+}
+
 // g = s grad,  s = max_norm / (norm + 1e-6) where norm = sqrt(norm2) is above max_norm, and 1 elsewhere
 // w = (1 - lr decay) w for the first `decayed` numbers;  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
 // w = w - lr (m / fix1) / (sqrt(v) / fix2 + eps),  fix1 = 1 - beta1^t,  fix2 = sqrt(1 - beta2^t)

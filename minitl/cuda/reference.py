@@ -3,6 +3,7 @@
 The first arrays are written to. Tests hold the kernels to these functions, and these to the generic ops.
 """
 
+import ctypes
 import math
 
 import numpy as np
@@ -136,6 +137,12 @@ def squares(sums, x, n):
     runs = runs.reshape(-1, 256).sum(1)
     for k in range(len(sums)):
         sums[k] = runs[k :: len(sums)].sum()
+
+
+def gather(grad, table, count):
+    for source, start, size in table.reshape(count, 3).tolist():
+        there = (ctypes.c_char * (size * grad.itemsize)).from_address(source) if source else bytes(size * grad.itemsize)
+        grad[start : start + size] = np.frombuffer(there, grad.dtype)
 
 
 def adamw(w, m, v, average, grad, norm2, now, n, decayed, max_norm, decay, beta1, rest1, beta2, rest2, eps, ema, rest):

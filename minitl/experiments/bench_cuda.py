@@ -28,7 +28,7 @@ MODELS = {  # name: configuration, batch size
 MINITL = {"minitl graph": {"graph": True}, "minitl eager": {"graph": False}}
 PYTORCH = {"PyTorch eager": {"compiled": False}, "PyTorch compiled": {"compiled": True}}
 ROUNDS, STEPS = 7, 10  # blocks of each contestant, and steps in one
-AGREE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}  # up to which share losses must agree
+AGREE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 2e-2}  # up to which share losses must agree
 
 
 def compare(names=(), precision="fp32", quick=False, tick=lambda text: None, against=tuple(PYTORCH)):
@@ -62,7 +62,8 @@ def compare(names=(), precision="fp32", quick=False, tick=lambda text: None, aga
                 except InputError as error:
                     if label in MINITL:
                         raise
-                    missing[label] = str(error).splitlines()[-1]  # a CPU's PyTorch, no compiler, no memory
+                    lines = str(error).splitlines()[::-1]  # a CPU's PyTorch, no compiler, no memory
+                    missing[label] = next((line for line in lines if "Error" in line), lines[0])
                     del team[label]
             bench.check(name, losses, AGREE[precision])
             measured = bench.in_turns(list(team.values()), ["train"], rounds, steps, tick, name)
