@@ -92,6 +92,7 @@ def test_command(command, precision, names):
         assert sum(op["forward"] + op["backward"] for op in row["ops"]) == pytest.approx(eager, abs=0.003)
         assert sum(op["share"] for op in row["ops"]) == pytest.approx(1)
         ops = {op["name"]: op for op in row["ops"]}
+        assert 0 < ops["rest"]["share"] < 0.2
         assert {"linear", "attention", "layer_norm", "AdamW", "rest"} < ops.keys() and ops["AdamW"]["backward"] == 0
         assert ops["attention"]["backward"] > ops["attention"]["forward"] > 0
         assert ("max_pool2d" in ops) == (row["model"] == "cifar-r1")

@@ -59,7 +59,7 @@ class Minitl:
 
         The GPU gets other work first, so that the host is ahead of it, and only what the GPU does is measured.
         """
-        spans, whole = collections.defaultdict(lambda: ([], [])), ([], [])
+        spans, whole = collections.defaultdict(lambda: ([], [])), []
 
         def timed(name, i, call, *args, **options):
             start, end = self.event(), self.event()
@@ -69,26 +69,24 @@ class Minitl:
             spans[name][i].append((start, end))
             return result
 
-        update, other = self.update, OtherWork(self)
+        update = self.update
         with _stopwatches(timed):
             self.update = functools.partial(timed, "AdamW", 0, update)
             try:
-                self._step(*self.inputs)
-                other.last(self._host_seconds())
+                other_work = self._work_for(1.5 * self._host_seconds())
                 spans.clear()
                 for _ in range(steps):
-                    other()
+                    other_work()
                     start, end = self.event(), self.event()
                     start.record()
                     self._step(*self.inputs)
                     end.record()
                     end.synchronize()
-                    whole[0].append((start, end))
+                    whole.append((start, end))
             finally:
                 self.update = update
-        seconds = {name: tuple(self._mean(part, steps) for part in parts) for name, parts in spans.items()}
-        rest = self._mean(whole[0], steps) - sum(map(sum, seconds.values()))
-        return seconds | {"rest": (rest, 0.0)}
+        found = {name: tuple(self._mean(part, steps) for part in parts) for name, parts in spans.items()}
+        return found | {"rest": (self._mean(whole, steps) - sum(map(sum, found.values())), 0.0)}
 
     def _host_seconds(self):
         """How long the host is busy with a step."""
@@ -96,30 +94,19 @@ class Minitl:
         self._step(*self.inputs)
         return time.perf_counter() - began
 
-    def _mean(self, spans, steps):
-        return sum(self.between(*span) for span in spans) / 1000 / steps
-
-
-class OtherWork:
-    """Called, it has the GPU multiply large matrices for longer than ``last`` said."""
-
-    def __init__(self, side):
+    def _work_for(self, wanted):
+        """A function that has the GPU multiply large matrices for so many seconds."""
         import cupy
 
-        self.x, self.count = cupy.ones((LARGE // 2, LARGE // 2), "float32"), 1
-        self.each = statistics.median(seconds(self.once, 3, side))
-
-    def once(self):
         from ..cuda.gemm import product
 
-        product(self.x, self.x)
+        x = cupy.ones((LARGE // 2, LARGE // 2), "float32")
+        once = statistics.median(seconds(lambda: product(x, x), 3, self))
+        return lambda: [product(x, x) for _ in range(math.ceil(wanted / once))]
 
-    def last(self, wanted):
-        self.count = math.ceil(1.5 * wanted / self.each) if self.each else 1
-
-    def __call__(self):
-        for _ in range(self.count):
-            self.once()
+    def _mean(self, spans, steps):
+        """Seconds for each of so many steps."""
+        return sum(self.between(*span) for span in spans) / 1000 / steps
 
 
 def seconds(step, times, side):
