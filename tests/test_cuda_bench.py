@@ -152,9 +152,12 @@ def test_pytorch_computes_the_same(command, monkeypatch):
 
 
 def test_without_pytorch(command, monkeypatch):
+    """And with a driver that does not say how many nodes a graph has."""
     monkeypatch.setattr(bench, "installed", lambda framework: False)
-    status, out, _ = command("vit-tiny", "--json")
-    assert status == 0 and set(json.loads(out)["models"][0]["missing"].values()) == {"PyTorch is not installed"}
+    monkeypatch.setattr(contestant_cuda, "nodes", lambda graph: None)
+    status, out, _ = command("vit-tiny")
+    assert status == 0 and "vit-tiny: no PyTorch eager: PyTorch is not installed\n" in out
+    assert next(line for line in out.splitlines() if line.startswith("vit-tiny ")).endswith(" -")
 
 
 def test_minitl_must_not_fail(command, monkeypatch):
@@ -317,3 +320,23 @@ def test_a_check_that_fails_does_not_stop_the_others(checks, capsys, monkeypatch
     checks.results["checks"].clear()
     checks.run_sections(path)
     assert started == [["--go-on", "gpu.json"]] * 2
+
+
+def test_nodes_of_a_graph(monkeypatch):
+    """The driver is asked by its C interface."""
+
+    class Driver:
+        def __init__(self, name):
+            assert name == "libcuda.so.1"
+
+        def cuGraphGetNodes(self, graph, nodes, count):
+            count._obj.value = 287
+            return 0 if graph.value == 7 and nodes is None else 1
+
+    class Graph:
+        graph = 7
+
+    monkeypatch.setattr(contestant_cuda.ctypes, "CDLL", Driver)
+    assert contestant_cuda.nodes(Graph) == 287
+    Graph.graph = 0
+    assert contestant_cuda.nodes(Graph) is None

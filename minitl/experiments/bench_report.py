@@ -78,7 +78,9 @@ def cuda_line(row):
     """A row of ``bench_cuda.compare`` as a line of the table; reached is the floor's share of a graph's time."""
     times = [_amount(row["times"][label]["seconds"]) if label in row["times"] else "-" for label in COLOURS]
     share = row["floor"] / row["times"]["minitl graph"]["seconds"]
-    return CUDA.format(row["model"], row["batch"], *times, _amount(row["floor"]), f"{share:.0%}", row["launches"])
+    return CUDA.format(
+        row["model"], row["batch"], *times, _amount(row["floor"]), f"{share:.0%}", row["launches"] or "-"
+    )
 
 
 def cuda_notes(rows):
