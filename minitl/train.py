@@ -325,7 +325,10 @@ class Trainer:
         config = self.config
         self.optimizer.lr = optim.warmup_cosine(self.step, self.total, int(config.warmup * self.total), config.lr)
         images, labels = to_device(images, config.device), to_device(labels, config.device)
-        self.take_step(*self._augment(images, labels), labels, self.step)
+        rng = np.random.default_rng(seed_of(config, AUGMENTATION, self.step))
+        mixing = self.step < config.mix_until * self.total
+        inputs, targets = data.training_batch(images, labels, config, self.mean, self.std, rng, mixing)
+        self.take_step(inputs, targets, labels, self.step)
         self.step += 1
         self.sums["images"] += len(labels)
 
@@ -337,25 +340,6 @@ class Trainer:
             self._expect_finite(norm, f"the norm of the gradient in step {number} of {self.total}")
             self.sums["loss"] += loss
             self.sums["correct"] += correct
-
-    def _augment(self, images, labels):
-        """uint8 images and labels -> float images, normalised and augmented, and labels or soft targets."""
-        config = self.config
-        rng = np.random.default_rng(seed_of(config, AUGMENTATION, self.step))
-        if config.flip or config.crop:
-            images = data.random_crop(images, config.crop, rng, flip=config.flip)
-        if config.rand_augment:
-            images = data.rand_augment(images, rng, config.rand_augment, config.magnitude, config.rand_augment_p)
-        images = data.normalize(images, self.mean, self.std)
-        if config.erasing:
-            images = data.random_erasing(images, rng, config.erasing)
-        if config.cutout:
-            images = data.cutout(images, config.cutout, rng)
-        mixes = [(mix, alpha) for mix, alpha in ((data.mixup, config.mixup), (data.cutmix, config.cutmix)) if alpha]
-        if not mixes or self.step >= config.mix_until * self.total:
-            return images, labels
-        mix, alpha = mixes[rng.integers(len(mixes))]
-        return mix(images, data.one_hot(labels, config.model.num_classes), alpha, rng)
 
     def _expect_finite(self, value, what):
         if not np.isfinite(value):

@@ -139,17 +139,31 @@ def test_options_reach_the_batch(tmp_path):
     """Each augmentation changes images; mixing makes the labels soft."""
     plain = train.Trainer(PLAIN, tmp_path)
     images, labels = plain.train_set.images[:16], plain.train_set.labels[:16]
-    expected, same = plain._augment(images, labels)
-    assert same is labels
+
+    def batch(**options):
+        config, rng = replace(plain.config, **options), np.random.default_rng(0)
+        return data.training_batch(images, labels, config, plain.mean, plain.std, rng)
+
+    expected, same = batch()
+    assert same is labels and np.array_equal(expected, data.normalize(images, plain.mean, plain.std))
     options = ({"flip": True}, {"crop": 2}, {"rand_augment": 1}, {"erasing": 1.0})
     for option in (*options, {"cutout": 4}, {"mixup": 9.0}, {"cutmix": 9.0}):
-        x, targets = train.Trainer(replace(PLAIN, **option), tmp_path)._augment(images, labels)
+        x, targets = batch(**option)
         assert x.shape == expected.shape and x.dtype == np.float32 and (x != expected).any(), option
         assert targets.shape == ((16, 8) if {"mixup", "cutmix"} & option.keys() else (16,))
-    late = train.Trainer(replace(PLAIN, mixup=9.0, mix_until=0.5), tmp_path)
-    assert late._augment(images, labels)[1] is not labels
-    late.step = late.total - 1
-    assert late._augment(images, labels)[1] is labels
+
+
+def test_mixing_ends(tmp_path):
+    """After half of the steps the model is given labels again; each step draws anew, and the same again."""
+    trainer, seen = train.Trainer(replace(PLAIN, mixup=9.0, mix_until=0.5), tmp_path), []
+    trainer.take_step = lambda inputs, targets, *_: seen.append((inputs, targets.ndim))
+    batch = trainer.train_set.images[:16], trainer.train_set.labels[:16]
+    for step in (0, 1, 7, 8, 14, 0):
+        trainer.step = step
+        trainer._step(*batch)
+    assert [ndim for _, ndim in seen] == [2, 2, 2, 1, 1, 2]
+    first, second, *_, again = (inputs for inputs, _ in seen)
+    assert np.array_equal(first, again) and not np.array_equal(first, second)
 
 
 def test_evaluate_agrees_with_itself_over_batches_and_restores_the_mode(tmp_path):
