@@ -62,6 +62,8 @@ class TrainConfig:
     """probability of each of these operations"""
     magnitude: float = 27.0
     """how strong they are, from 0 to 30"""
+    auto_augment: bool = False
+    """apply one of AutoAugment's 25 policies for CIFAR-10 to each training image; takes the place of rand_augment"""
     erasing: float = 0.0
     """probability that a random box of a training image is blanked"""
     cutout: int = 0
@@ -105,6 +107,11 @@ class TrainConfig:
                 value = getattr(self, name)
                 if value is not None and not holds(value):
                     raise InputError(f"{name} must be {wanted}, got {value}")
+        if self.auto_augment and self.rand_augment:
+            raise InputError(
+                f"auto_augment and rand_augment {self.rand_augment} exclude each other; leave one out, "
+                "or set rand_augment to 0 where a preset has it"
+            )
         if self.device == "cpu" and self.precision != "fp32":
             raise InputError(f"precision {self.precision} needs device cuda; a CPU computes in fp32")
 
@@ -401,7 +408,7 @@ def _fitted(config, train_set):
     if isinstance(config.model, X21DConfig) and not time:
         raise InputError(f"an X(2+1)D model needs clips, and {config.dataset} has images; train a ViT on them")
     for names, images, unfit in (
-        (("flip", "crop", "rand_augment", "erasing", "cutout", "mixup", "cutmix"), "clips", time),
+        (("flip", "crop", "rand_augment", "auto_augment", "erasing", "cutout", "mixup", "cutmix"), "clips", time),
         (("label_smoothing", "mixup", "cutmix"), "images with several labels", train_set.multi_label),
     ):
         if used := [name for name in names if unfit and getattr(config, name)]:

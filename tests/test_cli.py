@@ -391,8 +391,14 @@ def test_presets():
     )
     assert (options.model.dim, options.model.layers) == (64, 9)
     assert cli._train_options(["photos", "--preset", "cifar-cpu"]).dataset == "photos"
+    assert cli._train_options(["--preset", "cifar-r1", "--rand-augment", "0", "--auto-augment"]).auto_augment
 
 
 def test_presets_that_do_not_exist(capsys):
     assert "there is no preset 'cifar-r9'; did you mean cifar-r" in fails(capsys, "train", "--preset", "cifar-r9")
     assert "exclude each other" in fails(capsys, "train", "--preset", "cifar-cpu", "--resume", "run")
+
+
+def test_a_preset_has_rand_augment(capsys):
+    text = fails(capsys, "train", "--preset", "cifar-r1", "--auto-augment")
+    assert "auto_augment and rand_augment 2 exclude each other; leave one out, or set rand_augment to 0" in text

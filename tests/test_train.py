@@ -146,7 +146,7 @@ def test_options_reach_the_batch(tmp_path):
 
     expected, same = batch()
     assert same is labels and np.array_equal(expected, data.normalize(images, plain.mean, plain.std))
-    options = ({"flip": True}, {"crop": 2}, {"rand_augment": 1}, {"erasing": 1.0})
+    options = ({"flip": True}, {"crop": 2}, {"rand_augment": 1}, {"auto_augment": True}, {"erasing": 1.0})
     for option in (*options, {"cutout": 4}, {"mixup": 9.0}, {"cutmix": 9.0}):
         x, targets = batch(**option)
         assert x.shape == expected.shape and x.dtype == np.float32 and (x != expected).any(), option
@@ -248,6 +248,7 @@ def test_learns_several_labels(tmp_path, monkeypatch):
         ({"cutout": 3}, "clips, which do not go with cutout"),
         ({"mixup": 0.5}, "clips, which do not go with mixup"),
         ({"rand_augment": 2, "erasing": 0.1}, "clips, which do not go with rand_augment, erasing"),
+        ({"auto_augment": True}, "clips, which do not go with auto_augment"),
         ({"label_smoothing": 0.1}, "images with several labels, which do not go with label_smoothing"),
         ({"model": replace(SMALL, frames=9, tubelet=3)}, "tubelet=3 does not divide frames=8"),
     ],
@@ -305,7 +306,10 @@ def test_every_tokenizer_and_way_back_has_words():
 # --- stop and go on ---
 
 
-@pytest.mark.parametrize("config", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+AUTO = replace(PLAIN, auto_augment=True, flip=True, crop=3, cutmix=1.0)
+
+
+@pytest.mark.parametrize("config", [PLAIN, EVERYTHING, AUTO], ids=["plain", "everything", "auto"])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, config):
     """Interrupted in the middle, at the first and last step of an epoch (5, 15), and twice in a row."""
     whole = train.start(config, tmp_path / "whole")
@@ -615,6 +619,10 @@ def test_other_options_or_other_images_cannot_go_on(tmp_path, monkeypatch, image
         ({"mixup": float("inf")}, "mixup must be 0 or more, got inf"),
         ({"rand_augment": -1}, "rand_augment must be 0 or more, got -1"),
         ({"magnitude": 31.0}, "magnitude must be from 0 to 30, got 31.0"),
+        (
+            {"rand_augment": 2, "auto_augment": True},
+            "auto_augment and rand_augment 2 exclude each other; leave one out",
+        ),
         ({"erasing": 1.5}, r"erasing must be in \[0, 1\], got 1.5"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"device": "tpu"}, "device is one of cpu, cuda, got 'tpu'"),

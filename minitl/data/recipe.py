@@ -13,6 +13,8 @@ def training_batch(images, labels, config, mean, std, rng, mixing=True):
         images = augment.random_crop(images, config.crop, rng, flip=config.flip)
     if config.rand_augment:
         images = policies.rand_augment(images, rng, config.rand_augment, config.magnitude, config.rand_augment_p)
+    if config.auto_augment:
+        images = policies.auto_augment(images, rng)
     images = augment.normalize(images, mean, std)
     if config.erasing:
         images = augment.random_erasing(images, rng, config.erasing)
