@@ -52,6 +52,8 @@ class TrainOptions(TrainConfig):
 class EvalOptions:
     run: Positional[Path]
     """folder of a run"""
+    flip: bool = False
+    """also with flip averaging: by the mean of the logits of an image and of its mirror image"""
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,15 @@ def train_command(args):
         how = f"minitl train --resume {shlex.quote(str(trainer.folder))}"
         print(f"stopped and saved after step {trainer.step} of {trainer.total}; go on with: {how}")
         sys.exit(130)
-    _print_result(trainer.evaluate(), trainer.test_set)
+    _print_result(trainer.result, trainer.test_set)
     print(f"results are in {trainer.folder}: {', '.join(sorted(path.name for path in trainer.folder.iterdir()))}")
 
 
 def eval_command(args):
     """print loss and accuracy of a run on its test images"""
-    model, test_set, mean, std = load_run(_parse(EvalOptions, "eval", args).run)
-    _print_result(evaluate(model, test_set, mean, std), test_set)
+    options = _parse(EvalOptions, "eval", args)
+    model, test_set, mean, std = load_run(options.run)
+    _print_result(evaluate(model, test_set, mean, std, flip=options.flip), test_set)
 
 
 def maps_command(args):
@@ -401,6 +404,8 @@ def _print_epoch(row, epochs, score):
 def _print_result(result, test_set):
     score = "mAP" if test_set.multi_label else "accuracy"
     print(f"test loss      {result['loss']:.4f}\ntest {score:8}  {result['accuracy']:.2%}")
+    if "flip_accuracy" in result:
+        print(f"flip averaging {result['flip_accuracy']:.2%} (mean logits of an image and of its mirror image)")
     if "map_mass" in result:
         even = box_share(test_set.boxes, test_set.images.shape[-3:-1])
         print(f"map mass       {result['map_mass']:.3f} on the target object (even maps would have {even:.3f})")

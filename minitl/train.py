@@ -1,6 +1,6 @@
 """The training run: one loop of steps, an evaluation after each epoch, and a folder that holds all there is to know.
 
-    config.json  metrics.csv  curves.png  maps.png  checkpoint.safetensors
+    config.json  metrics.csv  curves.png  confusion.png  maps.png  checkpoint.safetensors
 
 ``start`` begins a run and ``resume`` goes on with it, bit for bit, from whatever step it was stopped at. That takes the
 weights, the optimiser's moments and a few counts. No generator: what is random follows from the seed and the number of
@@ -223,6 +223,7 @@ class Trainer:
 
     ``config.model``'s image size, frames, channels and classes are taken from the data. ``score`` is what the columns
     of accuracies hold: mean average precision, "mAP", where images have several labels; in training that of a batch.
+    ``result`` is what ``evaluate`` says of a run that is finished.
     """
 
     def __init__(self, config, folder):
@@ -244,7 +245,7 @@ class Trainer:
         self.epoch_steps = -(-len(self.train_set) // config.batch_size)
         self.total = config.epochs * self.epoch_steps
         self.step, self.seconds = 0, 0.0
-        self.rows = []  # of metrics.csv: one for each epoch that is over
+        self.rows, self.result = [], None  # rows of metrics.csv: one for each epoch that is over
         self.sums = _nothing_yet()
 
     def describe(self):
@@ -263,6 +264,7 @@ class Trainer:
         number and when a file cannot be written; the last checkpoint stays as it is.
         """
         parallel.keep_memory()
+        test = None
         began = time.perf_counter() - self.seconds
         # NumPy need not warn about numbers that are not finite: they are looked for
         quiet, memory = np.errstate(all="ignore"), enough_memory(self.config)
@@ -286,13 +288,18 @@ class Trainer:
                 self.save()
             finished = len(self.rows) == self.config.epochs
             if finished:
+                self.result = test or self.evaluate()
                 self._draw()
         return finished
 
     def evaluate(self, stop=()):
-        """``evaluate`` on the test images, with the averaged weights if there is an average."""
+        """``evaluate`` on the test images, with the averaged weights if there is an average.
+
+        In the end, a run that mirrors images is evaluated with flip averaging as well.
+        """
+        how = {"threads": self.take_step.threads, "flip": self.config.flip and self.step == self.total}
         with self._evaluated_weights():
-            return evaluate(self.model, self.test_set, self.mean, self.std, stop=stop, threads=self.take_step.threads)
+            return evaluate(self.model, self.test_set, self.mean, self.std, stop=stop, **how)
 
     def save(self):
         """Write the metrics and the checkpoint from which ``resume`` goes on."""
@@ -367,6 +374,9 @@ class Trainer:
 
     def _draw(self):
         files.write(self.folder / "curves.png", report.png(report.curves(self.rows, self.score)))
+        if "confusion" in self.result:
+            picture = report.confusion(self.result["confusion"], self.test_set.classes)
+            files.write(self.folder / "confusion.png", report.png(picture))
         if self.model.has_maps:
             with self._evaluated_weights():
                 draw_maps(self.folder / "maps.png", self.model, self.test_set, self.mean, self.std)

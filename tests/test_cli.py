@@ -82,7 +82,7 @@ def test_train_eval_maps(here, capsys, pictures):
     assert "64 training and 64 test images of 2 classes" in lines[0]
     assert [line[:9] for line in lines[1:9]] == [f"epoch   {i}" for i in range(1, 9)]
     assert lines[9].startswith("test loss") and lines[10] == "test accuracy  100.00%"
-    kept = "checkpoint.safetensors, config.json, curves.png, maps.png, metrics.csv"
+    kept = "checkpoint.safetensors, config.json, confusion.png, curves.png, maps.png, metrics.csv"
     assert lines[11:] == [f"results are in runs/night: {kept}"] and err == ""
 
     before = tree(Path("runs"))
@@ -96,6 +96,23 @@ def test_train_eval_maps(here, capsys, pictures):
     assert lines[0] == "going on with runs/night after step 32 of 32" and lines[2].startswith("test loss")
     assert minitl("train", pictures, *TINY, "--epochs", 1) == 0
     assert "results are in runs/night-2:" in capsys.readouterr().out
+
+
+def test_flip_averaging(capsys, pictures, monkeypatch):
+    """In the end of a run that mirrors, and for any run of images that is asked."""
+    line = "flip averaging 100.00% (mean logits of an image and of its mirror image)"
+    options = [*TINY, "--epochs", 8, "--lr", 0.01, "--out"]
+    assert minitl("train", pictures, "--flip", *options, "mirrored") == 0
+    assert capsys.readouterr().out.splitlines()[-3:-1] == ["test accuracy  100.00%", line]
+    assert minitl("train", pictures, *options, "plain") == 0
+    assert "averaging" not in capsys.readouterr().out
+    assert minitl("eval", "plain", "--flip") == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["test accuracy  100.00%", line]
+
+    splits = clips.draw(np.random.default_rng(1), 8), clips.draw(np.random.default_rng(2), 8)
+    monkeypatch.setattr(data, "load", lambda *_, **__: splits)
+    train.start(train.TrainConfig("actors", batch_size=8), "clips")
+    assert "flip averaging needs images; mirrored clips show other" in fails(capsys, "eval", "clips", "--flip")
 
 
 def test_images_of_any_size(here, capsys):
