@@ -151,7 +151,8 @@ def train_command(args):
         trainer = resume(options.resume, config)
         print(f"going on with {trainer.folder} after step {trainer.step} of {trainer.total}")
     else:
-        trainer = start(config, options.out or _new_folder(options.dataset))
+        command = shlex.join(["minitl", "train", *args])
+        trainer = start(config, options.out or _new_folder(options.dataset), command)
     print(trainer.describe(), flush=True)
     if not trainer.fit(on_epoch=lambda row: _print_epoch(row, config.epochs, trainer.score)):
         how = f"minitl train --resume {shlex.quote(str(trainer.folder))}"

@@ -1,6 +1,6 @@
 """The training run: one loop of steps, an evaluation after each epoch, and a folder that holds all there is to know.
 
-    config.json  metrics.csv  curves.png  confusion.png  maps.png  checkpoint.safetensors
+    command.txt  config.json  metrics.csv  curves.png  confusion.png  maps.png  checkpoint.safetensors
 
 ``start`` begins a run and ``resume`` goes on with it, bit for bit, from whatever step it was stopped at. That takes the
 weights, the optimiser's moments and a few counts. No generator: what is random follows from the seed and the number of
@@ -10,6 +10,7 @@ the epoch (the order of the images) or of the step (augmentation, dropout).
 import contextlib
 import itertools
 import json
+import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -182,9 +183,10 @@ def load_model(folder):
     return model.eval(), meta
 
 
-def start(config, folder):
+def start(config, folder, command=None):
     """A Trainer for a new run in ``folder``, which is made if need be and gets the configuration and a checkpoint.
 
+    ``command`` is what a person typed to begin the run; it is kept beside the configuration.
     Raises InputError, with nothing written, when the folder is not empty or something in ``config`` cannot be had.
     """
     folder = Path(folder)
@@ -196,9 +198,11 @@ def start(config, folder):
     _expect_empty(folder)  # still: reading the data takes a while
     try:
         files.write(folder / "config.json", json.dumps(asdict(trainer.config), indent=2).encode() + b"\n")
+        if command:
+            files.write(folder / "command.txt", os.fsencode(command + "\n"))
         trainer.save()
     except BaseException:
-        for name in ("config.json", "metrics.csv"):
+        for name in ("config.json", "command.txt", "metrics.csv"):
             (folder / name).unlink(missing_ok=True)
         if new:
             folder.rmdir()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def test_train_eval_maps(here, capsys, pictures):
     assert "64 training and 64 test images of 2 classes" in lines[0]
     assert [line[:9] for line in lines[1:9]] == [f"epoch   {i}" for i in range(1, 9)]
     assert lines[9].startswith("test loss") and lines[10] == "test accuracy  100.00%"
-    kept = "checkpoint.safetensors, config.json, confusion.png, curves.png, maps.png, metrics.csv"
+    kept = "checkpoint.safetensors, command.txt, config.json, confusion.png, curves.png, maps.png, metrics.csv"
     assert lines[11:] == [f"results are in runs/night: {kept}"] and err == ""
 
     before = tree(Path("runs"))
@@ -96,6 +97,17 @@ def test_train_eval_maps(here, capsys, pictures):
     assert lines[0] == "going on with runs/night after step 32 of 32" and lines[2].startswith("test loss")
     assert minitl("train", pictures, *TINY, "--epochs", 1) == 0
     assert "results are in runs/night-2:" in capsys.readouterr().out
+
+
+def test_the_command_is_kept(here, pictures, monkeypatch):
+    """As it was typed, so that a shell can do it again; what goes on with a run leaves it alone."""
+    folder = here / "it's my run\udcff"  # a name that is no UTF-8
+    typed = ["minitl", "train", pictures, *TINY, "--epochs", "1", "--out", str(folder)]
+    monkeypatch.setattr(sys, "argv", typed)
+    cli.main()
+    kept = (folder / "command.txt").read_bytes()
+    assert shlex.split(os.fsdecode(kept)) == typed
+    assert minitl("train", "--resume", folder) == 0 and (folder / "command.txt").read_bytes() == kept
 
 
 def test_flip_averaging(capsys, pictures, monkeypatch):

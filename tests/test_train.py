@@ -503,12 +503,12 @@ def test_a_disk_that_fills(tmp_path, monkeypatch, name):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.csv", "config.json"])
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.csv", "config.json", "command.txt"])
 def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch, name):
     with monkeypatch.context() as patch:
         no_space_for(name, patch)
         with pytest.raises(InputError, match="No space left"):
-            train.start(PLAIN, tmp_path)
+            train.start(PLAIN, tmp_path, "minitl train")
     assert not files(tmp_path)
     train.start(PLAIN, tmp_path)
 
