@@ -191,7 +191,7 @@ def start(config, folder, command=None):
     """
     folder = Path(folder)
     _expect_empty(folder)
-    trainer = Trainer(_absolute(config), folder)
+    trainer = Trainer(absolute(config), folder)
     new = not folder.exists()
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ def resume(folder, config=None):
 
     Raises InputError, with nothing written, when the checkpoint is damaged, or of another configuration or data set.
     """
-    config = _absolute(config or load_config(folder))
+    config = absolute(config or load_config(folder))
     arrays, meta = _load_checkpoint(folder, config)
     trainer = Trainer(config, folder)
     trainer.restore(arrays, meta)
@@ -406,7 +406,7 @@ def _expect_empty(folder):
             raise InputError(f"{folder} is not empty; go on with it by --resume, or choose another --out")
 
 
-def _absolute(config):
+def absolute(config):
     """``config`` with the whole path of its data set, so that the run can be used from any folder."""
     found = config.dataset not in data.NAMES and Path(config.dataset).exists()
     return replace(config, dataset=str(Path(config.dataset).resolve())) if found else config
