@@ -168,6 +168,12 @@ KERNEL softmax_dx(real* dx, const real* dy, const real* y, int rows, int n) {
     for (int i = LANE; i < n; i += 32) dx[i] = y[i] * (dy[i] - dot);
 }
 
+// dx = dy where y > 0, and 0 elsewhere
+KERNEL relu_dx(real* dx, const real* dy, const real* y, int n) {
+    int i = THREAD;
+    if (i < n) dx[i] = y[i] > 0 ? dy[i] : 0;
+}
+
 // y = x F(x)    F(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, or exact: (1 + erf(x / sqrt 2)) / 2
 KERNEL gelu(real* y, const real* x, int n, int exact) {
     int i = THREAD;

@@ -60,6 +60,10 @@ def softmax_dx(dx, dy, y, rows, n):
     dx.reshape(rows, n)[...] = y * (dy - (dy * y).sum(1, keepdims=True))
 
 
+def relu_dx(dx, dy, y, n):
+    dx[...] = np.where(y > 0, dy, 0)
+
+
 def _gelu(x, exact):
     """Φ(x) and its derivative."""
     if exact:
