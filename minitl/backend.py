@@ -79,7 +79,7 @@ def cuda_problem():
         (cupy.eye(2) @ cupy.eye(2)).sum().item()
     except Exception as error:  # CuPy raises many kinds: no toolkit, no compiler, no memory
         if "nvrtc" in str(error).lower() or isinstance(error, ImportError):
-            return f"CuPy finds no CUDA toolkit, NVRTC and cuBLAS ({error}); minitl[cuda12] or minitl[cuda13] bring it"
+            return f"CuPy finds no CUDA toolkit ({error}); install minitl[cuda12] or minitl[cuda13], which bring it"
         return f"CuPy finds a GPU but cannot compute on it: {type(error).__name__}: {error}"
     return None
 
