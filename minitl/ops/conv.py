@@ -67,9 +67,9 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     kh, kw, Cg, out = W.shape
     if 0 in (kh, kw) or (b is not None and b.shape != (out,)):
         raise ValueError(f"needs a kernel of at least 1 x 1 and b ({out},)")
-    H, width = (n + 2 * p for n, p in zip(x.shape[1:3], padding, strict=True))
-    if H < kh or width < kw:
-        raise ValueError(f"the kernel {(kh, kw)} is larger than the padded image {(H, width)}")
+    height, width = (n + 2 * p for n, p in zip(x.shape[1:3], padding, strict=True))
+    if height < kh or width < kw:
+        raise ValueError(f"the kernel {(kh, kw)} is larger than the padded image {(height, width)}")
     around = kh - 1 - padding[0], kw - 1 - padding[1]  # the padding with which dy has a window for each pixel of x
     shape, dense = x.shape, stride == (1, 1) and min(around) >= 0
     few = dense and groups == 1 and 2 * out <= Cg
