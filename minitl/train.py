@@ -40,8 +40,10 @@ class TrainConfig:
     """passes over the training images"""
     batch_size: int = 100
     """images per step"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """what moves the weights; muon makes the moves of matrices orthogonal, and treats vectors as adamw does"""
     lr: float = 4e-3
-    """largest learning rate of AdamW; it rises linearly, then falls along half a cosine"""
+    """largest learning rate; it rises linearly, then falls along half a cosine"""
     warmup: float = 0.1
     """share of all steps in which the learning rate rises"""
     weight_decay: float = 0.05
@@ -229,7 +231,8 @@ class Trainer:
 
         rng = np.random.default_rng(config.seed)
         self.model = _built(config.model, rng).to(config.device)
-        self.optimizer = optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
+        kind = optim.Muon if config.optimizer == "muon" else optim.AdamW
+        self.optimizer = kind(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.ema = optim.EMA(self.optimizer, config.ema) if config.ema else None
         kind = OnGPU if config.device == "cuda" else OnCPU
         self.take_step = kind(self.model, self.optimizer, self.ema, rng, config)
