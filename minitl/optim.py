@@ -34,13 +34,10 @@ class Flat:
                 raise TypeError(f"parameter {i} is no leaf with requires_grad=True: {describe(p.data)}; leave it out")
         if len({id(p) for p in params}) < len(params):
             raise ValueError("the same parameter is listed twice; pass each one once")
-        for what, kinds in (
-            ("dtype", {str(p.dtype) for p in params}),
-            ("device", {str(p.data.device) for p in params}),
-        ):
-            if len(kinds) > 1:
-                both = " and ".join(sorted(kinds))
-                raise ValueError(f"parameters of more than one {what}: {both}; bring them together with module.to(...)")
+        for what, of in (("dtype", lambda p: p.dtype), ("device", lambda p: p.data.device)):
+            kinds = " and ".join(sorted({str(of(p)) for p in params}))
+            if " and " in kinds:
+                raise ValueError(f"parameters of more than one {what}: {kinds}; bring them together by module.to(...)")
 
         params.sort(key=lambda p: p.ndim < 2)  # stable: the given order is kept within both groups
         self.decayed = sum(p.size for p in params if p.ndim >= 2)
@@ -154,9 +151,8 @@ class SGD(Optimizer):
         if self.momentum:
             self.momentum_buffer *= self.momentum
             self.momentum_buffer += u
-            u[...] = self.momentum_buffer
-        u *= self.lr
-        w -= u
+            u = self.momentum_buffer
+        w -= self.lr * u
 
 
 class AdamW(Optimizer):
@@ -221,33 +217,36 @@ class Muon(AdamW):
             start += p.size
 
     def step(self):
-        """Move all parameters once; matrices of one shape are made orthogonal together."""
+        """Move all parameters once."""
         self.flat.gather()
         self.steps += 1
-        n = self.flat.decayed
-        self._move(slice(n, None), 0)
-        w, g, m = (x[:n] for x in (self.flat.data, self.flat.grad, self.exp_avg))
+        self._move(slice(self.flat.decayed, None), 0)
+        self.move_matrices(self.flat.grad[: self.flat.decayed], self.lr)
+
+    def move_matrices(self, g, lr, product=np.matmul):
+        """With their gradient ``g``; those of one shape are made orthogonal together. ``lr`` may be an array (1,)."""
+        xp, w, m = self.flat.xp, self.flat.data[: g.size], self.exp_avg[: g.size]
         m += (1 - self.momentum) * (g - m)
         ahead = g + self.momentum * (m - g)
-        w *= 1 - self.lr * self.weight_decay
+        w *= 1 - lr * self.weight_decay
         for shape, parts in self.alike.items():
-            moves = orthogonal(self.flat.xp.stack([ahead[part].reshape(shape) for part in parts]))
+            moves = orthogonal(xp.stack([ahead[part].reshape(shape) for part in parts]), product)
             for part, move in zip(parts, moves, strict=True):
-                w[part] -= 0.2 * max(shape) ** 0.5 * self.lr * move.ravel()
+                xp.subtract(w[part], 0.2 * max(shape) ** 0.5 * lr * move.ravel(), out=w[part])
 
 
-def orthogonal(x):
+def orthogonal(x, product=np.matmul):
     """Matrices (..., r, c) with singular values of about 1: X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X, five times.
 
     That acts on each singular value alone. With Jordan's a, b, c those above 1/500 of the norm end at 0.68 to 1.21.
     """
     if x.shape[-2] > x.shape[-1]:
-        return orthogonal(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+        return orthogonal(x.swapaxes(-1, -2), product).swapaxes(-1, -2)
     xp = array_module(x)
     x = x / xp.maximum(xp.sqrt((x * x).sum((-2, -1), keepdims=True)), 1e-7)
     for _ in range(5):
-        s = x @ x.swapaxes(-1, -2)
-        x = 3.4445 * x + (2.0315 * (s @ s) - 4.775 * s) @ x
+        s = product(x, x.swapaxes(-1, -2))
+        x = 3.4445 * x + product(2.0315 * product(s, s) - 4.775 * s, x)
     return x
 
 
