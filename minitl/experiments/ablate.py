@@ -48,7 +48,7 @@ def photo(model=None, **options):
 
 def few(model=None, **options):
     """The same on plain patches and a tenth of the images, seen so often that the model learns them by heart."""
-    return replace(photo({"stem": "patch"} | (model or {}), **options), subset=5000, epochs=30)
+    return replace(photo({"stem": "patch"} | (model or {}), **options), subset=5000, epochs=20)
 
 
 KINDS = {
