@@ -51,8 +51,9 @@ from minitl import checkpoint
 for i in range(10**6):
     checkpoint.save(sys.argv[1], {name: np.full(2**20, i, "float32") for name in "ab"}, {"i": i})
 """
-OPTIONS = """--epochs 30 --batch-size 20 --patch-size 8 --dim 12 --heads 2 --mlp-dim 16 --num-tokens 4 --hidden 8
---dropout 0.1 --drop-path 0.2 --ema 0.9 --flip --crop 3 --rand-augment 1 --mixup 0.4 --cutmix 1.0 --threads 1"""
+OPTIONS = """--epochs 30 --batch-size 20 --patch-size 8 --dim 12 --heads 2 --mlp-dim 16 --num-tokens 4
+--hidden 8 --dropout 0.1 --drop-path 0.2 --ema 0.9 --flip --crop 3 --rand-augment 1 --mixup 0.4 --cutmix 1.0
+--optimizer muon --threads 1"""
 STEPS = 5  # of an epoch
 EVENTS = 100_000  # calls and returns in more than an epoch
 NEVER = -1

@@ -100,10 +100,7 @@ KINDS = {
         "TokenLearner 1.0": photo(PAPER),
         "grid of 16": photo({"tokenizer": "pool"}),
         "all tokens": photo({"tokenizer": "none"}),
-        "no weight decay": photo(weight_decay=0.0),
-        "no clipping": photo(clip=1e9),
         "EMA 0.99": photo(ema=0.99),
-        "label smoothing 0.1": photo(label_smoothing=0.1),
         "all regularisation": photo(**ALL),
     },
     # what helps against learning by heart
