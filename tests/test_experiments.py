@@ -104,6 +104,8 @@ CHANGED = {  # from the first row
     "label smoothing 0.1": {"label_smoothing"},
     "drop path 0.1": {"drop_path"},
     "all regularisation": MIX | {"crop", "rand_augment", "label_smoothing"},
+    "flip, 60 epochs": {"epochs"},
+    "all, 60 epochs": MIX | {"crop", "rand_augment", "label_smoothing", "epochs"},
 }
 
 

@@ -114,6 +114,8 @@ KINDS = {
         "label smoothing 0.1": few(label_smoothing=0.1),
         "drop path 0.1": few({"drop_path": 0.1}),
         "all regularisation": few(**ALL),
+        "flip, 60 epochs": replace(few(), epochs=60),
+        "all, 60 epochs": replace(few(**ALL), epochs=60),
     },
 }
 
