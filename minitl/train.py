@@ -41,8 +41,10 @@ class TrainConfig:
     """passes over the training images"""
     batch_size: int = 100
     """images per step"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """what moves the weights; muon makes the moves of matrices orthogonal, and treats vectors as adamw does"""
     lr: float = 4e-3
-    """largest learning rate of AdamW; it rises linearly, then falls along half a cosine"""
+    """largest learning rate; it rises linearly, then falls along half a cosine"""
     warmup: float = 0.1
     """share of all steps in which the learning rate rises"""
     weight_decay: float = 0.05
@@ -241,7 +243,8 @@ class Trainer:
 
         rng = np.random.default_rng(config.seed)
         self.model = _built(config.model, rng).to(config.device)
-        self.optimizer = optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
+        kind = optim.Muon if config.optimizer == "muon" else optim.AdamW
+        self.optimizer = kind(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.ema = optim.EMA(self.optimizer, config.ema) if config.ema else None
         kind = OnGPU if config.device == "cuda" else OnCPU
         self.take_step = kind(self.model, self.optimizer, self.ema, rng, config)
@@ -467,6 +470,8 @@ def _tokens(config):
 def _load_checkpoint(folder, config):
     """``(arrays, meta)`` of the run in ``folder``. Raises InputError unless it is a run of this configuration."""
     path = Path(folder) / CHECKPOINT
+    if not path.exists():
+        raise InputError(f"{folder} has no checkpoint: it was ended before its first; remove it and start anew")
     arrays, meta = checkpoint.load(path)
     meta = meta if isinstance(meta, dict) else {}
     if missing := {"config", "images", "classes", "mean", "std", *COUNTS} - meta.keys():

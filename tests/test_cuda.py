@@ -659,6 +659,7 @@ RUNS = {
     "plain": {},
     "augmented": {"flip": True, "crop": 2, "cutout": 2, "mixup": 0.3, "cutmix": 1.0, "label_smoothing": 0.1},
     "dropped": model_with(**DROPS),
+    "muon": {"optimizer": "muon", "ema": 0.9} | model_with(**DROPS),
     "recomputed": model_with(**DROPS, recompute=True),
     "queries": model_with(tokenizer="query"),
     "fuser": model_with(back="fuser"),
@@ -683,7 +684,7 @@ def test_a_training_run_equals_the_cpus(name, graph, start):
     np.testing.assert_allclose(own, expected, atol=error * abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["dropped", "recomputed"])
+@pytest.mark.parametrize("name", ["dropped", "recomputed", "muon"])
 def test_a_run_on_a_gpu_goes_on_bit_for_bit(name, start):
     whole, parts = start("cuda", **RUNS[name]), start("cuda", **RUNS[name])
     assert whole.fit()

@@ -87,6 +87,38 @@ def test_an_ablation_varies_one_thing(kind, options):
     assert len({replace(config, model=SMALL) for config in configs}) == 1
 
 
+MIX = {"mixup", "cutmix", "mix_until"}
+CHANGED = {  # from the first row
+    "AdamW": {"optimizer", "lr"},
+    "no flip": {"flip"},
+    "crop 4": {"crop"},
+    "patch stem": {"stem"},
+    "sequence pooling": {"head_pool"},
+    "TokenLearner 1.0": {"version", "pre_norm"},
+    "grid of 16": {"tokenizer"},
+    "all tokens": {"tokenizer"},
+    "EMA 0.99": {"ema"},
+    "RandAugment 2": {"rand_augment"},
+    "erasing 0.25": {"erasing"},
+    "mixup and cutmix": MIX,
+    "label smoothing 0.1": {"label_smoothing"},
+    "drop path 0.1": {"drop_path"},
+    "all regularisation": MIX | {"crop", "rand_augment", "label_smoothing"},
+    "flip, 60 epochs": {"epochs"},
+    "all, 60 epochs": MIX | {"crop", "rand_augment", "label_smoothing", "epochs"},
+}
+
+
+@pytest.mark.parametrize("kind", ["recipe", "overfit"])
+def test_a_part_of_the_recipe_changes_what_its_name_says(kind):
+    configs = ablate.KINDS[kind]
+    flat = {name: asdict(config) | asdict(config.model) | {"model": None} for name, config in configs.items()}
+    (_, first), *others = flat.items()
+    assert first["dataset"] == "cifar10"
+    for name, options in others:
+        assert {option for option in options if options[option] != first[option]} == CHANGED[name]
+
+
 def test_folders_differ(tmp_path):
     for kind, models in ablate.KINDS.items():
         runs = ablate.plan(kind, tmp_path, seeds=3)

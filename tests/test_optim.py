@@ -8,7 +8,7 @@ import pytest
 
 from minitl.autograd import Tensor
 from minitl.backend import InputError, array_module, cuda_problem, to_device, to_numpy
-from minitl.optim import EMA, SGD, AdamW, Flat, warmup_cosine
+from minitl.optim import EMA, SGD, AdamW, Flat, Muon, orthogonal, warmup_cosine
 
 SHAPES = [(5,), (4, 3), (), (2, 2, 3), (3,), (1, 6)]  # vectors and matrices mixed, so that the flat order differs
 
@@ -98,7 +98,7 @@ def test_gradients_existing_before_or_set_from_outside_count():
     ],
 )
 def test_unusable_parameters_are_refused(params, error, message):
-    for make in (lambda: AdamW(params), lambda: SGD(params, lr=1.0), lambda: EMA(params, 0.9)):
+    for make in (lambda: AdamW(params), lambda: Muon(params), lambda: SGD(params, lr=1.0), lambda: EMA(params, 0.9)):
         with pytest.raises(error, match=message):
             make()
 
@@ -143,6 +143,8 @@ def test_replaced_data_is_noticed():
         (AdamW, {"betas": (0.9,)}, "betas"),
         (AdamW, {"eps": 0.0}, "eps"),
         (AdamW, {"weight_decay": math.nan}, "weight_decay"),
+        (Muon, {"lr": 0.0}, "lr"),
+        (Muon, {"momentum": 1.0}, "momentum"),
         (EMA, {"decay": 1.0}, "decay"),
     ],
 )
@@ -223,6 +225,88 @@ def test_many_steps_with_a_schedule_and_clipping_match_torch(kind, options, dtyp
     for p, twin in zip(params, twins, strict=True):
         assert p.dtype == dtype
         np.testing.assert_allclose(p.data, twin.detach().numpy(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 1e-3)])
+def test_muon_matches_torch(dtype, tolerance, monkeypatch):
+    """Matrices as by torch.optim.Muon, which would compute in bfloat16, and vectors as by torch.optim.AdamW."""
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this PyTorch has no Muon")
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self)
+    params = make_params(dtype)
+    flat = [p.data if p.ndim < 2 else p.data.reshape(-1, p.shape[-1]) for p in params]
+    twins = [torch.nn.Parameter(torch.tensor(x)) for x in flat]
+    options = {"lr": 0.02, "weight_decay": 0.3}
+    others = (
+        torch.optim.Muon([t for t in twins if t.ndim == 2], adjust_lr_fn="match_rms_adamw", momentum=0.9, **options),
+        torch.optim.AdamW([t for t in twins if t.ndim < 2], lr=0.02, weight_decay=0.0),
+    )
+    optimizer, rng = Muon(params, momentum=0.9, **options), np.random.default_rng(1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        for twin, g in zip(twins, set_gradients(params, rng), strict=True):
+            twin.grad = torch.tensor(g.astype(dtype)).reshape(twin.shape)
+        optimizer.step()
+        for other in others:
+            other.step()
+    for p, twin in zip(params, twins, strict=True):
+        assert p.dtype == dtype
+        np.testing.assert_allclose(p.data.ravel(), twin.detach().numpy().ravel(), rtol=tolerance, atol=tolerance)
+
+
+# --- Muon ---
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 4, 9), (2, 9, 4), (1, 6), (6, 1)])
+def test_orthogonal_acts_on_singular_values_alone(rng, shape):
+    x = 100 * rng.standard_normal(shape)
+    u, values, vt = np.linalg.svd(x, full_matrices=False)
+    wanted = values / np.sqrt((values**2).sum(-1, keepdims=True))
+    for _ in range(5):
+        wanted = 3.4445 * wanted - 4.775 * wanted**3 + 2.0315 * wanted**5
+    found = orthogonal(x)
+    np.testing.assert_allclose(found, u * wanted[..., None, :] @ vt, atol=1e-12)
+    assert np.linalg.svd(found, compute_uv=False).min() > 0.68 and wanted.max() < 1.21
+    assert not orthogonal(0 * x).any()
+
+
+def test_muon_against_a_slow_loop():
+    """Each matrix for itself, a kernel as a matrix, with a momentum that is computed from all gradients at once."""
+    params = make_params()
+    start = [p.data.copy() for p in params]
+    optimizer, rng, past = Muon(params, lr=0.1, weight_decay=0.5, momentum=0.8), np.random.default_rng(1), []
+    for _ in range(3):
+        optimizer.zero_grad()
+        past.append(set_gradients(params, rng))
+        optimizer.step()
+    for i, (p, w) in enumerate(zip(params, start, strict=True)):
+        if p.ndim < 2:
+            continue
+        w = w.reshape(-1, p.shape[-1])
+        for t in range(3):
+            means = [sum(0.2 * 0.8 ** (s - k) * past[k][i] for k in range(s + 1)) for s in range(t + 1)]
+            ahead = (0.2 * past[t][i] + 0.8 * means[t]).reshape(w.shape)
+            w = w * (1 - 0.1 * 0.5) - 0.1 * 0.2 * max(w.shape) ** 0.5 * orthogonal(ahead)
+        np.testing.assert_allclose(p.data.reshape(w.shape), w, atol=1e-12)
+
+
+def test_muon_moves_vectors_as_adamw_does():
+    ours, theirs = make_params(), make_params()
+    for params, kind in ((ours, Muon), (theirs, AdamW)):
+        train(kind(params, lr=0.1, weight_decay=0.5), params, np.random.default_rng(1), 3)
+    for p, q in zip(ours, theirs, strict=True):
+        assert np.array_equal(p.data, q.data) == (p.ndim < 2)
+
+
+def test_a_step_of_muon_is_as_large_as_one_of_adamw(rng):
+    """About 0.2 lr for an entry, whatever the shape of the matrix and the size of its gradient."""
+    params = [Tensor(np.zeros(shape), True) for shape in ((64, 64), (64, 256), (3, 3, 16, 64), (300, 10))]
+    optimizer = Muon(params, lr=0.1)
+    for p in params:
+        p.grad[...] = 1e-3 * rng.standard_normal(p.shape)
+    optimizer.step()
+    assert all(0.7 < (p.data**2).mean() ** 0.5 / 0.02 < 1.2 for p in params)
 
 
 # --- clipping ---
@@ -332,7 +416,7 @@ def test_an_optimiser_made_after_the_ema_is_noticed():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: SGD(p, lr=0.1), AdamW])
+@pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: SGD(p, lr=0.1), AdamW, Muon])
 def test_a_loaded_state_continues_bit_exactly(make, dtype):
     def copied(state):
         return {name: array.copy() for name, array in state.items()}
@@ -374,7 +458,7 @@ def test_a_state_that_does_not_fit_is_refused_whole():
 
 
 @pytest.mark.skipif(cuda_problem() is not None, reason=f"no GPU: {cuda_problem()}")
-@pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1), AdamW])
+@pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1), AdamW, Muon])
 def test_the_gpu_does_the_same(make):
     results = []
     for device in ("cpu", "cuda"):

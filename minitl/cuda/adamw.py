@@ -1,4 +1,4 @@
-"""Clipping, AdamW and the average of the weights in a few launches, on the optimiser's own flat arrays.
+"""Clipping, AdamW or Muon, and the average of weights without a look at the host, on the optimiser's flat arrays.
 
 A model has many small parameters, and to add to the gradient of each one is a launch of its own. So gradients wait
 where they were computed until there is one of each parameter, and are brought together by a single launch.
@@ -9,6 +9,8 @@ import math
 import cupy
 import numpy as np
 
+from ..optim import Muon
+from .gemm import operand, product
 from .graph import changing
 from .kernels import column_sums, dense, each, launch
 
@@ -48,7 +50,7 @@ def _gather(flat):
 
 
 def update(optimizer, max_norm=math.inf, ema=None):
-    """``clip_grad_norm(max_norm)``, ``step()`` and ``ema.update()`` of ``optim.AdamW`` and ``optim.EMA`` in one.
+    """``clip_grad_norm(max_norm)``, ``step()`` and ``ema.update()`` of ``optim`` in one: three launches for AdamW.
 
     The gradients are those of any ``backward``, or wait since ``zero_grad``.
     Returns the squared norm of the gradient as a device array (1,). Nothing is looked at on the host, so it can be
@@ -65,10 +67,28 @@ def update(optimizer, max_norm=math.inf, ema=None):
 
     sums = cupy.empty((min(256, each(n)), 1), dtype)
     launch("squares", len(sums), sums, flat.grad, n)
-    norm2 = column_sums(sums)
+    norm2, numbers = column_sums(sums), changing(now, 3, dtype)
     average, decay = (None, 0.0) if ema is None else (ema.average, ema.decay)
-    state = flat.data, optimizer.exp_avg, optimizer.exp_avg_sq, average, flat.grad, norm2, changing(now, 3, dtype)
+    first = flat.decayed if isinstance(optimizer, Muon) else 0
+    if first:
+        _move_matrices(optimizer, norm2, numbers[:1], max_norm)
+        if ema:
+            average[:first] *= decay
+            average[:first] += (1 - decay) * flat.data[:first]
+    if first == n:
+        return norm2
+    arrays = flat.data, optimizer.exp_avg, optimizer.exp_avg_sq, average, flat.grad
+    rest = (x if x is None else x[first:] for x in arrays)
     factors = beta1, 1 - beta1, beta2, 1 - beta2, optimizer.eps, decay, 1 - decay
     options = (float(x) for x in (max_norm, optimizer.weight_decay, *factors))
-    launch("adamw", each(n), *state, n, flat.decayed, *options)
+    launch("adamw", each(n - first), *rest, norm2, numbers, n - first, flat.decayed - first, *options)
     return norm2
+
+
+def _move_matrices(optimizer, norm2, lr, max_norm):
+    """As ``optimizer.step`` does it, but a gradient that is not finite moves nothing."""
+    norm = cupy.sqrt(norm2)
+    finite = norm < math.inf
+    factor = cupy.minimum(max_norm / (norm + 1e-6), 1)
+    g = cupy.where(finite, factor * optimizer.flat.grad[: optimizer.flat.decayed], 0)
+    optimizer.move_matrices(g, cupy.where(finite, lr, 0), lambda a, b: product(operand(a), operand(b)))

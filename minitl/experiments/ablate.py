@@ -1,4 +1,4 @@
-"""The paper's ablations at toy size: each is a table of small training runs.
+"""The paper's ablations at toy size, and what the parts of a recipe are worth: each is a table of small training runs.
 
 Each model is trained with each seed in a run folder of its own, and the results are read back from those folders. So
 the same call goes on where it was stopped, and what is finished is not done again.
@@ -13,9 +13,13 @@ from .. import checkpoint, data, flops, report, train
 from ..backend import InputError, near
 from ..nn import X21DConfig
 from ..train import TrainConfig
+from .presets import preset
 
 IMAGES = train.default_config("clutter")  # 8 tokens by TokenLearner 1.1 in front of the first of 2 blocks
 CLIPS = train.default_config("actors")
+PHOTOS = replace(preset("cifar-cpu"), epochs=3)
+MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_until": 0.6}
+ALL = MIX | {"crop": 4, "rand_augment": 2, "label_smoothing": 0.1}  # what the presets for a GPU have beside flips
 PAPER = {"version": "1.0", "pre_norm": True}  # convolutions and sigmoid, behind Scenic's LayerNorm
 SLOW = {"epochs": 3, "batch_size": 32}  # for models that take ten times as long for a clip
 QUICK = {"epochs": 1, "subset": 200}
@@ -35,6 +39,16 @@ def deep(**options):
 def clip(**options):
     """The usual run on clips, but for some options of its model."""
     return replace(CLIPS, model=replace(CLIPS.model, **options))
+
+
+def photo(model=None, **options):
+    """The preset for CIFAR on a CPU with half of its epochs, but for some options of its ``model`` or the training."""
+    return replace(PHOTOS, model=replace(PHOTOS.model, **model or {}), **options)
+
+
+def few(model=None, **options):
+    """The same on plain patches and a tenth of the images, seen so often that the model learns them by heart."""
+    return replace(photo({"stem": "patch"} | (model or {}), **options), subset=5000, epochs=20)
 
 
 KINDS = {
@@ -74,6 +88,34 @@ KINDS = {
         "global average": clip(num_tokens=1, tokenizer="pool"),
         "bottleneck, tokens": replace(CLIPS, model=X21DConfig(), **SLOW),
         "bottleneck, conv": replace(CLIPS, model=X21DConfig(last="conv"), **SLOW),
+    },
+    # a part of the recipe for CIFAR left out, put in the place of another, or added
+    "recipe": {
+        "cifar-cpu": photo(),
+        "AdamW": photo(optimizer="adamw", lr=3e-3),
+        "no flip": photo(flip=False),
+        "crop 4": photo(crop=4),
+        "patch stem": photo({"stem": "patch"}),
+        "sequence pooling": photo({"head_pool": "sequence"}),
+        "TokenLearner 1.0": photo(PAPER),
+        "grid of 16": photo({"tokenizer": "pool"}),
+        "all tokens": photo({"tokenizer": "none"}),
+        "EMA 0.99": photo(ema=0.99),
+        "all regularisation": photo(**ALL),
+    },
+    # what helps against learning by heart
+    "overfit": {
+        "flip": few(),
+        "no flip": few(flip=False),
+        "crop 4": few(crop=4),
+        "RandAugment 2": few(rand_augment=2),
+        "erasing 0.25": few(erasing=0.25),
+        "mixup and cutmix": few(**MIX),
+        "label smoothing 0.1": few(label_smoothing=0.1),
+        "drop path 0.1": few({"drop_path": 0.1}),
+        "all regularisation": few(**ALL),
+        "flip, 60 epochs": replace(few(), epochs=60),
+        "all, 60 epochs": replace(few(**ALL), epochs=60),
     },
 }
 

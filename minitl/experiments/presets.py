@@ -27,7 +27,7 @@ RECIPES = {  # what a TrainConfig has beside the data set and the machine
     "cifar-r1": {"model": R1, "epochs": 300, **GPU},
     "cifar-r2": {"model": R2, "epochs": 150, **GPU},
     "cifar-r3": {"model": R3, "epochs": 450, **GPU},
-    "cifar-cpu": {"model": CPU, "epochs": 6, "lr": 3e-3, "flip": True},
+    "cifar-cpu": {"model": CPU, "epochs": 6, "optimizer": "muon", "lr": 9e-3, "flip": True},
 }
 TWINS = {"all": {"tokenizer": "none"}, "grid": {"tokenizer": "pool"}}
 PRESETS = RECIPES | {
