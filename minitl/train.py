@@ -471,7 +471,7 @@ def _load_checkpoint(folder, config):
     """``(arrays, meta)`` of the run in ``folder``. Raises InputError unless it is a run of this configuration."""
     path = Path(folder) / CHECKPOINT
     if not path.exists():
-        raise InputError(f"{folder} has no checkpoint: it was ended before its first; remove it and start anew")
+        raise InputError(f"there is no checkpoint in {folder}: it ended before its first; remove it and start anew")
     arrays, meta = checkpoint.load(path)
     meta = meta if isinstance(meta, dict) else {}
     if missing := {"config", "images", "classes", "mean", "std", *COUNTS} - meta.keys():
