@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -119,14 +120,15 @@ class BenchOptions:
     """tiny models and few rounds, to see that everything runs"""
     json: bool = False
     """print for machines"""
-    out: Path = Path("runs/bench")
-    """folder for the picture"""
+    out: Path | None = None
+    """folder for the picture; runs/bench by default"""
 
 
 @dataclass(frozen=True)
 class AblateOptions:
     kind: Positional[str]
-    """location, tokens, fuser, pooling, back, tokenizer, video; or speed: the time of a step for each location"""
+    """location, tokens, fuser, pooling, back, tokenizer, video; recipe and overfit, on CIFAR-10; or speed: the time of
+    a step for each location"""
     dataset: str | None = None
     """another data set, as for `minitl train`; a generated one by default"""
     seeds: int | None = None
@@ -177,9 +179,10 @@ def _train_seeds(options, config, command):
     folder = options.out or Path("runs") / f"{name}-seeds"
     score, rows = ablate.score_of(config), []
     runs = seeds.plan(name, config, options.seeds, folder)
-    for row in _results(runs, score, on_epoch=lambda row: _print_epoch(row, config.epochs, score)):
+    seeds.begin(folder, command)
+    for row in _results(runs, score, command, on_epoch=lambda row: _print_epoch(row, config.epochs, score)):
         rows.append(row)
-        seeds.save(rows, folder, command)
+        seeds.save(rows, folder)
     (mean,) = ablate.summary(rows)
     spread = f" ± {mean['spread']:.2%} (mean ± standard deviation of {len(rows)} seeds)" if "spread" in mean else ""
     print(f"\ntest {score:8}  {mean['accuracy']:.2%}{spread}")
@@ -274,9 +277,12 @@ def bench_command(args):
         found, name, figure = measure(options, say, progress.set_description_str)
     if options.json:
         print(json.dumps({"machine": machine} | found, indent=1))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / name).write_bytes(png(figure))
-    print(f"wrote {options.out / name}", file=sys.stderr if options.json else sys.stdout)
+    if options.quick:
+        say("this was quick: too few steps of too small models for figures that mean anything")
+    out = options.out or Path("runs") / ("bench-quick" if options.quick else "bench")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / name).write_bytes(png(figure))
+    print(f"wrote {out / name}", file=sys.stderr if options.json else sys.stdout)
 
 
 def _bench_models(options, say, tick):
@@ -325,19 +331,19 @@ def ablate_command(args):
     times = options.seeds if options.seeds is not None else 1 if options.quick else 2
     runs = ablate.plan(options.kind, folder, times, options.dataset, options.quick)
     score = ablate.score_of(runs[0].config)
-    rows = list(_results(runs, score))
+    rows = list(_results(runs, score, shlex.join(["minitl", "ablate", *args])))
     ablate.save(rows, folder, score)
     print(
         f"\n{ablate.table(rows, score)}\n\nresults are in {folder}: results.csv, results.png, and a folder of each run"
     )
 
 
-def _results(runs, score, **options):
-    """The results of Runs, printed one by one; ends the command at Ctrl-C."""
+def _results(runs, score, command, **options):
+    """The results of Runs, printed one by one; ends at Ctrl-C, and then says by which ``command`` it goes on."""
     for i, run in enumerate(runs, 1):
         row = run.finish(**options)
         if row is None:
-            print(f"stopped and saved in {run.folder}; the same command goes on from there")
+            print(f"stopped and saved in {run.folder}; the same command goes on from there:\n{command}")
             sys.exit(130)
         result = f"{score} {row['accuracy']:.2%}   {row['seconds']:.0f} s"
         print(f"{i:3d}/{len(runs)}   {run.name:22} seed {run.seed}   {result}", flush=True)
@@ -379,7 +385,10 @@ def main(args=None):
     What a person can mend ends in one message on stderr and exit status 2; Ctrl-C ends in exit status 130.
     """
     name, *args = (sys.argv[1:] if args is None else args) or ["--help"]
-    if name in ("-h", "--help"):
+    if name == "--version":
+        print(f"minitl {version('minitl')}")
+        return
+    if name in ("-h", "--help", "help"):
         print("usage: minitl COMMAND [options]\n")
         print("\n".join(f"  {name:7} {command.__doc__}" for name, command in COMMANDS.items()))
         print("\nOptions of a command: minitl COMMAND --help")

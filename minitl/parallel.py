@@ -110,8 +110,12 @@ def _run(work, threads, on_error=lambda: None):
             on_error()
 
     with ThreadPoolExecutor(threads) as pool:
-        for k in range(threads):
-            pool.submit(contextvars.copy_context().run, run, k)
+        try:
+            for k in range(threads):
+                pool.submit(contextvars.copy_context().run, run, k)
+        except BaseException:  # no more threads to be had, or Ctrl-C: the others shall not wait for this one
+            on_error()
+            raise
     if errors:
         raise errors[0]
 

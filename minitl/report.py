@@ -4,6 +4,7 @@ Pictures are matplotlib figures; matplotlib is imported when the first one is dr
 """
 
 import io
+import warnings
 
 import numpy as np
 
@@ -288,9 +289,11 @@ def curves(rows, score="accuracy"):
 
 
 def png(figure):
-    """The PNG file of a figure, as bytes."""
+    """The PNG file of a figure, as bytes. A character that the font does not have is drawn as a box."""
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(file, format="png")
     return file.getvalue()
 
 

@@ -25,7 +25,7 @@ from .nn import X21D, ViT, ViTConfig, X21DConfig
 from .step import AUGMENTATION, OnCPU, OnGPU, enough_memory, seed_of
 
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, CURVES = "checkpoint.safetensors", "curves.png"
 COUNTS = ("step", "seconds", "rows", "sums")  # how far a run is
 
 
@@ -66,7 +66,7 @@ class TrainConfig:
     magnitude: float = 27.0
     """how strong they are, from 0 to 30"""
     auto_augment: bool = False
-    """apply one of AutoAugment's 25 policies for CIFAR-10 to each training image; takes the place of rand_augment"""
+    """apply one of AutoAugment's 25 policies for CIFAR-10 to each training image; not together with rand_augment"""
     erasing: float = 0.0
     """probability that a random box of a training image is blanked"""
     cutout: int = 0
@@ -133,7 +133,9 @@ def load_config(folder):
     """The TrainConfig that a run in ``folder`` was started with. Raises InputError where there is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder} is no run, it has no config.json; give a folder that `minitl train` made")
+        runs = sorted(path.parent.name for path in Path(folder).glob("*/config.json"))
+        hint = f"one of its runs: {', '.join(runs[:3])} …" if runs else "a folder that `minitl train` made"
+        raise InputError(f"{folder} is no run, it has no config.json; give {hint}")
     try:
         return _config_of(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -192,12 +194,13 @@ def start(config, folder, command=None):
     Raises InputError, with nothing written, when the folder is not empty or something in ``config`` cannot be had.
     """
     folder = Path(folder)
-    _expect_empty(folder)
+    before = _leftovers(folder)
     trainer = Trainer(absolute(config), folder)
     new = not folder.exists()
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    _expect_empty(folder)  # still: reading the data takes a while
+    if _leftovers(folder) != before:  # reading the data takes a while
+        raise InputError(f"{folder} is not empty any more: another run began in it; choose another --out")
     try:
         files.write(folder / "config.json", json.dumps(asdict(trainer.config), indent=2).encode() + b"\n")
         if command:
@@ -295,7 +298,10 @@ class Trainer:
                 self.save()
             finished = len(self.rows) == self.config.epochs
             if finished:
-                self.result = test or self.evaluate()
+                if test is None:  # there was nothing left to train, but perhaps to write
+                    self.save()
+                    test = self.evaluate()
+                self.result = test
                 self._draw()
         return finished
 
@@ -380,13 +386,14 @@ class Trainer:
         self.sums = _nothing_yet()
 
     def _draw(self):
-        files.write(self.folder / "curves.png", report.png(report.curves(self.rows, self.score)))
+        """All pictures; the curves come last, and show that the run is finished."""
         if "confusion" in self.result:
             picture = report.confusion(self.result["confusion"], self.test_set.classes)
             files.write(self.folder / "confusion.png", report.png(picture))
         if self.model.has_maps:
             with self._evaluated_weights():
                 draw_maps(self.folder / "maps.png", self.model, self.test_set, self.mean, self.std)
+        files.write(self.folder / CURVES, report.png(report.curves(self.rows, self.score)))
 
     def _progress(self):
         """A bar that counts images, on a terminal; nothing elsewhere."""
@@ -403,10 +410,15 @@ class Trainer:
         return self.ema.weights() if self.ema else contextlib.nullcontext()
 
 
-def _expect_empty(folder):
+def _leftovers(folder):
+    """The files that a run left which ended before its checkpoint. Raises InputError where there are others."""
+    names = ("config.json", "command.txt", "metrics.csv")
+    ours = {*names, *(f"{name}.tmp" for name in (*names, CHECKPOINT))}
     with files.writing(folder):
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty; go on with it by --resume, or choose another --out")
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if found - ours:
+        raise InputError(f"{folder} is not empty; go on with it by --resume, or choose another --out")
+    return found
 
 
 def absolute(config):
@@ -471,7 +483,7 @@ def _load_checkpoint(folder, config):
     """``(arrays, meta)`` of the run in ``folder``. Raises InputError unless it is a run of this configuration."""
     path = Path(folder) / CHECKPOINT
     if not path.exists():
-        raise InputError(f"there is no checkpoint in {folder}: it ended before its first; remove it and start anew")
+        raise InputError(f"there is no checkpoint in {folder}; if it ended so early, start it anew with the same --out")
     arrays, meta = checkpoint.load(path)
     meta = meta if isinstance(meta, dict) else {}
     if missing := {"config", "images", "classes", "mean", "std", *COUNTS} - meta.keys():

@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import struct
+import sys
 import tarfile
 import threading
 import warnings
@@ -457,6 +458,15 @@ def test_other_kinds_of_pixels_become_rgb(tmp_path):
     write_folder(tmp_path, files)
     train, _ = data.load(tmp_path)
     assert np.array_equal(train.images[0], np.dstack([grey] * 3)) and np.array_equal(train.images[1], train.images[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_class_whose_name_is_not_utf8_can_be_printed(tmp_path):
+    files = {name.replace("train/cat", os.fsdecode(b"train/caf\xe9")): x for name, x in good().items()}
+    files = {name.replace("test/cat", os.fsdecode(b"test/caf\xe9")): x for name, x in files.items()}
+    write_folder(tmp_path, files)
+    train, _ = data.load(tmp_path)
+    assert "caf?" in train.classes and " ".join(train.classes).encode()
 
 
 def test_pictures_are_turned_as_the_camera_says(tmp_path):

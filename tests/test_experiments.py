@@ -23,7 +23,7 @@ def small(monkeypatch):
     """An ablation "small" of two models on 60 images; gives the two splits."""
     splits = data.draw(np.random.default_rng(1), 60), data.draw(np.random.default_rng(2), 40)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
-    monkeypatch.setattr(train.Trainer, "_draw", lambda self: None)
+    monkeypatch.setattr(train.Trainer, "_draw", lambda self: (self.folder / train.CURVES).touch())
     few = {"4 tokens": PLAIN, "2 tokens": replace(PLAIN, model=replace(SMALL, num_tokens=2))}
     monkeypatch.setitem(ablate.KINDS, "small", few)
     return splits

@@ -33,6 +33,7 @@ LAYERS = [  # a file imports from earlier lines only
     "predict",
     "experiments",
     "cli",
+    "__main__",
 ]
 WITHIN = {  # the same for the files of one folder, where they use one another
     "ops": ["basic", "activations", "linear", "noise", "norm", "attention", "conv", "losses", "recompute"],

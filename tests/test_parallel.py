@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -159,3 +160,17 @@ def test_threads_for_the_work(monkeypatch):
     assert (step.thread_count(small, 100), step.thread_count(large, 100)) == (1, 4)
     assert step.thread_count(small, 1) == 1, "at least"
     assert 1 <= step.shard_size(large) < step.shard_size(small)
+
+
+def test_a_thread_that_cannot_be_started(monkeypatch):
+    """The others, which would wait for it, are told."""
+    submit, told = parallel.ThreadPoolExecutor.submit, threading.Event()
+
+    def full(self, fn, *args):
+        if args[-1] == 1:
+            raise RuntimeError("can't start new thread")
+        return submit(self, fn, *args)
+
+    monkeypatch.setattr(parallel.ThreadPoolExecutor, "submit", full)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        parallel._run(lambda k: told.wait(), 2, on_error=told.set)

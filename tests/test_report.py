@@ -343,3 +343,8 @@ def test_confusion_of_classes_with_odd_names():
     figure = report.confusion(np.eye(3), ["$\\no formula$", "_private", "long" * 30])
     assert report.png(figure).startswith(b"\x89PNG")
     assert figure.axes[0].get_xticklabels()[2].get_text() == "longlonglonglonglonglon…"
+
+
+def test_a_character_without_a_glyph_is_no_error():
+    """Warnings are errors here."""
+    assert report.png(report.confusion(np.eye(2, dtype=int), ["猫", "\ue000"]))[1:4] == b"PNG"

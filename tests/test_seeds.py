@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import cli, data, train
+from minitl import checkpoint, cli, data, train
 from minitl.backend import InputError
 from minitl.experiments import seeds
 
@@ -92,8 +92,9 @@ def test_ctrl_c_and_the_same_again(capsys, monkeypatch):
     command = ["train", *TINY, "--seeds", 2, "--out", "both"]
     monkeypatch.setattr(train.Trainer, "_step", stop_at_the_sixth)
     assert minitl(monkeypatch, *command) == 130
-    stopped = f"stopped and saved in {Path('both/seed1')}; the same command goes on from there"
-    assert capsys.readouterr().out.splitlines()[-1] == stopped and len(rows_of(Path("both"))) == 1
+    stopped = f"stopped and saved in {Path('both/seed1')}; the same command goes on from there:"
+    assert capsys.readouterr().out.splitlines()[-2:] == [stopped, shlex.join(["minitl", *map(str, command)])]
+    assert len(rows_of(Path("both"))) == 1
     assert minitl(monkeypatch, *command) == 0
     assert done == [(seed, i) for seed in (0, 1) for i in range(4)] and len(rows_of(Path("both"))) == 2
     assert minitl(monkeypatch, "train", *TINY, "--seed", 1, "--out", "alone") == 0
@@ -150,3 +151,63 @@ def test_what_is_in_the_way_is_named():
         seeds.plan("x", config, 2, "thesis")
     plan = seeds.plan("x", replace(config, seed=7), 2, "new")
     assert [(run.config.seed, run.folder) for run in plan] == [(7, Path("new/seed7")), (8, Path("new/seed8"))]
+
+
+@pytest.mark.parametrize(
+    "left", ["seed0/config.json.tmp", "seed0/command.txt", "results.csv.tmp", "command.txt.tmp", ".DS_Store"]
+)
+def test_what_a_kill_leaves_is_not_in_the_way(here, monkeypatch, left):
+    """In the folder of a run that had not begun to train, or beside a file that was about to be written."""
+    path = here / "both" / left
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    assert minitl(monkeypatch, "train", *TINY, "--seeds", 1, "--out", "both") == 0
+    assert (here / "both/seed0/curves.png").is_file() and len(rows_of(here / "both")) == 1
+
+
+def test_a_run_that_ended_between_two_files_is_ended_again(here, monkeypatch):
+    """The metrics of the last epoch are written, but not its checkpoint; or both, but no picture."""
+    config = train.TrainConfig(epochs=2, batch_size=16)
+    (run,) = seeds.plan("x", config, 1, here / "both")
+    save, saved = train.Trainer.save, []
+
+    def killed(self):
+        saved.append(checkpoint.save)
+        if len(saved) == 3:  # the first one is that of the start
+            monkeypatch.setattr(checkpoint, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        save(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.finish()
+    monkeypatch.setattr(checkpoint, "save", saved[0])
+    assert len((run.folder / "metrics.csv").read_text().splitlines()) == 3 and run.result() is None
+    row = run.finish()
+    assert row["accuracy"] == train.evaluate(*train.load_run(run.folder))["accuracy"]
+    (run.folder / "curves.png").unlink()
+    assert run.result() is None and run.finish()["accuracy"] == row["accuracy"]
+    assert (run.folder / "curves.png").is_file()
+
+
+def test_seeds_with_other_options_are_not_mixed(here, monkeypatch, capsys):
+    assert minitl(monkeypatch, "train", *TINY, "--seeds", 1, "--out", "both") == 0
+    assert minitl(monkeypatch, "train", *TINY, "--lr", 0.5, "--seed", 7, "--seeds", 1, "--out", "both") == 2
+    assert "seed0 does not go with these options" in " ".join(capsys.readouterr().err.split())
+    assert not (here / "both/seed7").exists()
+
+
+@pytest.mark.parametrize("content", ["", "x\n", "epoch,test_accuracy,seconds\n1,,\n2,,\n", "\xff"])
+def test_damaged_metrics(here, content):
+    (run,) = seeds.plan("x", train.TrainConfig(epochs=1, batch_size=16), 1, here / "both")
+    run.finish()
+    (run.folder / "metrics.csv").write_bytes(content.encode("latin1"))
+    with pytest.raises(InputError, match=r"metrics.csv is damaged .*; `minitl train --resume .*seed0` mends it"):
+        run.result()
+    assert train.resume(run.folder).fit() and run.result()
+
+
+def test_a_folder_of_runs_is_no_run(here, monkeypatch, capsys):
+    assert minitl(monkeypatch, "train", *TINY, "--seeds", 2, "--out", "both") == 0
+    assert minitl(monkeypatch, "eval", "both") == 2
+    assert "both is no run, it has no config.json; give one of its runs: seed0, seed1" in capsys.readouterr().err

@@ -472,6 +472,14 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path, poison):
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
 
 
+def test_a_number_that_is_not_finite_stops_a_run_on_clips(tmp_path, actors):
+    """Scores that are no numbers cannot be ranked, but that is not what the message is about."""
+    config = train.default_config("actors")
+    trainer = train.start(replace(config, model=replace(config.model, dim=12, layers=1), lr=1e30, warmup=0.0), tmp_path)
+    with pytest.raises(InputError, match=r"(loss|gradient) .* is (nan|inf).*smaller learning rate"):
+        trainer.fit()
+
+
 def test_a_test_loss_that_is_not_finite_is_not_saved(tmp_path):
     trainer = train.start(PLAIN, tmp_path)
     trainer.evaluate = lambda stop: {"loss": float("inf"), "accuracy": 0.0}

@@ -46,7 +46,9 @@ def load(name, data_dir=None, subset=None):
     elif name in NAMES:
         train, test = cifar.read(name, data_dir)
     else:
-        hint = near(name, [*NAMES, *Path(name).parent.glob("*")], f"choose {', '.join(NAMES)}, or give a path")
+        path = Path(name)
+        remedy = "put back what a run was trained on" if path.is_absolute() else f"choose {', '.join(NAMES)}, or a path"
+        hint = near(path.name, [*NAMES, *(file.name for file in path.parent.glob("*"))], remedy)
         raise InputError(f"no data set and no file is called {name!r}; {hint}")
     return (train if subset is None else train.subset(subset, np.random.default_rng(0))), test
 

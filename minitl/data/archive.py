@@ -69,7 +69,8 @@ def _index(path):
             continue
         if len(parts) != depth + 3:
             raise InputError(f"{path}: {name!r} is not of the form {parts[depth]}/class/image; move it or take it out")
-        splits[parts[depth]].append((parts[depth + 1], name))
+        label = parts[depth + 1].encode(errors="replace").decode()  # a name that is not UTF-8 cannot be printed
+        splits[parts[depth]].append((label, name))
         seen["/".join(parts)] += 1
         outer.add("/".join(parts[:depth]) or "the outermost")
     if twice := [name for name, count in seen.items() if count > 1]:

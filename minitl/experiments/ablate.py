@@ -132,19 +132,25 @@ class Run:
     def result(self):
         """A row of results.csv as a dict, or None as long as the run is not finished.
 
-        Raises InputError when its folder holds a run with other options.
+        Raises InputError when its folder holds a run with other options, or metrics that cannot be read.
         """
         if not self._exists():
             return None
         saved = train.load_config(self.folder)
         model = replace(self.config.model, **{name: getattr(saved.model, name) for name in FROM_DATA})
         checkpoint.compare_config(asdict(saved), asdict(replace(self.config, model=model)))
-        with open(self.folder / "metrics.csv", newline="") as file:
-            epochs = list(csv.DictReader(file))
-        if len(epochs) < self.config.epochs:
+        if not (self.folder / train.CURVES).is_file():
             return None
-        cost, last = flops.total(flops.count(model)), epochs[-1]
-        found = {"accuracy": float(last["test_accuracy"]), "seconds": float(last["seconds"])}
+        try:
+            with open(self.folder / "metrics.csv", newline="") as file:
+                last = list(csv.DictReader(file))[self.config.epochs - 1]
+            found = {"accuracy": float(last["test_accuracy"]), "seconds": float(last["seconds"])}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            path = self.folder / "metrics.csv"
+            raise InputError(
+                f"{path} is damaged ({error!r}); `minitl train --resume {self.folder}` mends it"
+            ) from error
+        cost = flops.total(flops.count(model))
         return {"name": self.name, "seed": self.seed, "parameters": cost.params, "macs": cost.macs} | found
 
     def finish(self, on_epoch=lambda row: None):
@@ -178,10 +184,11 @@ def plan(kind, folder, seeds=2, dataset=None, quick=False):
         takes, has = ("clips", "images") if kind == "video" else ("images", "clips")
         raise InputError(f"the ablation {kind} needs {takes}, and {dataset} has {has}; choose another data set")
     changes = ({"dataset": dataset} if dataset else {}) | (QUICK if quick else {})
+    configs = {name: train.absolute(replace(config, **changes)) for name, config in KINDS[kind].items()}
     return [
-        Run(name, seed, replace(config, seed=seed, **changes), Path(folder) / _slug(f"{name} seed{seed}"))
+        Run(name, seed, replace(config, seed=seed), Path(folder) / _slug(f"{name} seed{seed}"))
         for seed in range(seeds)
-        for name, config in KINDS[kind].items()
+        for name, config in configs.items()
     ]
 
 

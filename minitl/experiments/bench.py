@@ -56,8 +56,8 @@ PACKAGES = {"PyTorch": "torch", "JAX": "jax"}
 def compare(names=(), threads=None, quick=False, tick=lambda text: None):
     """Yield a dict for each model and each of TIMES (seconds) and SIZES (bytes): what ``minitl`` and ``PyTorch`` take.
 
-    ``names`` are some of MODELS, all by default. ``ratio`` is minitl by PyTorch, of the medians; ``low`` and ``high``
-    are the quartiles of the ratios of single blocks. ``form`` says which form of the PyTorch model was the fastest and
+    ``names`` are some of MODELS, all by default. ``ratio``, ``low`` and ``high`` are the median and the
+    quartiles of minitl by PyTorch in single blocks. ``form`` says which form of the PyTorch model was the fastest and
     counts; ``JAX`` is there if JAX is installed. ``macs`` are the multiply-adds of one image or clip. ``tick(text)``
     is called now and then.
 
@@ -302,8 +302,8 @@ def _against(found, what, decides):
     """minitl against that form of PyTorch which was faster in ``decides``. ``found``: {label: {what: array}}."""
     best = min((label for label in found if label.startswith("PyTorch")), key=lambda it: np.median(found[it][decides]))
     ours, theirs = found["minitl"][what], found[best][what]
-    low, high = np.quantile(np.median(ours, 1) / np.median(theirs, 1), (0.25, 0.75))
+    low, middle, high = np.quantile(np.median(ours, 1) / np.median(theirs, 1), (0.25, 0.5, 0.75))
     row = {"minitl": np.median(ours), "PyTorch": np.median(theirs), "form": best.removeprefix("PyTorch, ")}
-    row |= {"ratio": np.median(ours) / np.median(theirs), "low": low, "high": high}
+    row |= {"ratio": middle, "low": low, "high": high}
     row |= {"JAX": np.median(found["JAX"][what])} if "JAX" in found else {}
     return {name: value if isinstance(value, str) else float(value) for name, value in row.items()}

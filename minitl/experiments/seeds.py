@@ -16,7 +16,7 @@ from .. import files, train
 from ..backend import InputError
 from .ablate import Run
 
-OURS = re.compile(r"seed\d+|command\.txt|results\.csv")
+OURS = re.compile(r"seed(\d+)|(command\.txt|results\.csv)(\.tmp)?|\..*")  # what else begins with a dot is the system's
 
 
 def plan(name, config, seeds, folder):
@@ -31,21 +31,30 @@ def plan(name, config, seeds, folder):
         found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if other := [name for name in found if not OURS.fullmatch(name)]:
         raise InputError(f"{folder} holds something else ({', '.join(other[:3])}); several seeds need a new --out")
-    config = train.absolute(config)
-    runs = [Run(name, seed, replace(config, seed=seed), folder / f"seed{seed}") for seed in range(first, first + seeds)]
-    for run in runs:
+    config, wanted = train.absolute(config), range(first, first + seeds)
+    there = {int(found[1]) for name in found if (found := OURS.fullmatch(name))[1]}
+    runs = {
+        seed: Run(name, seed, replace(config, seed=seed), folder / f"seed{seed}") for seed in sorted({*wanted, *there})
+    }
+    for run in runs.values():
         try:
             run.result()
         except InputError as error:
             raise InputError(f"{run.folder} does not go with these options; choose another --out: {error}") from error
-    return runs
+    return [runs[seed] for seed in wanted]
 
 
-def save(rows, folder, command):
-    """Write the results of Runs to results.csv in ``folder``, and the command that a person typed for them."""
+def begin(folder, command):
+    """Make the folder, with the command that a person typed."""
+    with files.writing(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    files.write(Path(folder) / "command.txt", os.fsencode(command + "\n"))
+
+
+def save(rows, folder):
+    """Write the results of Runs to results.csv in ``folder``."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files.write(Path(folder) / "results.csv", text.getvalue().encode())
-    files.write(Path(folder) / "command.txt", os.fsencode(command + "\n"))
+    files.write(Path(folder) / "results.csv", os.fsencode(text.getvalue()))

@@ -94,7 +94,9 @@ class ViTConfig:
                 raise InputError(f"{name} lies in [0, 1), got {value}")
         height, width = self.image_size
         if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
-            raise InputError(f"patch_size={self.patch_size} does not divide the image size {height} x {width}")
+            fit = [n for n in range(2, min(height, width) + 1) if not (height % n or width % n)]
+            hint = f"choose one of {', '.join(map(str, fit))}" if fit else "bring the images to another size"
+            raise InputError(f"patch_size={self.patch_size} does not divide the image size {height} x {width}; {hint}")
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
             raise InputError(f"stem='conv' needs a patch_size of 2, 4, 8 …, got {self.patch_size}")
         if self.stem == "conv" and self.tubelet > 1:

@@ -96,7 +96,7 @@ def _convolve(x, W, stride, padding, groups):
     """y (B, Ho, Wo, out) = Σ_i X_i W_i"""
     xp, (kh, kw, Cg, out) = array_module(x), W.shape
     Ho, Wo = ((n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[1:], padding, W.shape, stride, strict=False))
-    y = xp.empty((groups, len(x), Ho * Wo, out // groups), x.dtype)
+    y = xp.empty((groups, len(x), Ho * Wo, out // groups), xp.result_type(x, W))
     W = W.reshape(kh, kw * Cg, groups, 1, out // groups).transpose(0, 2, 3, 1, 4)
     for part, factors in _factors(x, (kh, kw), stride, padding, groups, out // groups):
         sums = _like(factors[0], y, part)

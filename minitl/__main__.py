@@ -1,0 +1,5 @@
+"""``python -m minitl`` is ``minitl``."""
+
+from .cli import main
+
+main()
