@@ -57,7 +57,7 @@ def describe(x):
 def cuda_problem():
     """Why the GPU cannot be used, as a sentence; ``None`` when it can.
 
-    An import of CuPy proves nothing: it succeeds on machines without a driver. So a small sum is computed.
+    An import of CuPy proves nothing: it succeeds on machines without a driver. So a small product is computed.
     """
     from importlib.metadata import distributions  # here, for `import minitl` need not wait for it
 
@@ -76,10 +76,10 @@ def cuda_problem():
                 f"CuPy is installed but finds no usable GPU or driver{_no_device(cupy)}; `nvidia-smi` should list one"
             )
         cupy.cuda.nvrtc.getVersion()
-        cupy.arange(3).sum().item()
+        (cupy.eye(2) @ cupy.eye(2)).sum().item()
     except Exception as error:  # CuPy raises many kinds: no toolkit, no compiler, no memory
-        if "nvrtc" in str(error).lower():
-            return f"CuPy finds no NVRTC to compile with ({error}); install minitl[cuda12] or minitl[cuda13] for it"
+        if "nvrtc" in str(error).lower() or isinstance(error, ImportError):
+            return f"CuPy finds no CUDA toolkit ({error}); install minitl[cuda12] or minitl[cuda13], which bring it"
         return f"CuPy finds a GPU but cannot compute on it: {type(error).__name__}: {error}"
     return None
 

@@ -7,14 +7,15 @@ import shlex
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from . import files, flops, interop, predict
-from .backend import InputError, near
-from .experiments import ablate, bench, bench_report, fewshot, paper, presets, speed
+from .backend import InputError, cuda_problem, near
+from .experiments import ablate, bench, bench_cuda, bench_report, fewshot, paper, presets, seeds, speed
 from .nn import ViTConfig
 from .report import box_share, png
 from .train import TrainConfig, default_config, draw_maps, evaluate, load_config, load_model, load_run, resume, start
@@ -46,12 +47,17 @@ class TrainOptions(TrainConfig):
     """new folder for the results; by default runs/DATASET, with a number if that exists"""
     resume: Path | None = None
     """go on with the run in this folder, with the options it was started with"""
+    seeds: int | None = None
+    """train so often, with this seed and the next ones, in folders below --out, by default runs/DATASET-seeds; the same
+    command goes on where it was stopped"""
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     run: Positional[Path]
     """folder of a run"""
+    flip: bool = False
+    """also with flip averaging: by the mean of the logits of an image and of its mirror image"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,11 @@ class FlopsOptions:
 @dataclass(frozen=True)
 class BenchOptions:
     names: Positional[tuple[str, ...]] = ()
-    """vit-tiny, vit-tiny-tl, vit-384, vit-tl-384, video-tl, bottleneck; all by default"""
+    """vit-tiny, vit-tiny-tl, vit-384, vit-tl-384, video-tl, bottleneck; on a GPU the first two and cifar-r1; or all"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where to compute"""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """of matrix products on a GPU"""
     threads: int | None = None
     """threads of each framework; by default as many as there are cores"""
     ops: bool = False
@@ -145,24 +155,42 @@ def train_command(args):
     """train a tiny ViT with TokenLearner, and leave curves, maps and a checkpoint"""
     options = _train_options(args)
     config = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)})
+    command = shlex.join(["minitl", "train", *args])
+    if options.seeds is not None:
+        return _train_seeds(options, config, command)
     if options.resume:
         trainer = resume(options.resume, config)
         print(f"going on with {trainer.folder} after step {trainer.step} of {trainer.total}")
     else:
-        trainer = start(config, options.out or _new_folder(options.dataset))
+        trainer = start(config, options.out or _new_folder(options.dataset), command)
     print(trainer.describe(), flush=True)
     if not trainer.fit(on_epoch=lambda row: _print_epoch(row, config.epochs, trainer.score)):
         how = f"minitl train --resume {shlex.quote(str(trainer.folder))}"
         print(f"stopped and saved after step {trainer.step} of {trainer.total}; go on with: {how}")
         sys.exit(130)
-    _print_result(trainer.evaluate(), trainer.test_set)
+    _print_result(trainer.result, trainer.test_set)
     print(f"results are in {trainer.folder}: {', '.join(sorted(path.name for path in trainer.folder.iterdir()))}")
+
+
+def _train_seeds(options, config, command):
+    name = "-".join(filter(None, [_name_of(options.dataset), options.preset]))
+    folder = options.out or Path("runs") / f"{name}-seeds"
+    score, rows = ablate.score_of(config), []
+    runs = seeds.plan(name, config, options.seeds, folder)
+    for row in _results(runs, score, on_epoch=lambda row: _print_epoch(row, config.epochs, score)):
+        rows.append(row)
+        seeds.save(rows, folder, command)
+    (mean,) = ablate.summary(rows)
+    spread = f" ± {mean['spread']:.2%} (mean ± standard deviation of {len(rows)} seeds)" if "spread" in mean else ""
+    print(f"\ntest {score:8}  {mean['accuracy']:.2%}{spread}")
+    print(f"results are in {folder}: results.csv, and a folder of each run")
 
 
 def eval_command(args):
     """print loss and accuracy of a run on its test images"""
-    model, test_set, mean, std = load_run(_parse(EvalOptions, "eval", args).run)
-    _print_result(evaluate(model, test_set, mean, std), test_set)
+    options = _parse(EvalOptions, "eval", args)
+    model, test_set, mean, std = load_run(options.run)
+    _print_result(evaluate(model, test_set, mean, std, flip=options.flip), test_set)
 
 
 def maps_command(args):
@@ -228,11 +256,21 @@ def bench_command(args):
         raise InputError("choose one: names of configurations, --ops, or --scale")
     if options.threads is not None and not 1 <= options.threads <= bench.cores():
         raise InputError(f"--threads is from 1 to {bench.cores()}, the cores there are, got {options.threads}")
-    machine = bench.machine(options.threads)
-    say = (lambda text: None) if options.json else tqdm.write  # above the line that says how far it is
-    say(bench_report.heading(machine) + "\n")
-    with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as progress:
+    if options.device == "cpu" and options.precision != "fp32":
+        raise InputError(f"--precision {options.precision} needs --device cuda; a CPU computes in fp32")
+    if options.device == "cuda":
+        if options.ops or options.scale or options.threads:
+            raise InputError("--ops, --scale and --threads are for a CPU; leave them out with --device cuda")
+        if problem := cuda_problem():
+            raise InputError(f"device cuda cannot be used: {problem}")
+        machine, heading = bench_cuda.machine(), bench_report.cuda_heading
+        measure = _bench_cuda
+    else:
+        machine, heading = bench.machine(options.threads), bench_report.heading
         measure = _bench_ops if options.ops else _bench_scale if options.scale else _bench_models
+    say = (lambda text: None) if options.json else tqdm.write  # above the line that says how far it is
+    say(heading(machine) + "\n")
+    with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as progress:
         found, name, figure = measure(options, say, progress.set_description_str)
     if options.json:
         print(json.dumps({"machine": machine} | found, indent=1))
@@ -264,6 +302,18 @@ def _bench_scale(options, say, tick):
     return {"scale": rows}, "scale.png", bench_report.scale_picture(rows)
 
 
+def _bench_cuda(options, say, tick):
+    say(bench_report.cuda_head())
+    rows = []
+    for row in bench_cuda.compare(options.names, options.precision, options.quick, tick):
+        say(bench_report.cuda_line(row))
+        rows.append(row)
+    say("\n".join(["", *bench_report.cuda_notes(rows)]))
+    for row in rows:
+        say("\n" + bench_report.shares_table(f"{row['model']}, eager", row["ops"], ()))
+    return {"models": rows}, "bench-cuda.png", bench_report.cuda_picture(rows)
+
+
 def ablate_command(args):
     """train all models of one of the paper's ablations, and compare them"""
     options = _parse(AblateOptions, "ablate", args)
@@ -272,21 +322,26 @@ def ablate_command(args):
         if options.dataset or options.seeds is not None:
             raise InputError("ablate speed takes random images once: leave out --dataset and --seeds")
         return _print_speed(folder, options.quick)
-    seeds = options.seeds if options.seeds is not None else 1 if options.quick else 2
-    runs = ablate.plan(options.kind, folder, seeds, options.dataset, options.quick)
-    score, rows = ablate.score_of(runs[0].config), []
-    for i, run in enumerate(runs, 1):
-        row = run.finish()
-        if row is None:
-            print(f"stopped and saved in {run.folder}; the same command goes on from there")
-            sys.exit(130)
-        rows.append(row)
-        result = f"{score} {row['accuracy']:.2%}   {row['seconds']:.0f} s"
-        print(f"{i:3d}/{len(runs)}   {run.name:22} seed {run.seed}   {result}", flush=True)
+    times = options.seeds if options.seeds is not None else 1 if options.quick else 2
+    runs = ablate.plan(options.kind, folder, times, options.dataset, options.quick)
+    score = ablate.score_of(runs[0].config)
+    rows = list(_results(runs, score))
     ablate.save(rows, folder, score)
     print(
         f"\n{ablate.table(rows, score)}\n\nresults are in {folder}: results.csv, results.png, and a folder of each run"
     )
+
+
+def _results(runs, score, **options):
+    """The results of Runs, printed one by one; ends the command at Ctrl-C."""
+    for i, run in enumerate(runs, 1):
+        row = run.finish(**options)
+        if row is None:
+            print(f"stopped and saved in {run.folder}; the same command goes on from there")
+            sys.exit(130)
+        result = f"{score} {row['accuracy']:.2%}   {row['seconds']:.0f} s"
+        print(f"{i:3d}/{len(runs)}   {run.name:22} seed {run.seed}   {result}", flush=True)
+        yield row
 
 
 def _print_speed(folder, quick):
@@ -376,6 +431,10 @@ def _train_options(args):
     options = _parse(TrainOptions, "train", args, default=_as_options(saved))
     if options.out:
         raise InputError(f"--out {options.out} and --resume exclude each other: a run goes on in its own folder")
+    if options.seeds is not None:
+        raise InputError(
+            "--seeds and --resume exclude each other: the command with --seeds goes on if it is given again"
+        )
     return options
 
 
@@ -383,9 +442,14 @@ def _as_options(config):
     return TrainOptions(**vars(config) | {"model": ModelOptions(**vars(config.model))})
 
 
+def _name_of(dataset):
+    """What a folder of runs on it is called."""
+    return Path(dataset).resolve().name.strip(".").split(".")[0] or "run"
+
+
 def _new_folder(dataset):
     """runs/clutter, or the first of runs/clutter-2, runs/clutter-3 … that does not exist."""
-    stem = Path("runs") / (Path(dataset).resolve().name.strip(".").split(".")[0] or "run")
+    stem = Path("runs") / _name_of(dataset)
     names = itertools.chain([stem], (stem.with_name(f"{stem.name}-{i}") for i in itertools.count(2)))
     return next(folder for folder in names if not folder.exists())
 
@@ -401,6 +465,8 @@ def _print_epoch(row, epochs, score):
 def _print_result(result, test_set):
     score = "mAP" if test_set.multi_label else "accuracy"
     print(f"test loss      {result['loss']:.4f}\ntest {score:8}  {result['accuracy']:.2%}")
+    if "flip_accuracy" in result:
+        print(f"flip averaging {result['flip_accuracy']:.2%} (mean logits of an image and of its mirror image)")
     if "map_mass" in result:
         even = box_share(test_set.boxes, test_set.images.shape[-3:-1])
         print(f"map mass       {result['map_mass']:.3f} on the target object (even maps would have {even:.3f})")

@@ -7,17 +7,25 @@ import numpy as np
 from . import data, files, parallel, report
 from .autograd import Tensor, no_grad
 from .backend import InputError, to_device, to_numpy
+from .metrics import confusion_counts
 from .step import hits, mean_loss, thread_count
 
 
-def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None):
-    """``{"loss", "accuracy"}`` of a model on a data set, and ``"map_mass"`` where it has boxes and the model maps.
+def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None, flip=False):
+    """What a model is worth on a data set, as a dict; None as soon as ``stop`` is not empty.
 
-    Where images have several labels the accuracy is the mean average precision. ``mean`` and ``std`` (channels,) are
-    those of the training images. ``threads`` is as many as there is work for where it is not given.
-    Returns None as soon as ``stop`` is not empty.
+    loss           the mean over the images
+    accuracy       where images have several labels, the mean average precision
+    confusion      where they have one: how many of each class were taken for which, see ``metrics.confusion_counts``
+    map_mass       where the data set has boxes and the model maps: see ``report.map_mass``
+    flip_accuracy  if ``flip``: with flip averaging, by the mean of the logits of an image and of its mirror image
+
+    ``mean`` and ``std`` (channels,) are those of the training images. ``threads`` is as many as there is work for where
+    it is not given. Raises InputError for ``flip`` where there are clips: mirrored motions are others.
     """
-    loss, mass, scores = 0.0, 0.0, []
+    if flip and dataset.images.ndim == 5:
+        raise InputError("flip averaging needs images; mirrored clips show other motions, so leave it out")
+    loss, mass, scores, mirrored = 0.0, 0.0, [], []
     with_maps = dataset.boxes is not None and model.has_maps
     with _evaluating(model) as device, parallel.one_blas_thread():
         share = {"shard": None} if device == "cuda" else {"threads": threads or thread_count(model.config, batch_size)}
@@ -30,12 +38,20 @@ def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None):
             logits = parallel.predict(model, images, **share)
             loss += mean_loss(Tensor(logits), labels).item() * len(part)
             scores.append(to_numpy(logits))
+            if flip:
+                mirrored.append(to_numpy(parallel.predict(model, images[:, :, ::-1].copy(), **share)))
             if with_maps:
                 maps = parallel.predict(model.maps, images, **share)
                 mass += float(report.map_mass(maps, part.boxes, part.images.shape[-3:-1]).sum())
-    correct = hits(np.concatenate(scores), dataset.labels)
-    found = {"loss": loss / len(dataset), "accuracy": correct / len(dataset)}
-    return found | ({"map_mass": mass / len(dataset)} if with_maps else {})
+    scores, n = np.concatenate(scores), len(dataset)
+    found = {"loss": loss / n, "accuracy": hits(scores, dataset.labels) / n}
+    if not dataset.multi_label:
+        found["confusion"] = confusion_counts(dataset.labels, scores.argmax(1), len(dataset.classes))
+    if with_maps:
+        found["map_mass"] = mass / n
+    if flip:
+        found["flip_accuracy"] = hits((scores + np.concatenate(mirrored)) / 2, dataset.labels) / n
+    return found
 
 
 def draw_maps(path, model, dataset, mean, std, count=None, stages=False):

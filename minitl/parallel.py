@@ -127,7 +127,7 @@ def _replica(model, rng):
 
 @contextlib.contextmanager
 def _meeting(norms):
-    """Inside, the batch norms of thread k, ``norms[k]``, add up their statistics over all threads, in order.
+    """Inside, the batch norms of thread k, ``norms[k]``, see the statistics of all threads, in order.
 
     All threads call them equally often. Gives the barrier at which they wait for each other.
     """
@@ -136,24 +136,24 @@ def _meeting(norms):
     turns = [0] * len(norms)
 
     def member(k):
-        def total(x):
+        def gather(x):
             turns[k] += 1
             brought = rounds[turns[k] % 2]
             brought[k] = x
             barrier.wait()
-            return sum(brought[1:], start=brought[0])
+            return list(brought)
 
-        return total
+        return gather
 
     try:
         for k, of_thread in enumerate(norms):
             for norm in of_thread:
-                norm.total = member(k)
+                norm.gather = member(k)
         yield barrier
     finally:
         for of_thread in norms:
             for norm in of_thread:
-                norm.total = None
+                norm.gather = None
 
 
 def one_blas_thread():

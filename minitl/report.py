@@ -12,6 +12,7 @@ from .backend import is_array, to_numpy
 from .nn import X21D
 
 MOST = 16  # tokens and frames in one picture
+CLASSES = 20  # in one picture
 
 
 def map_mass(maps, boxes, image_size):
@@ -220,34 +221,43 @@ def confusion(counts, classes):
     """A figure of what images of each class were taken for: the share of each class, row by row, in percent.
 
     counts (K, K): how many images of the class of the row were taken for that of the column, as
-    ``metrics.confusion_counts`` has them; a class without images has an empty row. Of more than 20 classes the shares
-    are shown by their colour alone.
+    ``metrics.confusion_counts`` has them; a class without images has an empty row. Of more than 20 classes those 20 are
+    shown that are taken for one another most often.
     """
     from matplotlib.figure import Figure
 
-    counts = np.asarray(counts)
-    K = len(classes)
+    counts, K = np.asarray(counts), len(classes)
     if counts.shape != (K, K):
         raise ValueError(f"needs counts ({K}, {K}) of {K} classes, got {counts.shape}")
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side, font = (max(4, 2 + 0.42 * K), 8) if K <= 20 else (12, min(8, 640 / K))
+    title = f"{np.trace(counts) / max(counts.sum(), 1):.1%} of {counts.sum():,} images are right; rows in percent"
+    if K > CLASSES:
+        title += f"\nthe {CLASSES} of {K} classes that are taken for one another most often"
+        shown = _most_confused(counts, CLASSES)
+        shares, classes, K = shares[np.ix_(shown, shown)], [classes[k] for k in shown], CLASSES
+    side = max(4, 2 + 0.42 * K)
     figure = Figure(figsize=(side, side), dpi=110, layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(K), classes, rotation=90 if K > 20 else 45, fontsize=font)
-    if K <= 20:
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(K), classes, fontsize=font)
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in classes]
+    plain = {"fontsize": 8, "parse_math": False}  # a class may be called $x$
+    axes.set_xticks(range(K), names, rotation=45, ha="right", rotation_mode="anchor", **plain)
+    axes.set_yticks(range(K), names, **plain)
     axes.set_xlabel("taken for")
     axes.set_ylabel("true class")
-    right = np.trace(counts) / max(counts.sum(), 1)
-    axes.set_title(f"{right:.1%} of {counts.sum():,} images are right; rows in percent", fontsize=9)
+    axes.set_title(title, fontsize=9)
     axes.spines[:].set_visible(False)
-    for i, j in np.argwhere(counts) if K <= 20 else ():
+    for i, j in np.argwhere(shares):
         text = f"{shares[i, j]:.0f}" if shares[i, j] >= 1 else "<1"
-        axes.text(j, i, text, ha="center", va="center", fontsize=font, color="white" if shares[i, j] > 55 else "black")
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 55 else "black")
     return figure
+
+
+def _most_confused(counts, n):
+    """The sorted indices of ``n`` classes: those of the pairs that were mistaken most often, and so on."""
+    wrong = counts * (1 - np.eye(len(counts), dtype=int))
+    pairs = np.argsort(-wrong, axis=None, kind="stable")[: n * n]  # more than n classes have
+    return sorted(list(dict.fromkeys(k for pair in pairs for k in divmod(pair, len(counts))))[:n])
 
 
 def curves(rows, score="accuracy"):

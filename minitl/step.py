@@ -58,7 +58,7 @@ class OnCPU:
 
 
 class OnGPU:
-    """All at once: clipping, AdamW and average in three launches, and the whole step as one CUDA graph."""
+    """All at once: clipping, AdamW and average in few launches, and the whole step as one CUDA graph."""
 
     every = 50
     threads = 1
@@ -68,7 +68,7 @@ class OnGPU:
 
         cuda.use(config.precision)
         self.model, self.optimizer, self.ema, self.rng, self.config = model, optimizer, ema, rng, config
-        self.update, self.xp, self.found = cuda.update, optimizer.flat.xp, []
+        self.zero_grad, self.update, self.xp, self.found = cuda.zero_grad, cuda.update, optimizer.flat.xp, []
         self.step = cuda.capture(self._step) if config.graph else self._step
         self.where = f"cuda ({config.precision}, {'one graph a step' if config.graph else 'eager'})"
 
@@ -84,7 +84,7 @@ class OnGPU:
     def _step(self, inputs, targets, labels):
         logits = self.model(inputs)
         loss = mean_loss(logits, targets, self.config.label_smoothing)
-        self.optimizer.zero_grad()
+        self.zero_grad(self.optimizer)
         loss.backward()
         norm2 = self.update(self.optimizer, self.config.clip, self.ema)
         right = (logits.data.argmax(1) == labels).sum() if labels.ndim == 1 else 0 * loss.data

@@ -1,6 +1,6 @@
 """The training run: one loop of steps, an evaluation after each epoch, and a folder that holds all there is to know.
 
-    config.json  metrics.csv  curves.png  maps.png  checkpoint.safetensors
+    command.txt  config.json  metrics.csv  curves.png  confusion.png  maps.png  checkpoint.safetensors
 
 ``start`` begins a run and ``resume`` goes on with it, bit for bit, from whatever step it was stopped at. That takes the
 weights, the optimiser's moments and a few counts. No generator: what is random follows from the seed and the number of
@@ -10,6 +10,7 @@ the epoch (the order of the images) or of the step (augmentation, dropout).
 import contextlib
 import itertools
 import json
+import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -64,6 +65,8 @@ class TrainConfig:
     """probability of each of these operations"""
     magnitude: float = 27.0
     """how strong they are, from 0 to 30"""
+    auto_augment: bool = False
+    """apply one of AutoAugment's 25 policies for CIFAR-10 to each training image; takes the place of rand_augment"""
     erasing: float = 0.0
     """probability that a random box of a training image is blanked"""
     cutout: int = 0
@@ -107,6 +110,11 @@ class TrainConfig:
                 value = getattr(self, name)
                 if value is not None and not holds(value):
                     raise InputError(f"{name} must be {wanted}, got {value}")
+        if self.auto_augment and self.rand_augment:
+            raise InputError(
+                f"auto_augment and rand_augment {self.rand_augment} exclude each other; leave one out, "
+                "or set rand_augment to 0 where a preset has it"
+            )
         if self.device == "cpu" and self.precision != "fp32":
             raise InputError(f"precision {self.precision} needs device cuda; a CPU computes in fp32")
 
@@ -177,23 +185,26 @@ def load_model(folder):
     return model.eval(), meta
 
 
-def start(config, folder):
+def start(config, folder, command=None):
     """A Trainer for a new run in ``folder``, which is made if need be and gets the configuration and a checkpoint.
 
+    ``command`` is what a person typed to begin the run; it is kept beside the configuration.
     Raises InputError, with nothing written, when the folder is not empty or something in ``config`` cannot be had.
     """
     folder = Path(folder)
     _expect_empty(folder)
-    trainer = Trainer(_absolute(config), folder)
+    trainer = Trainer(absolute(config), folder)
     new = not folder.exists()
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     _expect_empty(folder)  # still: reading the data takes a while
     try:
         files.write(folder / "config.json", json.dumps(asdict(trainer.config), indent=2).encode() + b"\n")
+        if command:
+            files.write(folder / "command.txt", os.fsencode(command + "\n"))
         trainer.save()
     except BaseException:
-        for name in ("config.json", "metrics.csv"):
+        for name in ("config.json", "command.txt", "metrics.csv"):
             (folder / name).unlink(missing_ok=True)
         if new:
             folder.rmdir()
@@ -206,7 +217,7 @@ def resume(folder, config=None):
 
     Raises InputError, with nothing written, when the checkpoint is damaged, or of another configuration or data set.
     """
-    config = _absolute(config or load_config(folder))
+    config = absolute(config or load_config(folder))
     arrays, meta = _load_checkpoint(folder, config)
     trainer = Trainer(config, folder)
     trainer.restore(arrays, meta)
@@ -218,6 +229,7 @@ class Trainer:
 
     ``config.model``'s image size, frames, channels and classes are taken from the data. ``score`` is what the columns
     of accuracies hold: mean average precision, "mAP", where images have several labels; in training that of a batch.
+    ``result`` is what ``evaluate`` says of a run that is finished.
     """
 
     def __init__(self, config, folder):
@@ -240,7 +252,7 @@ class Trainer:
         self.epoch_steps = -(-len(self.train_set) // config.batch_size)
         self.total = config.epochs * self.epoch_steps
         self.step, self.seconds = 0, 0.0
-        self.rows = []  # of metrics.csv: one for each epoch that is over
+        self.rows, self.result = [], None  # rows of metrics.csv: one for each epoch that is over
         self.sums = _nothing_yet()
 
     def describe(self):
@@ -259,6 +271,7 @@ class Trainer:
         number and when a file cannot be written; the last checkpoint stays as it is.
         """
         parallel.keep_memory()
+        test = None
         began = time.perf_counter() - self.seconds
         # NumPy need not warn about numbers that are not finite: they are looked for
         quiet, memory = np.errstate(all="ignore"), enough_memory(self.config)
@@ -282,13 +295,18 @@ class Trainer:
                 self.save()
             finished = len(self.rows) == self.config.epochs
             if finished:
+                self.result = test or self.evaluate()
                 self._draw()
         return finished
 
     def evaluate(self, stop=()):
-        """``evaluate`` on the test images, with the averaged weights if there is an average."""
+        """``evaluate`` on the test images, with the averaged weights if there is an average.
+
+        In the end, a run that mirrors images is evaluated with flip averaging as well.
+        """
+        how = {"threads": self.take_step.threads, "flip": self.config.flip and self.step == self.total}
         with self._evaluated_weights():
-            return evaluate(self.model, self.test_set, self.mean, self.std, stop=stop, threads=self.take_step.threads)
+            return evaluate(self.model, self.test_set, self.mean, self.std, stop=stop, **how)
 
     def save(self):
         """Write the metrics and the checkpoint from which ``resume`` goes on."""
@@ -328,7 +346,10 @@ class Trainer:
         config = self.config
         self.optimizer.lr = optim.warmup_cosine(self.step, self.total, int(config.warmup * self.total), config.lr)
         images, labels = to_device(images, config.device), to_device(labels, config.device)
-        self.take_step(*self._augment(images, labels), labels, self.step)
+        rng = np.random.default_rng(seed_of(config, AUGMENTATION, self.step))
+        mixing = self.step < config.mix_until * self.total
+        inputs, targets = data.training_batch(images, labels, config, self.mean, self.std, rng, mixing)
+        self.take_step(inputs, targets, labels, self.step)
         self.step += 1
         self.sums["images"] += len(labels)
 
@@ -340,25 +361,6 @@ class Trainer:
             self._expect_finite(norm, f"the norm of the gradient in step {number} of {self.total}")
             self.sums["loss"] += loss
             self.sums["correct"] += correct
-
-    def _augment(self, images, labels):
-        """uint8 images and labels -> float images, normalised and augmented, and labels or soft targets."""
-        config = self.config
-        rng = np.random.default_rng(seed_of(config, AUGMENTATION, self.step))
-        if config.flip or config.crop:
-            images = data.random_crop(images, config.crop, rng, flip=config.flip)
-        if config.rand_augment:
-            images = data.rand_augment(images, rng, config.rand_augment, config.magnitude, config.rand_augment_p)
-        images = data.normalize(images, self.mean, self.std)
-        if config.erasing:
-            images = data.random_erasing(images, rng, config.erasing)
-        if config.cutout:
-            images = data.cutout(images, config.cutout, rng)
-        mixes = [(mix, alpha) for mix, alpha in ((data.mixup, config.mixup), (data.cutmix, config.cutmix)) if alpha]
-        if not mixes or self.step >= config.mix_until * self.total:
-            return images, labels
-        mix, alpha = mixes[rng.integers(len(mixes))]
-        return mix(images, data.one_hot(labels, config.model.num_classes), alpha, rng)
 
     def _expect_finite(self, value, what):
         if not np.isfinite(value):
@@ -379,6 +381,9 @@ class Trainer:
 
     def _draw(self):
         files.write(self.folder / "curves.png", report.png(report.curves(self.rows, self.score)))
+        if "confusion" in self.result:
+            picture = report.confusion(self.result["confusion"], self.test_set.classes)
+            files.write(self.folder / "confusion.png", report.png(picture))
         if self.model.has_maps:
             with self._evaluated_weights():
                 draw_maps(self.folder / "maps.png", self.model, self.test_set, self.mean, self.std)
@@ -404,7 +409,7 @@ def _expect_empty(folder):
             raise InputError(f"{folder} is not empty; go on with it by --resume, or choose another --out")
 
 
-def _absolute(config):
+def absolute(config):
     """``config`` with the whole path of its data set, so that the run can be used from any folder."""
     found = config.dataset not in data.NAMES and Path(config.dataset).exists()
     return replace(config, dataset=str(Path(config.dataset).resolve())) if found else config
@@ -420,7 +425,7 @@ def _fitted(config, train_set):
     if isinstance(config.model, X21DConfig) and not time:
         raise InputError(f"an X(2+1)D model needs clips, and {config.dataset} has images; train a ViT on them")
     for names, images, unfit in (
-        (("flip", "crop", "rand_augment", "erasing", "cutout", "mixup", "cutmix"), "clips", time),
+        (("flip", "crop", "rand_augment", "auto_augment", "erasing", "cutout", "mixup", "cutmix"), "clips", time),
         (("label_smoothing", "mixup", "cutmix"), "images with several labels", train_set.multi_label),
     ):
         if used := [name for name in names if unfit and getattr(config, name)]:
@@ -465,6 +470,8 @@ def _tokens(config):
 def _load_checkpoint(folder, config):
     """``(arrays, meta)`` of the run in ``folder``. Raises InputError unless it is a run of this configuration."""
     path = Path(folder) / CHECKPOINT
+    if not path.exists():
+        raise InputError(f"there is no checkpoint in {folder}: it ended before its first; remove it and start anew")
     arrays, meta = checkpoint.load(path)
     meta = meta if isinstance(meta, dict) else {}
     if missing := {"config", "images", "classes", "mean", "std", *COUNTS} - meta.keys():

@@ -5,8 +5,8 @@
       python tests/fake_cupy.py > tests/cupy_names.txt      (with CuPy installed; needs no GPU)
 
 - Within ``strict()`` nothing may go from one side to the other: no ``float(x)``, ``bool(x)``, ``x.item()``,
-  ``np.asarray(x)``, ``cupy.asarray(host)`` of more than four numbers. On a GPU each of them waits, and none can be
-  captured into a graph.
+  ``np.asarray(x)``, ``cupy.asarray(host)`` of more than a table of addresses. On a GPU each of them waits, and none
+  can be captured into a graph.
 - It counts launches: each call that computes or copies is one. Views and allocations are free, as they are in CuPy.
 - ``RawModule`` checks the arguments of a kernel against its signature in the source, then runs that source, compiled
   for the CPU (``emulate.h``), or the kernel's NumPy reference where there is no C++ compiler.
@@ -57,7 +57,7 @@ def expect(name):
 
 
 class State:
-    launches, strict, recorded = 0, False, None
+    launches, strict, recorded, limit = 0, False, None, 0
 
 
 @contextlib.contextmanager
@@ -214,7 +214,8 @@ def signatures(source):
     }
 
 
-KINDS = {"int": "int32", "u64": "uint64", "long long": "int64", "unsigned short": "uint16", "float": "float32"}
+KINDS = {"int": "int32", "u64": "uint64", "long long": "int64", "float": "float32"}
+KINDS |= {"unsigned short": "uint16", "unsigned char": "uint8"}
 
 
 @functools.cache
@@ -331,8 +332,8 @@ class Cublas:
         if offset is None:
             address = ctypes.cast(start.value, ctypes.POINTER(ctypes.c_uint64))[i]
         size = (columns - 1) * step + rows
-        flat = np.ctypeslib.as_array((ctypes.c_uint8 * (size * dtype.itemsize)).from_address(address)).view(dtype)
-        x = np.lib.stride_tricks.as_strided(flat, (rows, columns), (dtype.itemsize, step * dtype.itemsize))
+        memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(address)
+        x = np.ndarray((rows, columns), dtype, memory, strides=(dtype.itemsize, step * dtype.itemsize))
         return x if kind != 14 else (x.astype(np.uint32) << 16).view(np.float32)
 
 
@@ -360,16 +361,16 @@ class Stream:
         assert isinstance(event, Event)
 
     def begin_capture(self):
-        State.recorded = []
+        State.recorded, State.memory = [], []
 
     def end_capture(self):
-        graph, State.recorded = Graph(State.recorded), None
+        graph, State.recorded = Graph(State.recorded, State.memory), None
         return graph
 
 
 class Graph:
-    def __init__(self, work):
-        self.work = work
+    def __init__(self, work, memory):
+        self.work, self.memory = work, memory
 
     def launch(self, stream=None):
         State.launches += 1
@@ -379,19 +380,48 @@ class Graph:
 
 
 class Event:
+    """Its clock is the number of launches: each takes a millisecond."""
+
     def __init__(self, disable_timing=False):
         pass
 
     def record(self, stream=None):
-        pass
+        self.at = State.launches
 
     def synchronize(self):
         pass
 
 
+class Device:
+    def synchronize(self):
+        crossing("synchronize")
+
+
 class MemoryPool:
+    """It holds nothing; with a limit it is full."""
+
+    limit = 0
+
     def malloc(self, size):
         pass
+
+    def set_limit(self, size):
+        self.limit = size
+
+    def total_bytes(self):
+        return 0
+
+    used_bytes = total_bytes
+    free_all_blocks = total_bytes
+
+
+@contextlib.contextmanager
+def using_allocator(allocator):
+    before, State.limit = State.limit, allocator.__self__.limit
+    try:
+        yield
+    finally:
+        State.limit = before
 
 
 class Memory:
@@ -418,7 +448,7 @@ class Module(types.ModuleType):
 
 def asarray(x, dtype=None):
     if not isinstance(x, ndarray):
-        if np.size(x) > 4:
+        if np.size(x) > 1000:
             crossing("asarray of a host array")
         assert State.recorded is None, "a host array cannot be uploaded while a step is captured"
         return ndarray(np.array(x, dtype))
@@ -431,9 +461,11 @@ def ascontiguousarray(x):
 
 def empty(shape, dtype=float):
     host = np.empty(shape, dtype)
+    if host.nbytes > State.limit > 0:
+        raise MemoryError(f"Out of memory allocating {host.nbytes} bytes")
     host[...] = 1e30 if host.dtype.kind == "f" else 99  # whoever reads it before writing shall notice
     if State.recorded is not None:
-        State.recorded.append(lambda: host)  # a graph's memory stays as long as the graph
+        State.memory.append(host)  # a graph's memory stays as long as the graph
     return ndarray(host)
 
 
@@ -445,10 +477,17 @@ cuda = Module(
     MemoryPool=MemoryPool,
     Memory=Memory,
     is_available=lambda: True,
-    runtime=types.SimpleNamespace(memGetInfo=lambda: (1 << 30, 4 << 30)),
+    Device=Device,
+    get_elapsed_time=lambda start, end: float(end.at - start.at),
+    runtime=types.SimpleNamespace(
+        memGetInfo=lambda: (1 << 30, 4 << 30),
+        getDeviceProperties=lambda i: {"name": b"made up"},
+        driverGetVersion=lambda: 13000,
+        runtimeGetVersion=lambda: 12090,
+    ),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
     get_current_stream=lambda: cuda.current,
-    using_allocator=lambda allocator: contextlib.nullcontext(),
+    using_allocator=using_allocator,
 )
 cuda.current = Stream()
 strides = Module("cupy.lib.stride_tricks", np.lib.stride_tricks)
@@ -468,6 +507,7 @@ cupy = Module(
     empty_like=lambda x: empty(x.shape, x.dtype),
     zeros=lambda shape, dtype=float: call(np.zeros, shape, dtype),
 )
+cupy.__version__ = "14.2.0"
 cupyx = Module("cupyx", empty_pinned=np.empty)
 
 

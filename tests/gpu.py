@@ -2,48 +2,64 @@
 
     python -m tests.gpu [RESULTS.json]
 
-Checks come first, then figures; what fails is written down, and the rest goes on. A short table is printed last, and
-everything goes into RESULTS.json (gpu.json by default), which is also written when time runs out. The exit status is 1
-if a check failed. Times are medians over at least 50 runs, between CUDA events unless it says host.
+Checks come first, then figures; what fails is written down, and the rest goes on, in a new process if the GPU answers
+no more. A short table is printed last. RESULTS.json (gpu.json by default) is written after each part. The exit status
+is 1 if a check failed. Times are medians over at least 50 runs by the GPU's clock, unless it says host.
 
-What is compared with PyTorch, where it is installed, is the same model, optimiser and precision, in a process of its
-own. The floor of a step is what its numbers need at least: each multiply-add at the measured rate of large products,
-each kept activation written and read once, and 32 bytes for each parameter, at the measured bandwidth of a copy.
+What is compared with PyTorch is what `minitl bench --device cuda` compares, see minitl/experiments/bench_cuda.py.
 """
 
 import contextlib
-import itertools
+import importlib
 import json
-import math
+import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+from minitl import OPS, data, nn, ops, train  # noqa: E402
+from minitl.backend import InputError, cuda_problem, to_numpy  # noqa: E402
+from minitl.experiments import bench_cuda, bench_report, contestant, contestant_cuda  # noqa: E402
+
 BUDGET = 520  # seconds
-BEGAN = time.perf_counter()
-
-from minitl import OPS, flops, nn, ops, optim  # noqa: E402
-from minitl.backend import cuda_problem, to_numpy  # noqa: E402
-
-LEARNER = {"version": "1.1", "pre_norm": False, "zero_head": False}
-CONFIGS = {  # name: configuration, batch
-    "tiny": (nn.ViTConfig(**LEARNER), 128),
-    "5.5M": (nn.ViTConfig(dim=192, heads=3, layers=12, mlp_dim=768, loc=6, **LEARNER), 1024),
-}
 PRECISIONS = ("fp32", "tf32", "bf16")
-results = {"checks": {}, "figures": {}}
+TINY, BATCH = bench_cuda.MODELS["vit-tiny-tl"]
+STEPS = (  # the models and precisions whose steps are measured, the most wanted first, and seconds that each may take
+    ("vit-tiny-tl", "tf32", 90),
+    ("cifar-r1", "tf32", 120),
+    ("cifar-r1", "bf16", 120),
+    ("vit-tiny-tl", "fp32", 90),
+    ("vit-tiny", "tf32", 90),
+    ("vit-tiny-tl", "bf16", 90),
+    ("cifar-r1", "fp32", 120),
+)
+RUNS = {  # training runs of 20 steps each, and which share of a loss may differ from the CPU's
+    "images": (train.TrainConfig(batch_size=100, epochs=5, warmup=0.2), 1e-3),
+    # in a convolutional model a ReLU at the edge makes more of a rounding error than it was
+    "clips": (train.TrainConfig("actors", nn.X21DConfig(), batch_size=20, epochs=5, lr=1e-3, warmup=0.2), 1e-2),
+}
+# of the arrays of kernels; how often the host is asked; and numbers that are written between replays
+SIZES = {"rows": 65536, "columns": 768, "calls": 300, "scribbles": (10**4, 10**6, 10**7)}
+results = {"began": time.time(), "checks": {}, "figures": {}}
 
 
 def left():
     """Seconds that are left."""
-    return BUDGET - (time.perf_counter() - BEGAN)
+    return BUDGET - (time.time() - results["began"])
 
 
 SECTIONS = []
@@ -53,52 +69,80 @@ def section(kind, seconds=5):
     """Run the function below as a check (it returns what it saw) or for figures, if ``seconds`` are left."""
 
     def register(fn):
-        SECTIONS.append((kind, fn, seconds))
+        SECTIONS.append((kind, fn.__name__, fn, seconds))
         return fn
 
     return register
 
 
-def run_sections():
-    for kind, fn, seconds in SECTIONS:
+def run_sections(path):
+    """Those that have no results yet; ``path`` is written after each."""
+    for kind, name, fn, seconds in SECTIONS:
+        if name in results[kind]:
+            continue
         began = time.perf_counter()
         if left() < seconds:
             entry = {"ok": None, "seen": "not run: out of time"}
         else:
             try:
-                entry = {"ok": True, "seen": fn()}
+                with no_longer_than(left()):
+                    entry = {"ok": True, "seen": fn()}
             except Exception as error:
                 text = traceback.format_exc(limit=-4)
                 entry = {"ok": False, "seen": f"{type(error).__name__}: {error}"[:600], "traceback": text[-2500:]}
         entry["seconds"] = round(time.perf_counter() - began, 1)
-        results[kind][fn.__name__] = entry
+        results[kind][name] = entry
+        path.write_text(json.dumps(results, indent=1, default=str))
         mark = {True: "ok", False: "FAILED", None: "-"}[entry["ok"]]
-        print(f"[{time.perf_counter() - BEGAN:5.0f} s] {fn.__name__}: {mark}", flush=True)
+        print(f"[{BUDGET - left():5.0f} s] {name}: {mark}", flush=True)
+        if entry["ok"] is False:
+            expect_an_answer(path)
+
+
+@contextlib.contextmanager
+def no_longer_than(seconds):
+    """Raises TimeoutError in what runs inside when the time is over."""
+
+    def stop(*_):
+        raise TimeoutError(f"stopped after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    # to this thread, for a signal to the process may reach another one, and then nothing is interrupted
+    timer = threading.Timer(seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGALRM))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        signal.signal(signal.SIGALRM, before)
+
+
+def expect_an_answer(path):
+    """After a fault of a kernel the GPU refuses all that this process wants; then a new one goes on."""
+    import cupy
+
+    from minitl import cuda
+
+    cuda.use("fp32")
+    try:
+        cupy.cuda.Device().synchronize()
+    except Exception:
+        os.execv(sys.executable, [sys.executable, str(HERE / "gpu.py"), "--go-on", str(path)])
 
 
 # --- tools ---
 
 
-def event_times(step, count=50, warmup=5):
-    """Milliseconds of each of ``count`` calls, between events on the current stream."""
+def median_ms(step, count=50):
+    """Milliseconds of a call, by the GPU's clock."""
     import cupy
 
-    for _ in range(warmup):
-        step()
-    events = [cupy.cuda.Event() for _ in range(count + 1)]
-    events[0].record()
-    for event in events[1:]:
-        step()
-        event.record()
-    events[-1].synchronize()
-    return [cupy.cuda.get_elapsed_time(a, b) for a, b in itertools.pairwise(events)]
+    clock = types.SimpleNamespace(event=cupy.cuda.Event, between=cupy.cuda.get_elapsed_time)
+    return round(1e3 * statistics.median(contestant_cuda.seconds(step, count, clock)), 5)
 
 
-def median_ms(step, count=50, warmup=5):
-    return round(statistics.median(event_times(step, count, warmup)), 5)
-
-
-def host_us(call, count=300):
+def host_us(call):
     """Microseconds that a call keeps the host busy."""
     import cupy
 
@@ -106,11 +150,11 @@ def host_us(call, count=300):
         call()
     cupy.cuda.Device().synchronize()
     began = time.perf_counter()
-    for _ in range(count):
+    for _ in range(SIZES["calls"]):
         call()
     spent = time.perf_counter() - began
     cupy.cuda.Device().synchronize()
-    return round(1e6 * spent / count, 2)
+    return round(1e6 * spent / SIZES["calls"], 2)
 
 
 def close(own, expected, rtol, what):
@@ -122,32 +166,12 @@ def close(own, expected, rtol, what):
     return error
 
 
-def make(config, batch, seed=0, dtype="float32", device="cuda"):
-    """(model, optimizer, step, images, labels) on a device; the step is the one that is captured."""
-    from minitl import cuda
-
-    model = nn.ViT(config, np.random.default_rng(seed)).to(device, dtype)
-    optimizer = optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
-    rng = np.random.default_rng(1)
-    images = rng.standard_normal((batch, *config.image_size, config.channels), "float32").astype(dtype)
-    labels = rng.integers(config.num_classes, size=batch)
-
-    def step(images, labels):
-        loss = ops.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        if device == "cuda":
-            cuda.update(optimizer, 1.0)
-        else:
-            optimizer.clip_grad_norm(1.0)
-            optimizer.step()
-        return loss.data
-
-    if device == "cuda":
-        import cupy
-
-        images, labels = cupy.asarray(images), cupy.asarray(labels)
-    return model, optimizer, step, images, labels
+def make(config, batch, device="cuda", lr=1e-3, **options):
+    """A side of `minitl bench` with a learning rate that moves the weights."""
+    kind = contestant.Minitl if device == "cpu" else contestant_cuda.Minitl
+    side = contestant.side_of(kind, config, batch, 1, **options)
+    side.optimizer.lr = lr
+    return side
 
 
 # --- checks ---
@@ -155,18 +179,10 @@ def make(config, batch, seed=0, dtype="float32", device="cuda"):
 
 @section("figures")
 def machine():
-    import cupy
-
     from minitl.cuda import gemm
 
-    properties = cupy.cuda.runtime.getDeviceProperties(0)
-    versions = {"cupy": cupy.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
-    versions["cuda runtime"], versions["driver"] = (
-        cupy.cuda.runtime.runtimeGetVersion(),
-        cupy.cuda.runtime.driverGetVersion(),
-    )
     library = gemm.library()
-    return {"gpu": properties["name"].decode(), "cublas": library and library._name, **versions}
+    return bench_cuda.machine() | {"cublas": library and getattr(library, "_name", None)}
 
 
 @section("checks")
@@ -235,9 +251,8 @@ def masks_equal_numpys():
 @section("checks")
 def losses_equal_the_cpus():
     """20 steps of the tiny model in fp32, relative difference of each loss."""
-    config = CONFIGS["tiny"][0]
-    host, device = (make(config, 32, device=where)[2:] for where in ("cpu", "cuda"))
-    pairs = [(float(host[0](*host[1:])), device[0](*device[1:]).item()) for _ in range(20)]
+    host, device = make(TINY, 32, "cpu"), make(TINY, 32, graph=False)
+    pairs = [(float(host.step()), float(device.step())) for _ in range(20)]
     worst = max(abs(a - b) / abs(a) for a, b in pairs)
     assert worst < 1e-3, pairs
     return {"worst": worst, "first and last loss": [pairs[0], pairs[-1]]}
@@ -245,53 +260,144 @@ def losses_equal_the_cpus():
 
 @section("checks")
 def captured_equals_eager():
-    """20 steps with dropout and other learning rates at each, in each precision."""
-    from dataclasses import replace
-
-    from minitl import cuda
-
-    config, seen = replace(CONFIGS["tiny"][0], dropout=0.1, drop_path=0.1), {}
-    for precision in PRECISIONS:
-        cuda.use(precision)
-        (_, a, eager, *inputs), (_, b, step, *_) = make(config, 64), make(config, 64)
-        captured, worst = cuda.capture(step), 0
+    """20 steps with dropout and another learning rate at each, in each precision; and the model of a recipe."""
+    configs = {"tiny": replace(TINY, dropout=0.1, drop_path=0.1), "cifar-r1": bench_cuda.MODELS["cifar-r1"][0]}
+    seen = {}
+    for name, precision in (*(("tiny", precision) for precision in PRECISIONS), ("cifar-r1", "tf32")):
+        eager, captured = (make(configs[name], 64, precision=precision, graph=graph) for graph in (False, True))
+        worst = 0
         for i in range(20):
-            a.lr = b.lr = 1e-3 / (1 + i)
-            x, y = eager(*inputs).item(), captured(*inputs).item()
+            eager.optimizer.lr = captured.optimizer.lr = 1e-3 / (1 + i)
+            x, y = float(eager.step()), float(captured.step())
             worst = max(worst, abs(x - y) / abs(x))
-        assert worst < 1e-4 and len(captured.graphs) == 1, (precision, worst)
-        seen[precision] = {"worst": worst, "weights": close(b.flat.data, to_numpy(a.flat.data), 1e-2, precision)}
-    cuda.use("fp32")
+        assert worst < 1e-4 and len(captured.captured.graphs) == 1, (name, precision, worst)
+        weights = close(captured.optimizer.flat.data, to_numpy(eager.optimizer.flat.data), 1e-2, precision)
+        seen[f"{name} {precision}"] = {"worst": worst, "weights": weights}
     return seen
 
 
 @section("checks")
 def replays_leave_memory_constant():
-    """100 replays, with other memory scribbled over in between; also new captures."""
+    """100 replays. And other memory is scribbled over between replays, to no effect."""
     import cupy
 
-    from minitl import cuda
+    def memory(side):
+        cupy.cuda.Device().synchronize()
+        pool = side.captured.pool
+        return pool.total_bytes(), pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
 
-    _, _, step, *inputs = make(*CONFIGS["tiny"])
-    captured = cuda.capture(step)
+    clean, scribbled = make(TINY, BATCH), make(TINY, BATCH)
     for _ in range(5):
-        captured(*inputs)
-    cupy.cuda.Device().synchronize()
-    before = captured.pool.total_bytes(), captured.pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
+        clean.step()
+    before = memory(clean)
     for _ in range(100):
-        captured(*inputs)
-    cupy.cuda.Device().synchronize()
-    after = captured.pool.total_bytes(), captured.pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
+        clean.step()
+    after = memory(clean)
     assert before == after, (before, after)
-    clean, scribbled = make(*CONFIGS["tiny"]), make(*CONFIGS["tiny"])
-    a, b = cuda.capture(clean[2]), cuda.capture(scribbled[2])
+    clean = make(TINY, BATCH)
     for _ in range(20):
-        x = a(*clean[3:]).item()
-        for n in (1000, 100_000, 1_000_000):
-            cupy.full((10, n), np.nan, "float32")  # takes and frees memory that a graph must not share
-        y = b(*scribbled[3:]).item()
+        x = float(clean.step())
+        for n in SIZES["scribbles"]:
+            cupy.full(n, np.nan, "float32")  # takes and frees memory that a graph must not share
+        y = float(scribbled.step())
         assert x == y, (x, y)
     return {"pool bytes": after[0], "used bytes": after[1]}
+
+
+# --- training runs, as `minitl train` does them ---
+
+
+@contextlib.contextmanager
+def small_data():
+    """A folder, and few images or clips in place of a whole data set, which takes long to draw."""
+    whole = data.load
+    small = {"clutter": lambda: data.clutter(400, 200), "actors": lambda: data.actors(80, 40)}
+    train.data.load = lambda name, *_, **__: small[name]()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    finally:
+        train.data.load = whole
+
+
+def losses(trainer):
+    """That of each step, from here to the end of the run."""
+    found, read = [], trainer.take_step.read
+
+    def reading():
+        rows = read()
+        found.extend(loss for loss, *_ in rows)
+        return rows
+
+    trainer.take_step.read = reading
+    assert trainer.fit()
+    return found
+
+
+def run_equals_the_cpus(name):
+    config, allowed = RUNS[name]
+    with small_data() as folder:
+        host, device = (train.start(replace(config, device=where), folder / where) for where in ("cpu", "cuda"))
+        pairs = list(zip(losses(host), losses(device), strict=True))
+        worst = max(abs(a - b) / abs(a) for a, b in pairs)
+        tests = [trainer.rows[-1]["test_loss"] for trainer in (host, device)]
+        assert len(pairs) == 20 and worst < allowed, (worst, pairs)
+        assert abs(tests[0] - tests[1]) < 10 * allowed * tests[0], tests
+        again = train.evaluate(*train.load_run(device.folder))["loss"]
+        assert abs(again - tests[1]) < 1e-5 * tests[1], (again, tests)
+        return {"worst": worst, "test losses": tests, "first and last loss": [pairs[0], pairs[-1]]}
+
+
+@section("checks", 20)
+def a_training_run_equals_the_cpus():
+    """Captured, 20 steps of the tiny ViT on CLUTTER, and `minitl eval` of what it left."""
+    return run_equals_the_cpus("images")
+
+
+@section("checks", 30)
+def a_convolutional_run_equals_the_cpus():
+    """The same of the X(2+1)D model on ACTORS: convolutions, batch norm, vector attention, several labels."""
+    return run_equals_the_cpus("clips")
+
+
+@section("checks", 20)
+def a_run_goes_on():
+    """Stopped after 7 of 20 steps and resumed. Its first steps are then eager, so it need not be equal bit for bit."""
+    with small_data() as folder:
+        config = replace(RUNS["images"][0], device="cuda")
+        whole, parts = (train.start(config, folder / name) for name in ("whole", "parts"))
+        assert whole.fit()
+        step = parts._step
+
+        def stopping(*batch):
+            if parts.step == 6:
+                signal.raise_signal(signal.SIGINT)
+            step(*batch)
+
+        parts._step = stopping
+        assert not parts.fit() and parts.step == 7
+        parts = train.resume(parts.folder)
+        assert parts.fit()
+        a, b = (to_numpy(trainer.optimizer.flat.data) for trainer in (whole, parts))
+        return {"weights": close(b, a, 1e-3, "weights"), "bit for bit": bool((a == b).all())}
+
+
+@section("checks")
+def a_batch_that_does_not_fit_says_so():
+    """With a limit to the memory of a step."""
+    with small_data() as folder:
+        trainer = train.start(replace(RUNS["images"][0], device="cuda"), folder / "run")
+        trainer.take_step.step.pool.set_limit(size=1 << 10)
+        try:
+            trainer.fit()
+        except InputError as error:
+            size = trainer.config.batch_size
+            wanted = (
+                rf"the memory of the GPU is full at batch_size {size}: .* choose a smaller batch_size, or recompute"
+            )
+            assert re.search(wanted, str(error)), error
+            return str(error)
+    raise AssertionError("1 kB was enough")
 
 
 @section("checks", 60)
@@ -314,7 +420,7 @@ def op_tests_with_cupy():
         name: subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for name, command in ways.items()
     }
-    seen, failed, until = {}, [], max(200, left() - 170)  # seconds that must be left for the figures
+    seen, failed, until = {}, [], max(200, left() - 120)  # seconds that must be left for the figures
     for name, process in running.items():
         try:
             output = process.communicate(timeout=max(1, left() - until))[0]
@@ -333,23 +439,11 @@ def op_tests_with_cupy():
 @section("figures")
 def rates():
     """Bandwidth of a copy (bytes read and written) and rate of large products."""
-    import cupy
-
-    from minitl import cuda
-
-    def copy():
-        x = cupy.ones(2**28, "float32")
-        y = cupy.empty_like(x)
-        return 2 * x.nbytes / median_ms(lambda: cupy.copyto(y, x)) / 1e6
-
-    found = {"copy GB/s": round(copy(), 1)}
-    a, b = (cupy.random.standard_normal((8192, 8192), dtype="float32") for _ in range(2))
+    found = {}
     for precision in PRECISIONS:
-        cuda.use(precision)
-        p, q = cuda.gemm.operand(a), cuda.gemm.operand(b)
-        ms = median_ms(lambda p=p, q=q: cuda.gemm.product(p, q), 50 if precision != "fp32" else 10, 2)
-        found[f"{precision} TFLOP/s"] = round(2 * 8192**3 / ms / 1e9, 1)
-    cuda.use("fp32")
+        side = make(TINY, 2, precision=precision)
+        copy, products = contestant_cuda.rates(50, side)
+        found |= {"copy GB/s": round(copy / 1e9, 1), f"{precision} TFLOP/s": round(products / 1e12, 1)}
     return found
 
 
@@ -393,19 +487,15 @@ def captured_nothing():
 
 @section("figures")
 def kernels():
-    """Microseconds and GB/s of the memory-bound kernels at 65,536 rows of 768, and of other ways to the same."""
+    """Microseconds and GB/s of the memory-bound kernels and of other ways to the same."""
     import cupy
 
     from minitl.cuda.gemm import product
     from minitl.cuda.kernels import column_sums, each, launch, rows
 
-    R, C = 65536, 768
+    R, C = SIZES["rows"], SIZES["columns"]
     n = R * C
-    x, y, w = (
-        cupy.random.standard_normal((R, C), dtype="float32"),
-        cupy.empty((R, C), "float32"),
-        cupy.ones(C, "float32"),
-    )
+    x, y, w = cupy.ones((R, C), "float32"), cupy.empty((R, C), "float32"), cupy.ones(C, "float32")
     mean, inv, ones = cupy.zeros(R, "float32"), cupy.ones(R, "float32"), cupy.ones((1, R), "float32")
     key, now, norm2 = cupy.ones(1, "uint64"), cupy.ones(3, "float32"), cupy.ones(1, "float32")
     m, v, half = cupy.zeros_like(x), cupy.ones_like(x), cupy.empty((R, C), "uint16")
@@ -415,6 +505,7 @@ def kernels():
         "layer_norm_dx": (3, lambda: launch("layer_norm_dx", rows(R), y, x, x, w, mean, inv, R, C)),
         "softmax": (2, lambda: launch("softmax", rows(R), y, x, R, C)),
         "softmax of 64": (2, lambda: launch("softmax", rows(n // 64), y, x, n // 64, 64)),
+        "batch_norm": (2, lambda: launch("batch_norm", each(n), y, x, w, w, w, w, R, C)),
         "gelu": (2, lambda: launch("gelu", each(n), y, x, n, 0)),
         "bias": (2, lambda: launch("bias_drop_path", each(n), y, x, w, None, n, C, 1)),
         "dropout": (2, lambda: launch("dropout", each(n // 8), y, x, key, 0.1, 1.1, n)),
@@ -445,204 +536,25 @@ def generic_ops():
             one.update(overrides)
 
 
-@section("figures", 60)
-def steps():
-    """Milliseconds of a training step: CuPy with generic ops, with overrides, and captured; launches; the floor."""
-    import cupy
-
-    from minitl import cuda
-    from minitl.cuda import adamw, gemm, overrides
-    from minitl.cuda import kernels as kernels_module
-
-    found, rate = {}, results["figures"]["rates"]["seen"]
-    for name, (config, batch) in CONFIGS.items():
-        cost = flops.total(flops.count(config))
-        size = (8 * cost.kept * batch + 32 * cost.params) / rate["copy GB/s"] / 1e6  # ms
-        for precision in PRECISIONS:
-            cuda.use(precision)
-            model, _, step, *inputs = make(config, batch)
-            floor = size + 6 * cost.macs * batch / rate[f"{precision} TFLOP/s"] / 1e9
-            entry = {"parameters": model.num_parameters(), "floor ms": round(floor, 4)}
-            if precision == "fp32":
-                with generic_ops():
-                    entry["generic ops ms"] = median_ms(lambda step=step, inputs=inputs: step(*inputs))
-            entry["eager ms"] = median_ms(lambda step=step, inputs=inputs: step(*inputs))
-            captured = cuda.capture(step)
-            entry["captured ms"] = median_ms(lambda captured=captured, inputs=inputs: captured(*inputs), 100)
-            entry["share of floor"] = round(floor / entry["captured ms"], 3)
-            entry["pool MB"] = captured.pool.total_bytes() >> 20
-            count = [0]
-
-            def counting(fn, count=count):
-                def call(*args, **options):
-                    count[0] += 1
-                    return fn(*args, **options)
-
-                return call
-
-            places = [
-                (overrides, "launch"),
-                (overrides, "product"),
-                (kernels_module, "launch"),
-                (gemm, "launch"),
-                (adamw, "launch"),
-            ]
-            before = [getattr(*place) for place in places]
-            for (module, what), fn in zip(places, before, strict=True):
-                setattr(module, what, counting(fn))
-            step(*inputs)
-            for (module, what), fn in zip(places, before, strict=True):
-                setattr(module, what, fn)
-            entry["kernels and products"] = count[0]
-            found[f"{name} {precision}"] = entry
-            del model, step, captured, inputs
-            cupy.get_default_memory_pool().free_all_blocks()
-    cuda.use("fp32")
-    return found
-
-
 @section("figures", 20)
-def by_kernel():
-    """Where an eager step of the 5.5M model spends its time, in ms, tf32: by kernel and kind of product."""
-    import cupy
-
-    from minitl import cuda
-    from minitl.cuda import adamw, overrides
-    from minitl.cuda import kernels as kernels_module
-
-    cuda.use("tf32")
-    _, _, step, *inputs = make(*CONFIGS["5.5M"])
-    for _ in range(3):
-        step(*inputs)
-    spans = []
-
-    def timed(fn, name_of):
-        def call(*args, **options):
-            start, end = cupy.cuda.Event(), cupy.cuda.Event()
-            start.record()
-            made = fn(*args, **options)
-            end.record()
-            spans.append((name_of(*args), start, end))
-            return made
-
-        return call
-
-    def product_name(a, b, *_):
-        return "product of heads" if a.ndim == 4 else "product of a batch" if a.ndim == 3 else "product"
-
-    launch, product = overrides.launch, overrides.product
-    places = [(overrides, "launch"), (kernels_module, "launch"), (adamw, "launch")]
-    for module, what in places:
-        setattr(module, what, timed(launch, lambda name, *_: name))
-    overrides.product = timed(product, product_name)
-    try:
-        whole = median_ms(lambda: step(*inputs), 10, 1)
-    finally:
-        for module, what in places:
-            setattr(module, what, launch)
-        overrides.product = product
-        cuda.use("fp32")
-    cupy.cuda.Device().synchronize()
-    total = {}
-    for name, start, end in spans:
-        total[name] = total.get(name, 0) + cupy.cuda.get_elapsed_time(start, end) / 11
-    table = {name: round(ms, 3) for name, ms in sorted(total.items(), key=lambda item: -item[1])}
-    return {"whole": whole, **table}
+def generic():
+    """Milliseconds of an eager step of the tiny model with the generic ops alone, as CuPy computes them."""
+    with generic_ops():
+        side = make(TINY, BATCH, graph=False)
+        return {"ms": median_ms(side.step)}
 
 
-@section("figures", 40)
-def pytorch():
-    """PyTorch's steps, in a process of its own that writes after each figure, as long as there is time."""
-    return torch_results(["eager"], 60) | torch_results(["compiled"], left() - 15)
+def step_section(name, precision, seconds):
+    def step():
+        """Against PyTorch, with launches, floor and ops."""
+        (row,) = bench_cuda.compare([name], precision)
+        return row
+
+    SECTIONS.append(("figures", f"{name} {precision}", step, seconds))
 
 
-def torch_results(kinds, seconds):
-    path = HERE / "torch_steps.tmp.json"
-    command = [sys.executable, str(HERE / "gpu.py"), "--torch", str(path), *kinds]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=max(1, seconds))
-        note = {} if run.returncode == 0 else {"stopped": run.stderr[-500:]}
-    except subprocess.TimeoutExpired:
-        note = {"stopped": f"out of time after {seconds:.0f} s"}
-    found = json.loads(path.read_text()) if path.exists() else {}
-    path.unlink(missing_ok=True)
-    return found | {f"{'+'.join(kinds)} {name}": text for name, text in note.items()}
-
-
-def torch_main(path, kinds):
-    """Measure PyTorch's steps; the most wanted figures first."""
-    import torch
-    from torch import nn as tnn
-    from torch.nn import functional as F
-
-    class Block(tnn.Module):
-        def __init__(self, config):
-            super().__init__()
-            d = config.dim
-            self.heads = config.heads
-            self.norm1, self.norm2 = tnn.LayerNorm(d, eps=1e-6), tnn.LayerNorm(d, eps=1e-6)
-            self.qkv, self.proj = tnn.Linear(d, 3 * d), tnn.Linear(d, d)
-            self.fc1, self.fc2 = tnn.Linear(d, config.mlp_dim), tnn.Linear(config.mlp_dim, d)
-
-        def forward(self, x):
-            B, N, C = x.shape
-            q, k, v = self.qkv(self.norm1(x)).reshape(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, C))
-            return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
-
-    class Model(tnn.Module):
-        def __init__(self, config):
-            super().__init__()
-            self.config, d, p = config, config.dim, config.patch_size
-            self.embed = tnn.Linear(p * p * config.channels, d)
-            self.positions = tnn.Parameter(0.02 * torch.randn(1, math.prod(config.grid), d))
-            self.fc1, self.fc2 = tnn.Linear(d, config.hidden), tnn.Linear(config.hidden, config.num_tokens)
-            self.blocks = tnn.ModuleList(Block(config) for _ in range(config.layers))
-            self.norm, self.head = tnn.LayerNorm(d, eps=1e-6), tnn.Linear(d, config.num_classes)
-
-        def forward(self, x):
-            p, (B, H, W, C) = self.config.patch_size, x.shape
-            x = x.reshape(B, H // p, p, W // p, p, C).permute(0, 1, 3, 2, 4, 5).reshape(B, -1, p * p * C)
-            x = self.embed(x) + self.positions
-            for i, block in enumerate(self.blocks):
-                if i == self.config.loc:
-                    maps = self.fc2(F.gelu(self.fc1(x), approximate="tanh")).transpose(1, 2).softmax(-1)
-                    x = maps @ x
-                x = block(x)
-            return self.head(self.norm(x).mean(1))
-
-    found = {}
-    for precision in ("tf32", "bf16", "fp32"):
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        for name, (config, batch) in CONFIGS.items():
-            for kind in kinds:
-                torch.manual_seed(0)
-                model = Model(config).cuda()
-                optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05, fused=True)
-                images = torch.randn(batch, *config.image_size, config.channels, device="cuda")
-                labels = torch.randint(config.num_classes, (batch,), device="cuda")
-                run = torch.compile(model, mode="reduce-overhead") if kind == "compiled" else model
-
-                def step(run=run, model=model, optimizer=optimizer, images=images, labels=labels, precision=precision):
-                    optimizer.zero_grad(set_to_none=True)
-                    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-                        loss = F.cross_entropy(run(images), labels)
-                    loss.backward()
-                    tnn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                    optimizer.step()
-
-                for _ in range(10):
-                    step()
-                events = [torch.cuda.Event(enable_timing=True) for _ in range(101)]
-                events[0].record()
-                for event in events[1:]:
-                    step()
-                    event.record()
-                torch.cuda.synchronize()
-                times = [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
-                found[f"{name} {precision} {kind}"] = round(statistics.median(times), 4)
-                Path(path).write_text(json.dumps(found))
-                del model, run, optimizer, step
+for one in STEPS:
+    step_section(*one)
 
 
 # --- the end ---
@@ -653,35 +565,34 @@ def table():
     lines = []
     for name, entry in results["checks"].items():
         mark = {True: "ok", False: "FAILED", None: "not run"}[entry["ok"]]
-        lines.append(f"{name:34} {mark:8} {'' if entry['ok'] else str(entry['seen'])[:150]}")
+        lines.append(f"{name:38} {mark:8} {'' if entry['ok'] else str(entry['seen'])[:150]}".rstrip())
     lines += [
-        f"{name:34} FAILED   {entry['seen'][:150]}" for name, entry in results["figures"].items() if not entry["ok"]
+        f"{name:38} FAILED   {entry['seen'][:150]}" for name, entry in results["figures"].items() if not entry["ok"]
     ]
-    torch_steps = results["figures"].get("pytorch", {}).get("seen", {})
-    torch_steps = torch_steps if isinstance(torch_steps, dict) else {}
-    lines.append(f"\n{'step, ms':14}{'eager':>9}{'graph':>9}{'floor':>9}{'torch':>9}{'compiled':>9}")
-    steps_seen = results["figures"].get("steps", {}).get("seen", {})
-    for name, entry in steps_seen.items() if isinstance(steps_seen, dict) else ():
-        cells = [entry["eager ms"], entry["captured ms"], entry["floor ms"]]
-        cells += [torch_steps.get(f"{name} {kind}", math.nan) for kind in ("eager", "compiled")]
-        lines.append(f"{name:14}" + "".join(f"{cell:9.3f}" for cell in cells))
+    rows = [entry["seen"] for entry in results["figures"].values() if entry["ok"] and "times" in entry["seen"]]
+    lines += ["", bench_report.cuda_head()]
+    for row in rows:
+        lines.append(f"{bench_report.cuda_line(row)}  {row['precision']}")
+    for row in rows:
+        lines += bench_report.cuda_notes([row])
     return "\n".join(lines)
 
 
 def main(path="gpu.json"):
     if problem := cuda_problem():
         sys.exit(f"no GPU can be used: {problem}")
-    try:
-        run_sections()
-    finally:
-        results["seconds"] = round(time.perf_counter() - BEGAN, 1)
-        Path(path).write_text(json.dumps(results, indent=1, default=str))
+    importlib.import_module("minitl.cuda")  # so that ops have their CUDA versions
+    path = Path(path)
+    run_sections(path)
+    results["seconds"] = round(BUDGET - left(), 1)
+    path.write_text(json.dumps(results, indent=1, default=str))
     print(f"\n{table()}\n\n{results['seconds']:.0f} s; everything is in {path}")
     sys.exit(any(entry["ok"] is False for entry in results["checks"].values()))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--torch"]:
-        torch_main(sys.argv[2], sys.argv[3:])
+    if sys.argv[1:2] == ["--go-on"]:
+        results |= json.loads(Path(sys.argv[2]).read_text())
+        main(sys.argv[2])
     else:
         main(*sys.argv[1:2])

@@ -1,10 +1,13 @@
 """Augmentation: each function against Pillow, bit for bit, or against a loop over images; and every bad input."""
 
+from dataclasses import replace
+
+import fake_cupy
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from minitl import data
+from minitl import data, train
 from minitl.backend import InputError, cuda_problem, to_device, to_numpy
 from minitl.data import policies, transforms
 
@@ -388,3 +391,41 @@ def test_every_policy_is_well_formed():
             assert len(sub_policy) == 2
             for name, p, magnitude in sub_policy:
                 assert name in policies.OPS and 0 <= p <= 1 and magnitude in range(10)
+
+
+# --- a whole batch ---
+
+
+class Add:
+    """CuPy's ``add``, whose ``at`` refuses what a GPU cannot add to atomically."""
+
+    def __call__(self, *args, **options):
+        return fake_cupy.call(np.add, *args, **options)
+
+    def at(self, x, index, value):
+        if x.dtype.name not in ("int32", "uint32", "uint64", "float16", "float32", "float64"):
+            raise TypeError(f"scatter_add does not support {x.dtype}")
+        np.add.at(x.host, index.host, value)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """``fake_cupy`` in CuPy's place, and what augmentation computes with beside it."""
+    monkeypatch.setitem(vars(fake_cupy.cupy), "add", Add())
+    shift = fake_cupy._computing("__rshift__")
+    monkeypatch.setattr(fake_cupy.ndarray, "__rshift__", shift, raising=False)
+    with fake_cupy.installed():
+        yield fake_cupy.cupy
+
+
+@pytest.mark.parametrize("policy", [{"rand_augment": 3}, {"auto_augment": True}], ids=str)
+def test_a_batch_on_a_gpu_is_that_of_the_cpu(stand_in, policy):
+    """From crops to mixing, by all operations that the policy has."""
+    recipe = {"flip": True, "crop": 4, "erasing": 0.5, "cutout": 8, "mixup": 0.4} | policy
+    config = replace(train.TrainConfig(), **recipe)
+    images, labels = pictures((32, 32, 3)), np.arange(N) % 8
+    mean, std = data.channel_stats(images)
+    expected = data.training_batch(images, labels, config, mean, std, rng(3))
+    found = data.training_batch(stand_in.asarray(images), stand_in.asarray(labels), config, mean, std, rng(3))
+    for own, x in zip(found, expected, strict=True):
+        assert isinstance(own, stand_in.ndarray) and np.array_equal(to_numpy(own), x)

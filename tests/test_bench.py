@@ -36,8 +36,8 @@ CONFIGS = {
 
 def sides(framework, config, **options):
     """minitl's side and the framework's, with the same model and batch."""
-    ours = contestant._side(contestant.Minitl, config, 4, 1)
-    return ours, contestant._side(framework, config, 4, 1, **options)
+    ours = contestant.side_of(contestant.Minitl, config, 4, 1)
+    return ours, contestant.side_of(framework, config, 4, 1, **options)
 
 
 def same_losses(ours, theirs):
@@ -104,7 +104,7 @@ def test_they_take_turns(monkeypatch):
     monkeypatch.setattr(bench, "PAUSE", 0)
     log = []
     a, b = Fake("a", 1.0, log), Fake("b", 2.0, log)
-    times = bench._in_turns([a, b], ["train", "infer"], 2, 3, lambda text: None, "")
+    times = bench.in_turns([a, b], ["train", "infer"], 2, 3, lambda text: None, "")
     forth = [("a", "train"), ("b", "train"), ("a", "infer"), ("b", "infer")]
     back = [("b", "train"), ("a", "train"), ("b", "infer"), ("a", "infer")]
     assert log == forth + back
@@ -128,9 +128,9 @@ def test_ratio_by_hand():
 
 def test_losses_must_agree():
     losses = {"minitl": [2.0, 1.0], "PyTorch, tanh GELU": [2.0001, 1.0], "PyTorch, exact GELU": [2.01, 1.1]}
-    bench._check("vit-tiny", losses)
+    bench.check("vit-tiny", losses)
     with pytest.raises(InputError, match=r"vit-tiny: .* in minitl and .* in JAX; these are two different"):
-        bench._check("vit-tiny", losses | {"JAX": [2.0, 1.001]})
+        bench.check("vit-tiny", losses | {"JAX": [2.0, 1.001]})
 
 
 def test_pairs_are_measured_together():
@@ -145,7 +145,7 @@ def test_pairs_are_measured_together():
 
 def test_profile():
     """Each op of a step and the rest add up; afterwards the ops are themselves again."""
-    side, before = contestant._side(contestant.Minitl, LEARNER, 4, 1), dict(OPS)
+    side, before = contestant.side_of(contestant.Minitl, LEARNER, 4, 1), dict(OPS)
     seconds = side.profile(3)
     assert before == OPS
     assert {"linear", "attention", "gelu", "softmax", "token_pool", "cross_entropy", "rest"} <= seconds.keys()
@@ -177,7 +177,7 @@ def test_peak_memory():
 
 @LINUX
 def test_a_process_keeps_to_its_threads():
-    with bench._Contestant("minitl", "minitl", PLAIN, 2, threads=1) as one:
+    with bench.Contestant("minitl", "minitl", PLAIN, 2, threads=1) as one:
         assert len(one.ask("train", 3)) == 3 and min(one.ask("memory")) > 0
         settings = Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
         assert {"OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1"} <= set(settings)
@@ -187,14 +187,22 @@ def test_a_process_keeps_to_its_threads():
 
 def test_a_process_that_fails_says_why():
     with (
-        bench._Contestant("minitl", "minitl", PLAIN, -1, 1) as one,
+        bench.Contestant("minitl", "minitl", PLAIN, -1, 1) as one,
         pytest.raises(InputError, match=r"(?s)the process of minitl ended with status 1:.*negative dimensions"),
     ):
         one.ask("train", 1)
 
 
+def test_a_batch_that_does_not_fit():
+    with (
+        bench.Contestant("minitl", "minitl", PLAIN, 10**13, 1) as one,
+        pytest.raises(InputError, match=r"with status 1:\nits model and batch do not fit into memory: .*allocate"),
+    ):
+        one.ask("train", 1)
+
+
 def test_a_process_that_is_killed():
-    with bench._Contestant("minitl", "minitl", PLAIN, 2, 1) as one:
+    with bench.Contestant("minitl", "minitl", PLAIN, 2, 1) as one:
         one.ask("train", 1)
         one.process.kill()
         one.process.wait()
@@ -282,7 +290,7 @@ def test_command_by_op(command):
 
 def test_command_scale(command, monkeypatch):
     """It needs no PyTorch."""
-    monkeypatch.setattr(bench, "_installed", lambda framework: False)
+    monkeypatch.setattr(bench, "installed", lambda framework: False)
     monkeypatch.setattr(bench, "SCALES", {"images in a batch": {n: {"batch": n} for n in (4, 8)}})
     status, out, _ = command("--scale", "--quick", "--threads", 1, "--json")
     small, large = json.loads(out)["scale"]
@@ -319,7 +327,7 @@ def test_wrong_options(command, args, message):
 
 
 def test_without_pytorch(command, monkeypatch):
-    monkeypatch.setattr(bench, "_installed", lambda framework: False)
+    monkeypatch.setattr(bench, "installed", lambda framework: False)
     for args in (["vit-tiny"], ["--ops"]):
         status, _, err = command(*args)
         assert (

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def test_train_eval_maps(here, capsys, pictures):
     assert "64 training and 64 test images of 2 classes" in lines[0]
     assert [line[:9] for line in lines[1:9]] == [f"epoch   {i}" for i in range(1, 9)]
     assert lines[9].startswith("test loss") and lines[10] == "test accuracy  100.00%"
-    kept = "checkpoint.safetensors, config.json, curves.png, maps.png, metrics.csv"
+    kept = "checkpoint.safetensors, command.txt, config.json, confusion.png, curves.png, maps.png, metrics.csv"
     assert lines[11:] == [f"results are in runs/night: {kept}"] and err == ""
 
     before = tree(Path("runs"))
@@ -96,6 +97,34 @@ def test_train_eval_maps(here, capsys, pictures):
     assert lines[0] == "going on with runs/night after step 32 of 32" and lines[2].startswith("test loss")
     assert minitl("train", pictures, *TINY, "--epochs", 1) == 0
     assert "results are in runs/night-2:" in capsys.readouterr().out
+
+
+def test_the_command_is_kept(here, pictures, monkeypatch):
+    """As it was typed, so that a shell can do it again; what goes on with a run leaves it alone."""
+    folder = here / "it's my run\udcff"  # a name that is no UTF-8
+    typed = ["minitl", "train", pictures, *TINY, "--epochs", "1", "--out", str(folder)]
+    monkeypatch.setattr(sys, "argv", typed)
+    cli.main()
+    kept = (folder / "command.txt").read_bytes()
+    assert shlex.split(os.fsdecode(kept)) == typed
+    assert minitl("train", "--resume", folder) == 0 and (folder / "command.txt").read_bytes() == kept
+
+
+def test_flip_averaging(capsys, pictures, monkeypatch):
+    """In the end of a run that mirrors, and for any run of images that is asked."""
+    line = "flip averaging 100.00% (mean logits of an image and of its mirror image)"
+    options = [*TINY, "--epochs", 8, "--lr", 0.01, "--out"]
+    assert minitl("train", pictures, "--flip", *options, "mirrored") == 0
+    assert capsys.readouterr().out.splitlines()[-3:-1] == ["test accuracy  100.00%", line]
+    assert minitl("train", pictures, *options, "plain") == 0
+    assert "averaging" not in capsys.readouterr().out
+    assert minitl("eval", "plain", "--flip") == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["test accuracy  100.00%", line]
+
+    splits = clips.draw(np.random.default_rng(1), 8), clips.draw(np.random.default_rng(2), 8)
+    monkeypatch.setattr(data, "load", lambda *_, **__: splits)
+    train.start(train.TrainConfig("actors", batch_size=8), "clips")
+    assert "flip averaging needs images; mirrored clips show other" in fails(capsys, "eval", "clips", "--flip")
 
 
 def test_images_of_any_size(here, capsys):
@@ -391,8 +420,14 @@ def test_presets():
     )
     assert (options.model.dim, options.model.layers) == (64, 9)
     assert cli._train_options(["photos", "--preset", "cifar-cpu"]).dataset == "photos"
+    assert cli._train_options(["--preset", "cifar-r1", "--rand-augment", "0", "--auto-augment"]).auto_augment
 
 
 def test_presets_that_do_not_exist(capsys):
     assert "there is no preset 'cifar-r9'; did you mean cifar-r" in fails(capsys, "train", "--preset", "cifar-r9")
     assert "exclude each other" in fails(capsys, "train", "--preset", "cifar-cpu", "--resume", "run")
+
+
+def test_a_preset_has_rand_augment(capsys):
+    text = fails(capsys, "train", "--preset", "cifar-r1", "--auto-augment")
+    assert "auto_augment and rand_augment 2 exclude each other; leave one out, or set rand_augment to 0" in text

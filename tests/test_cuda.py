@@ -113,7 +113,7 @@ def test_every_kernel_has_a_reference_of_its_signature(cuda):
     for name, parameters in KERNELS.items():
         own = list(inspect.signature(getattr(reference, name)).parameters)
         expected = [parameter for _, parameter in parameters]
-        assert own == expected or own == [*expected[:3], "sizes"], name
+        assert own == expected or own == [*expected[: len(own) - 1], "sizes"], name
 
 
 def numbers(*shape):
@@ -122,6 +122,13 @@ def numbers(*shape):
 
 def nothing(*shape):
     return np.full(shape, 7.0)
+
+
+def with_nan(*shape):
+    """In the upper left corner, which several windows may see."""
+    x = numbers(*shape)
+    x[0, 0, 0] = math.nan
+    return x
 
 
 CONVOLUTIONS = [  # B, H, W, G, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw
@@ -139,15 +146,25 @@ ROWS = [  # kernel, arguments: results first; blocks
         (nothing(9, 70), numbers(70, 9).T.copy(), numbers(9, 70), numbers(70), numbers(9), abs(numbers(9)), 9, 70),
         2,
     ),
-    ("column_sums", (nothing(3, 70), numbers(50, 70), 50, 70, 20), (3, 3)),
-    ("column_sums", (nothing(1, 3), numbers(5, 3), 5, 3, 5), (1, 1)),
-    ("layer_norm_columns", (nothing(3, 80), numbers(50, 40), numbers(50, 40), *numbers(2, 50), 50, 40, 20), (2, 3)),
+    ("column_sums", (nothing(3, 70), numbers(50, 70), None, 50, 70, 20), (3, 3)),
+    ("column_sums", (nothing(1, 3), numbers(5, 3), None, 5, 3, 5), (1, 1)),
+    ("column_sums", (nothing(3, 70), numbers(50, 70), numbers(70), 50, 70, 20), (3, 3)),
+    *(
+        ("norm_columns", (nothing(3, 80), *numbers(2, 50, 40), *numbers(2, n), 50, 40, 20, by_column), (2, 3))
+        for n, by_column in ((50, 0), (40, 1))
+    ),
+    ("batch_statistics", (nothing(5), *numbers(4, 5)[:3], abs(numbers(5)), 20, 5, 0.3, 0.1), 1),
+    ("batch_norm", (nothing(50, 7), numbers(50, 7), *numbers(4, 7), 50, 7), 2),
+    ("batch_norm_dx", (nothing(50, 7), *numbers(2, 50, 7), *numbers(3, 7), numbers(14), 50, 7), 2),
     ("softmax", (nothing(9, 70), 30 * numbers(9, 70), 9, 70), 2),
     ("softmax_dx", (nothing(9, 70), numbers(9, 70), abs(numbers(9, 70)), 9, 70), 2),
+    ("relu_dx", (nothing(300), numbers(300), numbers(301)[1:], 300), 2),
     ("gelu", (nothing(300), 3 * numbers(300), 300, 0), 2),
     ("gelu", (nothing(300), 3 * numbers(300), 300, 1), 2),
     ("gelu_dx", (nothing(300), numbers(300), 3 * numbers(300), 300, 0), 2),
     ("gelu_dx", (nothing(300), numbers(300), 3 * numbers(300), 300, 1), 2),
+    ("vector_attention", (*nothing(2, 2, 9, 20), *9 * numbers(3, 2, 9, 20), 360, 9, 20), 2),
+    ("vector_attention_dx", (*nothing(3, 2, 9, 20), *numbers(5, 2, 9, 20), 3 + numbers(2, 9, 20), 360, 9, 20), 2),
     ("bias_drop_path", (nothing(300), numbers(300), numbers(30), numbers(5), 300, 30, 60), 2),
     ("bias_drop_path", (nothing(300), numbers(300), numbers(30), None, 300, 30, 1), 2),
     ("bias_drop_path", (nothing(300), numbers(300), None, numbers(5), 300, 1, 60), 2),
@@ -166,6 +183,7 @@ ROWS = [  # kernel, arguments: results first; blocks
         1,
     ),
     ("squares", (nothing(3), numbers(2000), 2000), 3),
+    ("gather", (nothing(900), np.array([0, 300, 600, 0, 0, 5], "uint64"), 2), (2, 2)),  # no sources: zeros
     *(
         ("adamw", (*STATE, average, numbers(700), np.array([norm2]), np.array([0.1, 0.5, 0.3]), 700, 400, *rest), 3)
         for average, norm2, rest in (
@@ -179,6 +197,10 @@ ROWS = [  # kernel, arguments: results first; blocks
        *(B, H, W, G, Cg, Ho, Wo, kh, kw), *rest), 5) for B, H, W, G, Cg, Ho, Wo, kh, kw, *rest in CONVOLUTIONS),
     *(("col2im", (nothing(B, H, W, G * Cg), numbers(B * Ho * Wo * kh * kw * G * Cg), B * H * W * G * Cg,
        *(B, H, W, G, Cg, Ho, Wo, kh, kw), *rest), 1) for B, H, W, G, Cg, Ho, Wo, kh, kw, *rest in CONVOLUTIONS),
+    *(("max_pool", (nothing(B, Ho, Wo, 3), np.zeros((B, Ho, Wo, 3), "uint8"), with_nan(B, H, W, 3), B * Ho * Wo * 3,
+       H, W, 3, Ho, Wo, *rest), 1) for B, H, W, _, _, Ho, Wo, *rest in CONVOLUTIONS),
+    *(("max_pool_dx", (nothing(B, H, W, 3), numbers(B, Ho, Wo, 3), np.arange(B * Ho * Wo * 3, dtype="uint8") % 6,
+       B * H * W * 3, H, W, 3, Ho, Wo, *rest), 1) for B, H, W, _, _, Ho, Wo, *rest in CONVOLUTIONS),
     (
         "to_bf16",
         (np.zeros(304, "uint16"), np.append(numbers(300), [math.inf, math.nan, 1 + 2.0**-8, 1 + 3 * 2.0**-8]), 304),
@@ -225,8 +247,8 @@ def test_philox_known_answers(cuda):
 
 # --- ops ---
 
-FUSED = ("add", "gelu", "linear", "token_pool", "softmax", "layer_norm", "attention", "dropout", "drop_path",
-         "cross_entropy", "conv2d", "matmul", "recompute")  # fmt: skip
+FUSED = ("add", "relu", "gelu", "linear", "token_pool", "softmax", "layer_norm", "attention", "dropout", "drop_path",
+         "cross_entropy", "conv2d", "matmul", "recompute", "batch_norm", "vector_attention", "max_pool2d")  # fmt: skip
 
 
 def test_these_ops_have_overrides(cuda):
@@ -259,7 +281,7 @@ def test_override_equals_the_generic_op(case, dtype, layout, kernels):
 @pytest.mark.parametrize("op", FUSED)
 def test_override_runs(op, cuda, monkeypatch):
     """Not the generic op, which would give the same numbers."""
-    elsewhere = {"p": 0, "axis": 1}  # options with which the generic op is right
+    elsewhere = {"p": 0, "axis": 1, "training": False}  # options with which the generic op is right
     rows = [case for case in CASES if case.op == op and not elsewhere.items() & case.options.items() and op != "add"]
     monkeypatch.setitem(OPS, op, lambda *_, **__: pytest.fail("the generic op ran"))
     if op == "add":
@@ -289,6 +311,34 @@ def test_what_kernels_cannot_do_is_left_to_the_generic_op(cuda):
         ops.conv2d(cupy.asarray(numbers(1, 2, 2, 1)), cupy.asarray(numbers(3, 3, 1, 1)))
     empty = ops.layer_norm(cupy.asarray(np.zeros((0, 4))), cupy.asarray(np.ones(4)), cupy.asarray(np.ones(4)))
     assert empty.shape == (0, 4)
+
+
+def test_batch_norm_moves_its_running_statistics(kernels):
+    """As the generic op does; columns far from zero, and more rows than a block adds up."""
+    x, weight, bias = 100 + numbers(60, 5, 3), numbers(3), numbers(4)[1:]
+    options = {"momentum": 0.3, "eps": 0.1}
+    own, generic = ([xp.asarray(a) for a in (x, weight, bias, numbers(3), abs(numbers(3)))] for xp in (cupy, np))
+    for _ in range(2):
+        for *arrays, mean, var in (own, generic):
+            ops.batch_norm(*arrays, running_mean=mean, running_var=var, **options)
+    for a, b in zip(own[3:], generic[3:], strict=True):
+        np.testing.assert_allclose(to_numpy(a), b, rtol=1e-11)
+        assert not np.allclose(b, numbers(3))
+
+
+def test_a_gradient_that_nobody_needs_is_not_computed(cuda):
+    """That of the pixels, in the first layer."""
+    for op, shapes in ((ops.linear, ((4, 3), (3, 2))), (ops.conv2d, ((2, 4, 4, 3), (3, 3, 3, 2)))):
+        launches = []
+        for wanted in (False, True):
+            x, W = (Tensor(cupy.asarray(numbers(*shape)), requires_grad=True) for shape in shapes)
+            x.requires_grad = wanted
+            y = op(x, W).sum()
+            State.launches = 0
+            y.backward()
+            launches.append(State.launches)
+            assert W.grad is not None and (x.grad is not None) == wanted
+        assert launches[0] < launches[1]
 
 
 # --- matrix products ---
@@ -374,25 +424,28 @@ def test_without_cublas_cupy_multiplies(cuda, monkeypatch):
 
 TINY = {"image_size": (16, 16), "dim": 24, "heads": 2, "mlp_dim": 40, "zero_head": False}
 MODELS = {
-    "1.1": {"version": "1.1", "pre_norm": False},
-    "1.0": {"version": "1.0"},
-    "dropped": {"version": "1.1", "dropout": 0.2, "drop_path": 0.3},
+    "1.1": nn.ViTConfig(**TINY, version="1.1", pre_norm=False),
+    "1.0": nn.ViTConfig(**TINY, version="1.0"),
+    "dropped": nn.ViTConfig(**TINY, version="1.1", dropout=0.2, drop_path=0.3),
+    "convolutional stem": nn.ViTConfig(**TINY, version="1.1", stem="conv", stem_width=6, head_pool="sequence"),
+    "X21D": nn.X21DConfig(frames=2, image_size=(16, 16), widths=(4, 6), num_classes=8, num_tokens=3),
 }
+BUDGETS = {"X21D": 300}  # launches of a step that is not captured; 300 for the others
 
 
 class Run:
     """A tiny model with all that a step needs; on "cuda" the step is ``minitl.cuda``'s."""
 
-    def __init__(self, device, options, cuda=None):
+    def __init__(self, device, config, cuda=None):
         self.rng = np.random.default_rng(0)
-        self.model = nn.ViT(nn.ViTConfig(**TINY, **options), self.rng).to(device)
+        self.model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, self.rng).to(device)
         self.optimizer = optim.AdamW(self.model.parameters(), 1e-3, weight_decay=0.05)
         self.ema = optim.EMA(self.optimizer, 0.9)
         self.cuda = cuda
 
     def step(self, images, labels):
         loss = ops.cross_entropy(self.model(images), labels, label_smoothing=0.1)
-        self.optimizer.zero_grad()
+        self.cuda.zero_grad(self.optimizer) if self.cuda else self.optimizer.zero_grad()
         loss.backward()
         if self.cuda:
             self.cuda.update(self.optimizer, 1.0, self.ema)
@@ -407,21 +460,21 @@ class Run:
         return [to_numpy(x) for x in (flat.data, self.optimizer.exp_avg, self.ema.average)]
 
 
-def batches(count, size=4):
-    rng = np.random.default_rng(1)
-    return [(rng.standard_normal((size, 16, 16, 3), "float32"), rng.integers(8, size=size)) for _ in range(count)]
+def batches(name, count, size=4):
+    rng, shape = np.random.default_rng(1), (2, 16, 16, 3) if name == "X21D" else (16, 16, 3)
+    return [(rng.standard_normal((size, *shape), "float32"), rng.integers(8, size=size)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_step_equals_numpys_within_the_budget(name, kernels, cuda):
-    """The same losses and gradients; at most 300 launches; nothing that the host would have to wait for."""
+    """The same losses and gradients; few launches; nothing that the host would have to wait for."""
     host, device = Run("cpu", MODELS[name]), Run("cuda", MODELS[name], cuda)
-    for images, labels in batches(3):
+    for images, labels in batches(name, 3):
         expected, inputs = host.step(images, labels), (cupy.asarray(images), cupy.asarray(labels))
         with strict() as counted:
             loss = device.step(*inputs)
         assert loss.item() == pytest.approx(float(expected), rel=1e-4)
-        assert counted.launches <= 300
+        assert counted.launches <= BUDGETS.get(name, 300)
     for own, generic in zip(device.state()[1:2], host.state()[1:2], strict=True):
         np.testing.assert_allclose(own, generic, atol=1e-3 * abs(generic).max())
     assert device.optimizer.steps == 3 and host.rng.random() == device.rng.random()
@@ -450,14 +503,40 @@ def test_update_equals_clipping_adamw_and_ema(kernels, cuda):
     assert (to_numpy(device[0]) == before).all()
 
 
+def test_gradients_wait_for_the_update(kernels, cuda):
+    """One launch for all; two for a parameter add up, one that is turned is put straight, one without gets zeros."""
+    params = [Tensor(cupy.asarray(numbers(*shape)), True) for shape in ((3, 4), (4, 3), (5,), (2,))]
+    optimizer = optim.AdamW(params, 0.01)
+    before = to_numpy(optimizer.flat.data)
+    cuda.zero_grad(optimizer)
+    x, y, z, _ = params
+    (ops.transpose(x) * numbers_on(4, 3)).sum().backward()
+    for _ in range(2):
+        (y * numbers_on(4, 3) + z.sum()).sum().backward()
+    State.launches = 0
+    cuda.update(optimizer)
+    assert State.launches == 5  # a copy of what is turned, the gathering, two for the norm, AdamW
+    expected = [numbers(4, 3).T, 2 * numbers(4, 3), np.full(5, 24.0), np.zeros(2)]
+    for p, grad in zip(params, expected, strict=True):
+        np.testing.assert_allclose(to_numpy(p.grad), grad)
+    assert (to_numpy(optimizer.flat.data) != before)[:-2].all() and optimizer.flat.check() is None
+    optimizer.zero_grad()  # the usual way goes on as before
+    x.sum().backward()
+    assert (to_numpy(optimizer.flat.grad)[:12] == 1).all()
+
+
+def numbers_on(*shape):
+    return Tensor(cupy.asarray(numbers(*shape)))
+
+
 # --- capture ---
 
 
-@pytest.mark.parametrize("name", ["1.1", "dropped"])
+@pytest.mark.parametrize("name", ["1.1", "dropped", "convolutional stem", "X21D"])
 def test_captured_equals_eager(name, cuda, monkeypatch):
     """Bit for bit, with other learning rates, masks and inputs at each step, and a smaller last batch."""
     monkeypatch.setattr(fake_cupy.RawModule, "emulate", False)  # faster
-    data = [*batches(6), *batches(1, 3)]
+    data = [*batches(name, 6), *batches(name, 1, 3)]
     eager, captured = Run("cuda", MODELS[name], cuda), Run("cuda", MODELS[name], cuda)
     step = cuda.capture(captured.step)
     for i, (images, labels) in enumerate(data):
@@ -485,6 +564,27 @@ def test_recording_a_step_does_nothing_yet(cuda):
     step = cuda.capture(step, warmup=1)
     for i in range(1, 6):
         assert step(np.ones(1)).item() == i
+
+
+def test_what_is_constant_is_computed_once(cuda):
+    """Where the heads of an attention lie: the graph has two products and a softmax, and no launch for that."""
+    x = numbers(2, 5, 18)
+    captured = cuda.capture(lambda x: ops.attention(x, num_heads=3).data, warmup=1)
+    for i in range(1, 5):
+        np.testing.assert_allclose(to_numpy(captured(i * x)), ops.attention(i * x, num_heads=3).data)
+    (recording,) = captured.graphs.values()
+    assert len(recording.constants) == 2 and len(recording.graph.work) == 3
+
+
+def test_launches_of_a_graph(cuda, monkeypatch):
+    """Of a model with the six blocks that `minitl bench` measures."""
+    monkeypatch.setattr(fake_cupy.RawModule, "emulate", False)  # faster
+    run = Run("cuda", dataclasses.replace(MODELS["1.1"], layers=6, loc=3), cuda)
+    step = cuda.capture(run.step)
+    for inputs in batches("1.1", 3):
+        step(*inputs)
+    (recording,) = step.graphs.values()
+    assert len(recording.graph.work) <= 290
 
 
 def test_a_step_that_looks_at_a_number_cannot_be_captured(cuda):
@@ -525,7 +625,6 @@ SMALL = nn.ViTConfig(
 )
 SETTINGS = train.TrainConfig("made up", SMALL, epochs=2, batch_size=12, ema=0.9, threads=1)  # 40 images: 4 steps
 DROPS = {"layers": 2, "dropout": 0.2, "drop_path": 0.3}
-X21D = nn.X21DConfig(widths=(4, 6), expansion=2, num_tokens=2)
 
 
 @pytest.fixture
@@ -564,7 +663,9 @@ RUNS = {
     "recomputed": model_with(**DROPS, recompute=True),
     "queries": model_with(tokenizer="query"),
     "fuser": model_with(back="fuser"),
+    "convolutional stem": model_with(stem="conv", stem_width=6, head_pool="sequence"),
     "clips": {"dataset": "clips"} | model_with(frames=4, tubelet=2),
+    "X21D": {"dataset": "clips", "model": nn.X21DConfig(widths=(4, 6), num_tokens=2)},
 }
 
 
@@ -579,7 +680,8 @@ def test_a_training_run_equals_the_cpus(name, graph, start):
         assert own.pop("seconds") > 0 and expected.pop("seconds") > 0
         assert own == pytest.approx(expected, rel=1e-4)
     own, expected = to_numpy(device.optimizer.exp_avg), host.optimizer.exp_avg
-    np.testing.assert_allclose(own, expected, atol=1e-3 * abs(expected).max())
+    error = 0.03 if name == "X21D" else 1e-3  # of which a ReLU at the edge turns rounding into
+    np.testing.assert_allclose(own, expected, atol=error * abs(expected).max())
 
 
 @pytest.mark.parametrize("name", ["dropped", "recomputed", "muon"])
@@ -601,13 +703,12 @@ def test_a_run_on_a_gpu_goes_on_bit_for_bit(name, start):
     assert (to_numpy(parts.optimizer.flat.data) == to_numpy(whole.optimizer.flat.data)).all()
 
 
-def test_models_that_cannot_be_captured_say_so(start):
-    model = {"dataset": "clips", "model": X21D}
+def test_a_model_that_cannot_be_captured_says_so(start, monkeypatch):
+    """Without its override, vector attention multiplies by CuPy's own products."""
+    monkeypatch.delitem(ops.vector_attention.register.__self__, "cuda")
     with pytest.raises(InputError, match=r"cannot be captured \(NotImplementedError.* without a graph, by --no-graph"):
-        start("cuda", **model).fit()
-    host, device = start("cpu", **model), start("cuda", graph=False, **model)
-    assert host.fit() and device.fit()
-    assert device.rows[-1]["test_loss"] == pytest.approx(host.rows[-1]["test_loss"], rel=1e-3)
+        start("cuda", **RUNS["X21D"]).fit()
+    assert start("cuda", graph=False, **RUNS["X21D"]).fit()
 
 
 def test_the_step_that_is_not_finite_is_named(start):
@@ -628,7 +729,7 @@ def test_the_step_that_is_not_finite_is_named(start):
 
     def infinite(optimizer, *options):
         if trainer.step == 1:
-            optimizer.flat.grad[0] = math.inf
+            trainer.model.head.bias.grad += cupy.asarray(np.full(3, math.inf, "float32"))
         return update(optimizer, *options)
 
     trainer.take_step.update = infinite
@@ -673,7 +774,7 @@ def test_the_stand_in_is_strict():
         np.asarray,
         lambda x: x.item(),
         lambda x: x.get(),
-        lambda _: cupy.asarray(np.ones(8)),
+        lambda _: cupy.asarray(np.ones(2000)),
     ):
         with pytest.raises((AssertionError, TypeError), match=r"within a step|not allowed"), strict():
             read(x[:1])
@@ -749,7 +850,7 @@ class Broken:
         )
         compiler = type("nvrtc", (), {"getVersion": staticmethod(raise_or(nvrtc))})
         parts = {"is_available": staticmethod(lambda: available), "runtime": runtime, "nvrtc": compiler}
-        self.cuda, self.arange = type("cuda", (), parts), raise_or(compute)
+        self.cuda, self.eye = type("cuda", (), parts), raise_or(compute)
 
 
 @pytest.mark.parametrize(
@@ -758,10 +859,14 @@ class Broken:
         (None, r"^CuPy cannot be imported .*install minitl\[cuda12\] or minitl\[cuda13\]"),
         (Broken(False), r"finds no usable GPU or driver \(no driver\); `nvidia-smi` should list one"),
         (Broken(False, count=0), r"no usable GPU or driver \(it counts 0\)"),
-        (Broken(nvrtc=RuntimeError("failed to load libnvrtc.so.12")), r"^CuPy finds no NVRTC .*minitl\[cuda12\]"),
+        (Broken(nvrtc=RuntimeError("no libnvrtc.so.12")), r"no CUDA toolkit \(no libnvrtc.so.12\); .*minitl\[cuda12\]"),
+        (
+            Broken(compute=ImportError("no libcublas.so.13")),
+            r"no CUDA toolkit \(no libcublas.so.13\); .*minitl\[cuda12\]",
+        ),
         (Broken(compute=MemoryError("out of memory")), r"cannot compute on it: MemoryError: out of memory"),
     ],
-    ids=["no CuPy", "no driver", "no GPU", "no NVRTC", "no memory"],
+    ids=["no CuPy", "no driver", "no GPU", "no NVRTC", "no toolkit", "no memory"],
 )
 def test_cuda_problem(cupy, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)

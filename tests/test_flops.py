@@ -181,7 +181,7 @@ def test_against_a_model_that_runs(options, rng, monkeypatch):
     logits = model(rng.standard_normal((1, *time, *config.image_size, config.channels), np.float32))
     assert cost.params == model.num_parameters()
     assert cost.macs == sum(done)
-    assert 4 * cost.kept == pytest.approx(sum(saved_bytes(logits).values()), rel=1e-3)
+    assert 4 * cost.kept == pytest.approx(sum(saved_bytes(logits).values()), rel=2e-3)
 
 
 def test_no_weights_are_made():

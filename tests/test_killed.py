@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,12 +111,12 @@ def test_killed_ten_times_a_training_ends_as_if_nothing_had_been(photos, tmp_pat
 def test_killed_before_its_first_checkpoint_a_run_can_only_be_begun_anew(photos, tmp_path):
     options = [photos, *OPTIONS.split(), "--epochs", 1]
     assert train(*options, "--out", tmp_path / "run", steps=0)[0] == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"command.txt", "config.json"}
     status, _, problem = train("--resume", tmp_path / "run")
     assert status == 2 and "no checkpoint" in problem
     status, _, problem = train(*options, "--out", tmp_path / "run")
     assert status == 2 and "is not empty" in problem
-    (tmp_path / "run" / "config.json").unlink()
+    shutil.rmtree(tmp_path / "run")
     assert train(*options, "--out", tmp_path / "run")[0] == 0
 
 

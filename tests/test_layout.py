@@ -36,10 +36,10 @@ LAYERS = [  # a file imports from earlier lines only
 ]
 WITHIN = {  # the same for the files of one folder, where they use one another
     "ops": ["basic", "activations", "linear", "noise", "norm", "attention", "conv", "losses", "recompute"],
-    "cuda": ["kernels", "reference", "gemm", "graph", "overrides", "adamw"],
+    "cuda": ["kernels", "reference", "graph", "gemm", "overrides", "adamw"],
     "nn": ["module", "layers", "transformer", "tokenlearner", "tokenizers", "vit", "bottleneck"],
 }
-CORE = {"backend", "autograd", "ops", "gradcheck", "nn", "optim", "checkpoint"}
+CORE = {"backend", "autograd", "ops", "nn", "optim", "checkpoint"}
 LIGHT = ["PIL", "cupy", "matplotlib", "safetensors", "threadpoolctl", "torch", "tqdm", "tyro"]
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
@@ -94,7 +94,7 @@ def test_imports_are_seen():
 
 
 def test_the_core_is_small():
-    """The core is what computes and learns; training, counting, pictures, data and commands are tools around it."""
+    """The core is what computes and learns; checking, training, counting, data and commands are tools."""
     sizes = {id_of(p): len(p.read_text().splitlines()) for p in FILES if name_of(p)[:1] and name_of(p)[0] in CORE}
     assert sum(sizes.values()) <= 3000, sizes
     assert sizes["autograd"] <= 150

@@ -318,9 +318,28 @@ def test_confusion():
     assert axes.get_title() == "99.4% of 1,004 images are right; rows in percent"
 
 
-def test_confusion_of_many_classes(rng):
-    figure = report.confusion(rng.integers(0, 9, (100, 100)), [f"class {i}" for i in range(100)])
-    assert not figure.axes[0].texts and len(figure.axes[0].get_yticklabels()) == 100
-    assert report.png(figure).startswith(b"\x89PNG")
+def test_confusion_of_many_classes():
+    """Those that are mistaken for one another most often, pair by pair; their shares are of all images of a class."""
+    K = 100
+    counts, classes = 200 * np.eye(K, dtype=int), [f"class {i}" for i in range(K)]
+    pairs = [(90 - i, 3 * i) for i in range(10)]
+    for i, (row, column) in enumerate(pairs):
+        counts[row, column] = 100 + i
+    counts[50, 49] = 99  # the eleventh pair
+    (axes,) = report.confusion(counts, classes).axes
+    shown = sorted(k for pair in pairs for k in pair)
+    assert [label.get_text() for label in axes.get_yticklabels()] == [classes[k] for k in shown]
+    texts = {text.get_position()[::-1]: text.get_text() for text in axes.texts}
+    assert texts[shown.index(90), shown.index(0)] == "33" and len(texts) == 30
+    assert axes.get_title().splitlines()[1] == "the 20 of 100 classes that are taken for one another most often"
+    (axes,) = report.confusion(np.eye(21, dtype=int), classes[:21]).axes
+    assert len(axes.get_yticklabels()) == len(axes.texts) == 20, "also where none is mistaken"
     with pytest.raises(ValueError, match=r"needs counts \(3, 3\) of 3 classes, got \(2, 2\)"):
         report.confusion(np.zeros((2, 2)), "abc")
+
+
+def test_confusion_of_classes_with_odd_names():
+    """No formula is looked for in them, and long ones leave room for the picture."""
+    figure = report.confusion(np.eye(3), ["$\\no formula$", "_private", "long" * 30])
+    assert report.png(figure).startswith(b"\x89PNG")
+    assert figure.axes[0].get_xticklabels()[2].get_text() == "longlonglonglonglonglon…"

@@ -53,6 +53,7 @@ def quick_pictures(request, monkeypatch):
     if "real_pictures" not in request.fixturenames:
         for name in ("show_maps", "show_clip_maps"):
             monkeypatch.setattr(report, name, lambda images, maps, boxes: images.tobytes() + maps.data.tobytes())
+        monkeypatch.setattr(report, "confusion", lambda counts, classes: counts.tobytes())
         monkeypatch.setattr(report, "curves", lambda rows, score: repr(len(rows)).encode())
         monkeypatch.setattr(report, "png", lambda picture: picture)
 
@@ -94,7 +95,7 @@ def test_a_run_leaves_its_folder_behind(tmp_path, real_pictures):
     seen = []
     trainer = train.start(PLAIN, tmp_path / "deep" / "run")
     assert trainer.fit(seen.append)
-    names = ["checkpoint.safetensors", "config.json", "curves.png", "maps.png", "metrics.csv"]
+    names = ["checkpoint.safetensors", "config.json", "confusion.png", "curves.png", "maps.png", "metrics.csv"]
     assert sorted(files(trainer.folder)) == names
     lines = (trainer.folder / "metrics.csv").read_text().splitlines()
     assert lines[0] == "epoch,step,train_loss,train_accuracy,test_loss,test_accuracy,seconds"
@@ -139,28 +140,67 @@ def test_options_reach_the_batch(tmp_path):
     """Each augmentation changes images; mixing makes the labels soft."""
     plain = train.Trainer(PLAIN, tmp_path)
     images, labels = plain.train_set.images[:16], plain.train_set.labels[:16]
-    expected, same = plain._augment(images, labels)
-    assert same is labels
-    options = ({"flip": True}, {"crop": 2}, {"rand_augment": 1}, {"erasing": 1.0})
+
+    def batch(**options):
+        config, rng = replace(plain.config, **options), np.random.default_rng(0)
+        return data.training_batch(images, labels, config, plain.mean, plain.std, rng)
+
+    expected, same = batch()
+    assert same is labels and np.array_equal(expected, data.normalize(images, plain.mean, plain.std))
+    options = ({"flip": True}, {"crop": 2}, {"rand_augment": 1}, {"auto_augment": True}, {"erasing": 1.0})
     for option in (*options, {"cutout": 4}, {"mixup": 9.0}, {"cutmix": 9.0}):
-        x, targets = train.Trainer(replace(PLAIN, **option), tmp_path)._augment(images, labels)
+        x, targets = batch(**option)
         assert x.shape == expected.shape and x.dtype == np.float32 and (x != expected).any(), option
         assert targets.shape == ((16, 8) if {"mixup", "cutmix"} & option.keys() else (16,))
-    late = train.Trainer(replace(PLAIN, mixup=9.0, mix_until=0.5), tmp_path)
-    assert late._augment(images, labels)[1] is not labels
-    late.step = late.total - 1
-    assert late._augment(images, labels)[1] is labels
+
+
+def test_mixing_ends(tmp_path):
+    """After half of the steps the model is given labels again; each step draws anew, and the same again."""
+    trainer, seen = train.Trainer(replace(PLAIN, mixup=9.0, mix_until=0.5), tmp_path), []
+    trainer.take_step = lambda inputs, targets, *_: seen.append((inputs, targets.ndim))
+    batch = trainer.train_set.images[:16], trainer.train_set.labels[:16]
+    for step in (0, 1, 7, 8, 14, 0):
+        trainer.step = step
+        trainer._step(*batch)
+    assert [ndim for _, ndim in seen] == [2, 2, 2, 1, 1, 2]
+    first, second, *_, again = (inputs for inputs, _ in seen)
+    assert np.array_equal(first, again) and not np.array_equal(first, second)
 
 
 def test_evaluate_agrees_with_itself_over_batches_and_restores_the_mode(tmp_path):
     trainer = train.Trainer(EVERYTHING, tmp_path)
     arguments = trainer.model, trainer.test_set, trainer.mean, trainer.std
-    at_once, in_parts = train.evaluate(*arguments, batch_size=450), train.evaluate(*arguments, batch_size=7)
-    assert at_once == pytest.approx(in_parts, rel=1e-5) and at_once.keys() == {"loss", "accuracy", "map_mass"}
+    at_once, in_parts = (train.evaluate(*arguments, batch_size=size, flip=True) for size in (450, 7))
+    assert at_once.keys() == {"loss", "accuracy", "confusion", "map_mass", "flip_accuracy"}
+    counts = at_once.pop("confusion")
+    assert (counts == in_parts.pop("confusion")).all() and at_once == pytest.approx(in_parts, rel=1e-5)
+    assert (counts.sum(1) == np.bincount(trainer.test_set.labels)).all()
+    assert np.trace(counts) == round(450 * at_once["accuracy"])
     assert trainer.model.training and trainer.model.blocks[0].training
     assert train.evaluate(*arguments, stop=[True]) is None
     arguments = trainer.model, replace(trainer.test_set, boxes=None), trainer.mean, trainer.std
-    assert train.evaluate(*arguments).keys() == {"loss", "accuracy"}
+    assert train.evaluate(*arguments).keys() == {"loss", "accuracy", "confusion"}
+
+
+def test_flip_averaging(tmp_path):
+    """The mean of the logits, of which neither image alone decides; the plain scores stay what they are."""
+    trainer = train.Trainer(replace(PLAIN, model=replace(SMALL, zero_head=False)), tmp_path)
+    model, test_set, mean, std = trainer.model, trainer.test_set, trainer.mean, trainer.std
+    plain, both = (train.evaluate(model, test_set, mean, std, flip=flip) for flip in (False, True))
+    model.eval()
+    with no_grad():
+        sides = [model(data.normalize(x, mean, std)).data for x in (test_set.images, test_set.images[:, :, ::-1])]
+    right = [(scores.argmax(1) == test_set.labels).mean() for scores in (*sides, sum(sides))]
+    assert len(set(right)) == 3 and both.pop("flip_accuracy") == right[2] and plain["accuracy"] == right[0]
+    np.testing.assert_equal(both, plain)
+
+
+def test_a_run_that_mirrors_is_averaged_in_the_end(tmp_path, monkeypatch):
+    trainer, seen = train.start(replace(PLAIN, flip=True, epochs=2), tmp_path), []
+    monkeypatch.setattr(train, "evaluate", lambda *_, flip, **__: seen.append(flip) or {"loss": 1.0, "accuracy": 0.5})
+    assert trainer.result is None and trainer.fit() and seen == [False, True]
+    again = train.resume(tmp_path)
+    assert again.fit() and again.result == trainer.result and seen == [False, True, True]
 
 
 def test_the_data_decide_sizes(tmp_path, monkeypatch, real_pictures):
@@ -203,6 +243,7 @@ def test_a_run_on_clips(tmp_path, actors, real_pictures, model):
 
     model, test_set, mean, std = train.load_run(whole.folder)
     found = train.evaluate(model, test_set, mean, std, batch_size=50)
+    assert not (whole.folder / "confusion.png").exists(), "of several labels"
     assert found == pytest.approx(whole.evaluate(), rel=1e-5) and 0 < found["map_mass"] < 1
     assert whole.rows[-1]["test_accuracy"] == pytest.approx(found["accuracy"])
     model.eval()
@@ -234,6 +275,7 @@ def test_learns_several_labels(tmp_path, monkeypatch):
         ({"cutout": 3}, "clips, which do not go with cutout"),
         ({"mixup": 0.5}, "clips, which do not go with mixup"),
         ({"rand_augment": 2, "erasing": 0.1}, "clips, which do not go with rand_augment, erasing"),
+        ({"auto_augment": True}, "clips, which do not go with auto_augment"),
         ({"label_smoothing": 0.1}, "images with several labels, which do not go with label_smoothing"),
         ({"model": replace(SMALL, frames=9, tubelet=3)}, "tubelet=3 does not divide frames=8"),
     ],
@@ -291,7 +333,10 @@ def test_every_tokenizer_and_way_back_has_words():
 # --- stop and go on ---
 
 
-@pytest.mark.parametrize("config", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+AUTO = replace(PLAIN, auto_augment=True, flip=True, crop=3, cutmix=1.0)
+
+
+@pytest.mark.parametrize("config", [PLAIN, EVERYTHING, AUTO], ids=["plain", "everything", "auto"])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, config):
     """Interrupted in the middle, at the first and last step of an epoch (5, 15), and twice in a row."""
     whole = train.start(config, tmp_path / "whole")
@@ -345,7 +390,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("moment", range(10))
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, moment):
-    """Killed just before a file takes its place: metrics.csv and the checkpoint of three epochs, then the pictures."""
+    """Killed just before a file takes its place: metrics.csv and checkpoint of three epochs, then three pictures."""
     whole = train.start(PLAIN, tmp_path / "whole")
     whole.fit()
     parts = train.start(PLAIN, tmp_path / "parts")
@@ -359,19 +404,20 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", kill)
-        if moment < 8:
+        if moment < 9:
             with pytest.raises(Killed):
                 parts.fit()
         else:
             parts.fit()
-            assert len(moves) == 8
+            assert len(moves) == 9
     for name in ("metrics.csv.tmp", "checkpoint.safetensors.tmp"):  # what a real kill would leave
         (parts.folder / name).write_bytes(b"half")
     parts = train.resume(parts.folder)
     assert parts.step == min(moment // 2, 3) * 5
     assert parts.fit()
     assert contents(parts.folder) == contents(whole.folder)
-    assert files(parts.folder).keys() >= {"curves.png", "maps.png"}
+    for name in ("curves.png", "confusion.png", "maps.png"):
+        assert files(parts.folder)[name] == files(whole.folder)[name]
 
 
 def test_seconds_go_on(tmp_path):
@@ -457,12 +503,12 @@ def test_a_disk_that_fills(tmp_path, monkeypatch, name):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.csv", "config.json"])
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.csv", "config.json", "command.txt"])
 def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch, name):
     with monkeypatch.context() as patch:
         no_space_for(name, patch)
         with pytest.raises(InputError, match="No space left"):
-            train.start(PLAIN, tmp_path)
+            train.start(PLAIN, tmp_path, "minitl train")
     assert not files(tmp_path)
     train.start(PLAIN, tmp_path)
 
@@ -601,6 +647,10 @@ def test_other_options_or_other_images_cannot_go_on(tmp_path, monkeypatch, image
         ({"mixup": float("inf")}, "mixup must be 0 or more, got inf"),
         ({"rand_augment": -1}, "rand_augment must be 0 or more, got -1"),
         ({"magnitude": 31.0}, "magnitude must be from 0 to 30, got 31.0"),
+        (
+            {"rand_augment": 2, "auto_augment": True},
+            "auto_augment and rand_augment 2 exclude each other; leave one out",
+        ),
         ({"erasing": 1.5}, r"erasing must be in \[0, 1\], got 1.5"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"device": "tpu"}, "device is one of cpu, cuda, got 'tpu'"),
@@ -647,7 +697,7 @@ def test_load_run_gives_the_evaluated_weights(tmp_path, images, config):
     images.clear()
     model, test_set, mean, std = train.load_run(tmp_path)
     assert images == [("clutter", None, 1)]  # the training images are not asked for
-    assert train.evaluate(model, test_set, mean, std) == trainer.evaluate()
+    np.testing.assert_equal(train.evaluate(model, test_set, mean, std, flip=config.flip), trainer.result)
     train.draw_maps(tmp_path / "again.png", model, test_set, mean, std)
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "maps.png").read_bytes()
 

@@ -6,11 +6,11 @@
 import cupy
 
 from . import overrides
-from .adamw import update
+from .adamw import update, zero_grad
 from .gemm import PRECISIONS, precision, use
 from .graph import capture, changing
 
-__all__ = ["PRECISIONS", "capture", "changing", "memory", "precision", "update", "use"]
+__all__ = ["PRECISIONS", "capture", "changing", "memory", "precision", "update", "use", "zero_grad"]
 
 
 def memory():

@@ -44,6 +44,18 @@ def changing(compute, count, dtype):
     return numbers
 
 
+def constant(array, compute):
+    """``array``, filled by ``compute()``; a captured step fills it once, and not again at each replay.
+
+    It may say where arrays lie, for in a graph they stay there.
+    """
+    if _recording is None:
+        compute()
+    else:
+        _recording.constants.append((array, compute))
+    return array
+
+
 @contextlib.contextmanager
 def remembering(notes=None):
     """Gives a list of what ``changing`` returns inside; with the list of an earlier block, it returns that again."""
@@ -106,7 +118,7 @@ class Recording:
 
     def __init__(self, step, inputs, stream):
         global _recording
-        self.stream, self.slots, self.used = stream, [], 0
+        self.stream, self.slots, self.used, self.constants = stream, [], 0, []
         self.inputs = [cupy.empty(x.shape, x.dtype) for x in inputs]
         self.numbers = cupy.empty(ROOM, np.uint8)
         self.uploads = [None] * len(inputs)
@@ -132,6 +144,8 @@ class Recording:
         finally:
             gc.enable()
             _recording = None
+        for _, compute in self.constants:
+            compute()
         self.upload = Upload(self.numbers[: self.used]) if self.slots else None
 
     def slot(self, compute, count, dtype):

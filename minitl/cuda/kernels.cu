@@ -79,27 +79,63 @@ __device__ real block_sum(real x) {
     return sum;
 }
 
-// sums[k, c] = sum of x[r, c] over the rows r of chunk k    x (rows, C), sums (chunks, C)
-KERNEL column_sums(real* sums, const real* x, int rows, int C, int chunk) {
+// sums[k, c] = sum of x[r, c] over the rows r of chunk k, or with a mean (C) of (x[r, c] - mean_c)^2
+// x (rows, C), sums (chunks, C), mean may be null
+KERNEL column_sums(real* sums, const real* x, const real* mean, int rows, int C, int chunk) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
-    real sum = 0;
-    for (int r = first + WARP; r < last && c < C; r += 8) sum += x[r * C + c];
+    real sum = 0, mu = mean && c < C ? mean[c] : 0;
+    for (int r = first + WARP; r < last && c < C; r += 8) {
+        real d = x[r * C + c] - mu;
+        sum += mean ? d * d : d;
+    }
     sum = block_sum(sum);
     if (WARP == 0 && c < C) sums[blockIdx.y * C + c] = sum;
 }
 
 // dweight[k, c] = sum of dy n,  dbias[k, c] = sum of dy    over the rows of chunk k; both side by side (chunks, 2C)
-KERNEL layer_norm_columns(real* sums, const real* dy, const real* x, const real* mean, const real* inv_std,
-                          int rows, int C, int chunk) {
+// n = (x - mean) inv_std, which belong to rows (layer norm), or to columns (batch norm) if by_column
+KERNEL norm_columns(real* sums, const real* dy, const real* x, const real* mean, const real* inv_std,
+                    int rows, int C, int chunk, int by_column) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
     real dweight = 0, dbias = 0;
     for (int r = first + WARP; r < last && c < C; r += 8) {
+        int own = by_column ? c : r;
         real d = dy[r * C + c];
-        dweight += d * (x[r * C + c] - mean[r]) * inv_std[r];
+        dweight += d * (x[r * C + c] - mean[own]) * inv_std[own];
         dbias += d;
     }
     dweight = block_sum(dweight), dbias = block_sum(dbias);
     if (WARP == 0 && c < C) sums[blockIdx.y * 2 * C + c] = dweight, sums[(blockIdx.y * 2 + 1) * C + c] = dbias;
+}
+
+// --- batch norm: mean and inv_std belong to the columns of x (rows, C) ---
+
+// inv_std = 1 / sqrt(v / rows + eps),  v = sum of (x - mean)^2    over the rows of x
+// running_mean <- (1 - momentum) running_mean + momentum mean, and so running_var with v / (rows - 1)
+KERNEL batch_statistics(real* inv_std, real* running_mean, real* running_var, const real* mean, const real* v,
+                        int rows, int C, real momentum, real eps) {
+    int c = THREAD;
+    if (c >= C) return;
+    inv_std[c] = 1 / sqrt(v[c] / rows + eps);
+    running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean[c];
+    running_var[c] = (1 - momentum) * running_var[c] + momentum * (v[c] / (rows - 1));
+}
+
+// y = n weight + bias,  n = (x - mean) inv_std
+KERNEL batch_norm(real* y, const real* x, const real* mean, const real* inv_std, const real* weight, const real* bias,
+                  int rows, int C) {
+    int i = THREAD, c = i % C;
+    if (i >= rows * C) return;
+    y[i] = (x[i] - mean[c]) * inv_std[c] * weight[c] + bias[c];
+}
+
+// dx = (dy - dbias / rows - n dweight / rows) weight inv_std    sums = (dweight, dbias), see norm_columns
+KERNEL batch_norm_dx(real* dx, const real* dy, const real* x, const real* mean, const real* inv_std, const real* weight,
+                     const real* sums, int rows, int C) {
+    int i = THREAD, c = i % C;
+    if (i >= rows * C) return;
+    real n = (x[i] - mean[c]) * inv_std[c];
+    dx[i] = (dy[i] - (sums[C + c] + n * sums[c]) / rows) * weight[c] * inv_std[c];
 }
 
 // --- softmax and activation ---
@@ -132,6 +168,12 @@ KERNEL softmax_dx(real* dx, const real* dy, const real* y, int rows, int n) {
     for (int i = LANE; i < n; i += 32) dx[i] = y[i] * (dy[i] - dot);
 }
 
+// dx = dy where y > 0, and 0 elsewhere
+KERNEL relu_dx(real* dx, const real* dy, const real* y, int n) {
+    int i = THREAD;
+    if (i < n) dx[i] = y[i] > 0 ? dy[i] : 0;
+}
+
 // y = x F(x)    F(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, or exact: (1 + erf(x / sqrt 2)) / 2
 KERNEL gelu(real* y, const real* x, int n, int exact) {
     int i = THREAD;
@@ -153,6 +195,39 @@ KERNEL gelu_dx(real* dx, const real* dy, const real* x, int n, int exact) {
         real t = tanh(c * u * (1 + k * u * u));
         dx[i] = dy[i] * half * (1 + t + u * (1 - t * t) * c * (1 + 3 * k * u * u));
     }
+}
+
+// --- vector attention: every channel is a head of its own; q, k, v, y (B, N, C), n = B N C numbers each ---
+
+// y_ic = sum_j a_ijc v_jc,  a_ijc = exp(q_ic k_jc - lse_ic),  lse_ic = ln sum_j exp(q_ic k_jc)
+KERNEL vector_attention(real* y, real* lse, const real* q, const real* k, const real* v, int n, int N, int C) {
+    int i = THREAD, first = i / (N * C) * (N * C) + i % C;  // the first token's number of this sample and channel
+    if (i >= n) return;
+    real top = -INFINITY, total = 0, sum = 0;
+    for (int j = first; j < first + N * C; j += C) top = q[i] * k[j] > top ? q[i] * k[j] : top;
+    for (int j = first; j < first + N * C; j += C) {
+        real e = exp(q[i] * k[j] - top);
+        total += e;
+        sum += e * v[j];
+    }
+    y[i] = sum / total;
+    lse[i] = top + log(total);
+}
+
+// dq_ic = dy_ic sum_j a_ijc k_jc (v_jc - y_ic),  dk_jc = sum_i a_ijc dy_ic q_ic (v_jc - y_ic),  dv_jc = sum_i a_ijc dy_ic
+// A thread is token i of the first sum, and token j of the other two
+KERNEL vector_attention_dx(real* dq, real* dk, real* dv, const real* dy, const real* q, const real* k, const real* v,
+                           const real* y, const real* lse, int n, int N, int C) {
+    int i = THREAD, first = i / (N * C) * (N * C) + i % C;
+    if (i >= n) return;
+    real to_q = 0, to_k = 0, to_v = 0;
+    for (int j = first; j < first + N * C; j += C) {
+        to_q += exp(q[i] * k[j] - lse[i]) * k[j] * (v[j] - y[i]);
+        real share = exp(q[j] * k[i] - lse[j]) * dy[j];
+        to_k += share * q[j] * (v[i] - y[j]);
+        to_v += share;
+    }
+    dq[i] = dy[i] * to_q, dk[i] = to_k, dv[i] = to_v;
 }
 
 // --- bias, and what is dropped ---
@@ -255,6 +330,14 @@ KERNEL squares(real* sums, const real* x, int n) {
     }
 }
 
+// grad[start + i] = source[i] for i < size, or 0 where there is no source
+// table (count, 3) holds for each parameter where its source lies (or 0), and start and size
+KERNEL gather(real* grad, const u64* table, int count) {
+    const u64* row = table + 3 * blockIdx.y;
+    const real* source = (const real*)row[0];
+    for (int i = THREAD; i < (int)row[2]; i += gridDim.x * blockDim.x) grad[row[1] + i] = source ? source[i] : 0;
+}
+
 // g = s grad,  s = max_norm / (norm + 1e-6) where norm = sqrt(norm2) is above max_norm, and 1 elsewhere
 // w = (1 - lr decay) w for the first `decayed` numbers;  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
 // w = w - lr (m / fix1) / (sqrt(v) / fix2 + eps),  fix1 = 1 - beta1^t,  fix2 = sqrt(1 - beta2^t)
@@ -275,7 +358,7 @@ KERNEL adamw(real* w, real* m, real* v, real* average, const real* grad, const r
     if (average) average[i] = ema * average[i] + rest * weight;
 }
 
-// --- convolution: windows as rows of a matrix, and back; both gather, so no two threads write to one place ---
+// --- convolution: windows as rows of a matrix, and back; pooling. All gather, so no two threads write to one place ---
 
 // columns[g, (b, i, j), (u, v, c)] = x[b, i sh + u - ph, j sw + v - pw, g Cg + c], or 0 outside    x (B, H, W, G Cg)
 KERNEL im2col(real* columns, const real* x, int n, int B, int H, int W, int G, int Cg, int Ho, int Wo, int kh, int kw,
@@ -313,6 +396,50 @@ KERNEL col2im(real* x, const real* columns, int n, int B, int H, int W, int G, i
         }
     }
     x[index] = sum;
+}
+
+// y[b, i, j, c] = the largest of x[b, i sh + u - ph, j sw + v - pw, c] over u, v, and best = u kw + v of the first such
+// x (B, H, W, C), y and best (B, Ho, Wo, C), n numbers; what lies outside never wins, NaN always does
+KERNEL max_pool(real* y, unsigned char* best, const real* x, int n, int H, int W, int C, int Ho, int Wo, int kh, int kw,
+                int sh, int sw, int ph, int pw) {
+    int index = THREAD, rest = index;
+    if (index >= n) return;
+    int c = rest % C; rest /= C;
+    int j = rest % Wo; rest /= Wo;
+    int i = rest % Ho, b = rest / Ho;
+    real top = -INFINITY;
+    int where = 0;
+    for (int u = 0; u < kh; u++) {
+        for (int v = 0; v < kw; v++) {
+            int row = i * sh + u - ph, column = j * sw + v - pw;
+            if (row < 0 || row >= H || column < 0 || column >= W) continue;
+            real value = x[((b * H + row) * W + column) * C + c];
+            if (value > top || (value != value && top == top)) top = value, where = u * kw + v;
+        }
+    }
+    y[index] = top, best[index] = where;
+}
+
+// dx[b, row, column, c] = sum of dy[b, i, j, c] over the windows whose best this pixel is    n numbers of dx
+KERNEL max_pool_dx(real* dx, const real* dy, const unsigned char* best, int n, int H, int W, int C, int Ho, int Wo,
+                   int kh, int kw, int sh, int sw, int ph, int pw) {
+    int index = THREAD, rest = index;
+    if (index >= n) return;
+    int c = rest % C; rest /= C;
+    int column = rest % W; rest /= W;
+    int row = rest % H, b = rest / H;
+    real sum = 0;
+    for (int u = 0; u < kh; u++) {
+        int i = row + ph - u;
+        if (i < 0 || i % sh || i / sh >= Ho) continue;
+        for (int v = 0; v < kw; v++) {
+            int j = column + pw - v;
+            if (j < 0 || j % sw || j / sw >= Wo) continue;
+            int at = ((b * Ho + i / sh) * Wo + j / sw) * C + c;
+            if (best[at] == u * kw + v) sum += dy[at];
+        }
+    }
+    dx[index] = sum;
 }
 
 // --- for matrix products ---

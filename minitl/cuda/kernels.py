@@ -63,10 +63,22 @@ def chunk_of(count):
     return count if count <= 256 else max(64, -(-count // 128))
 
 
-def column_sums(x):
-    """(rows, C) -> (C): partial sums of chunks of rows, so that all of the GPU has work, then their sum."""
+def column_sums(x, mean=None):
+    """(rows, C) -> (C): sums of x, or of (x - mean)² for a ``mean`` (C).
+
+    Partial sums of chunks of rows come first, so that all of the GPU has work, then their sum.
+    """
     count, C = x.shape
     chunk = chunk_of(count)
     sums = cupy.empty((-(-count // chunk), C), x.dtype)
-    launch("column_sums", (-(-C // 32), len(sums)), sums, x, count, C, chunk)
+    launch("column_sums", (-(-C // 32), len(sums)), sums, x, mean, count, C, chunk)
+    return sums[0] if len(sums) == 1 else column_sums(sums)
+
+
+def norm_columns(dy, x, mean, inv_std, by_column=False):
+    """(2C): the sums of dy n and of dy down the columns of (rows, C), where n = (x - mean) inv_std."""
+    count, C = x.shape
+    chunk = chunk_of(count)
+    sums = cupy.empty((-(-count // chunk), 2 * C), x.dtype)
+    launch("norm_columns", (-(-C // 32), len(sums)), sums, dy, x, mean, inv_std, count, C, chunk, by_column)
     return sums[0] if len(sums) == 1 else column_sums(sums)

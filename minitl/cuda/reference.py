@@ -3,6 +3,7 @@
 The first arrays are written to. Tests hold the kernels to these functions, and these to the generic ops.
 """
 
+import ctypes
 import math
 
 import numpy as np
@@ -21,14 +22,31 @@ def layer_norm_dx(dx, dy, x, weight, mean, inv_std, rows, C):
     dx.reshape(rows, C)[...] = inv * (g - g.mean(1, keepdims=True) - n * (g * n).mean(1, keepdims=True))
 
 
-def column_sums(sums, x, rows, C, chunk):
+def column_sums(sums, x, mean, rows, C, chunk):
+    x = x.reshape(rows, C) if mean is None else (x.reshape(rows, C) - mean) ** 2
     for k in range(len(sums)):
-        sums[k] = x.reshape(rows, C)[k * chunk : (k + 1) * chunk].sum(0)
+        sums[k] = x[k * chunk : (k + 1) * chunk].sum(0)
 
 
-def layer_norm_columns(sums, dy, x, mean, inv_std, rows, C, chunk):
-    n = (x.reshape(rows, C) - mean.reshape(rows, 1)) * inv_std.reshape(rows, 1)
-    column_sums(sums, np.concatenate([dy.reshape(rows, C) * n, dy.reshape(rows, C)], 1), rows, 2 * C, chunk)
+def norm_columns(sums, dy, x, mean, inv_std, rows, C, chunk, by_column):
+    mean, inv_std = (a if by_column else a.reshape(rows, 1) for a in (mean, inv_std))
+    dy, n = dy.reshape(rows, C), (x.reshape(rows, C) - mean) * inv_std
+    column_sums(sums, np.concatenate([dy * n, dy], 1), None, rows, 2 * C, chunk)
+
+
+def batch_statistics(inv_std, running_mean, running_var, mean, v, rows, C, momentum, eps):
+    inv_std[...] = 1 / np.sqrt(v / rows + eps)
+    running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+    running_var[...] = (1 - momentum) * running_var + momentum * v / (rows - 1)
+
+
+def batch_norm(y, x, mean, inv_std, weight, bias, rows, C):
+    y.reshape(rows, C)[...] = (x.reshape(rows, C) - mean) * inv_std * weight + bias
+
+
+def batch_norm_dx(dx, dy, x, mean, inv_std, weight, sums, rows, C):
+    n = (x.reshape(rows, C) - mean) * inv_std
+    dx.reshape(rows, C)[...] = (dy.reshape(rows, C) - (sums[C:] + n * sums[:C]) / rows) * weight * inv_std
 
 
 def softmax(y, x, rows, n):
@@ -40,6 +58,10 @@ def softmax(y, x, rows, n):
 def softmax_dx(dx, dy, y, rows, n):
     dy, y = dy.reshape(rows, n), y.reshape(rows, n)
     dx.reshape(rows, n)[...] = y * (dy - (dy * y).sum(1, keepdims=True))
+
+
+def relu_dx(dx, dy, y, n):
+    dx[...] = np.where(y > 0, dy, 0)
 
 
 def _gelu(x, exact):
@@ -59,6 +81,26 @@ def gelu(y, x, n, exact):
 def gelu_dx(dx, dy, x, n, exact):
     value, slope = _gelu(x, exact)
     dx[...] = (value + x * slope) * dy
+
+
+def _channels(N, C, *arrays):
+    return [x.reshape(-1, N, C) for x in arrays]
+
+
+def vector_attention(y, lse, q, k, v, n, N, C):
+    y, lse, q, k, v = _channels(N, C, y, lse, q, k, v)
+    scores = q[:, :, None] * k[:, None]  # (B, i, j, C)
+    top = scores.max(2)
+    lse[...] = top + np.log(np.exp(scores - top[:, :, None]).sum(2))
+    y[...] = (np.exp(scores - lse[:, :, None]) * v[:, None]).sum(2)
+
+
+def vector_attention_dx(dq, dk, dv, dy, q, k, v, y, lse, n, N, C):
+    dq, dk, dv, dy, q, k, v, y, lse = _channels(N, C, dq, dk, dv, dy, q, k, v, y, lse)
+    a = np.exp(q[:, :, None] * k[:, None] - lse[:, :, None])  # (B, i, j, C)
+    de = a * dy[:, :, None] * (v[:, None] - y[:, :, None])
+    dq[...], dk[...] = (de * k[:, None]).sum(2), (de * q[:, :, None]).sum(1)
+    dv[...] = (a * dy[:, :, None]).sum(1)
 
 
 def bias_drop_path(y, x, b, m, n, C, group):
@@ -101,6 +143,12 @@ def squares(sums, x, n):
         sums[k] = runs[k :: len(sums)].sum()
 
 
+def gather(grad, table, count):
+    for source, start, size in table.reshape(count, 3).tolist():
+        there = (ctypes.c_char * (size * grad.itemsize)).from_address(source) if source else bytes(size * grad.itemsize)
+        grad[start : start + size] = np.frombuffer(there, grad.dtype)
+
+
 def adamw(w, m, v, average, grad, norm2, now, n, decayed, max_norm, decay, beta1, rest1, beta2, rest2, eps, ema, rest):
     norm, (lr, fix1, fix2) = np.sqrt(norm2[0]), now
     if not norm < np.inf:
@@ -131,6 +179,29 @@ def col2im(x, columns, n, *sizes):
     at, inside = _windows(*sizes)
     x[...] = 0
     np.add.at(x.reshape(-1), at[inside], columns.reshape(-1)[inside])
+
+
+def _pooled(n, H, W, C, Ho, Wo, kh, kw, sh, sw, ph, pw):
+    """For n numbers of y and each offset of a window: where in x it is read, and whether inside; (n, kh·kw) both."""
+    index = np.arange(n)
+    b, i, j, c = index // (Ho * Wo * C), index // (Wo * C) % Ho, index // C % Wo, index % C
+    u, v = np.divmod(np.arange(kh * kw), kw)
+    row, column = (i * sh - ph)[:, None] + u, (j * sw - pw)[:, None] + v
+    inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    return ((b[:, None] * H + row) * W + column) * C + c[:, None], inside
+
+
+def max_pool(y, best, x, n, *sizes):
+    at, inside = _pooled(n, *sizes)
+    windows = np.where(inside, x.reshape(-1)[np.where(inside, at, 0)], -np.inf)
+    best.reshape(-1)[...] = windows.argmax(1)
+    y.reshape(-1)[...] = windows.max(1)
+
+
+def max_pool_dx(dx, dy, best, n, *sizes):
+    at, inside = (a[np.arange(best.size), best.reshape(-1)] for a in _pooled(best.size, *sizes))
+    dx[...] = 0
+    np.add.at(dx.reshape(-1), at[inside], dy.reshape(-1)[inside])
 
 
 def to_bf16(y, x, n):

@@ -133,7 +133,7 @@ def equalize(images):
     _expect_uint8(images)
     xp = array_module(images)
     B, H, W, C = images.shape
-    counts = xp.zeros(B * C * 256, "int64")
+    counts = xp.zeros(B * C * 256, "int32")  # CuPy cannot add.at to int64
     xp.add.at(counts, _places(images).ravel(), 1)
     counts = counts.reshape(B, C, 256)
     upto = counts.cumsum(-1)

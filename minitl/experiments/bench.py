@@ -70,9 +70,9 @@ def compare(names=(), threads=None, quick=False, tick=lambda text: None):
             teams = {name: _team(stack, *model(name, quick), threads) for name in group}
             for name, team in teams.items():
                 tick(f"{name}: do all compute the same?")
-                _check(name, {label: one.ask("losses", CHECKED) for label, one in team.items()})
+                check(name, {label: one.ask("losses", CHECKED) for label, one in team.items()})
             everyone = [one for team in teams.values() for one in team.values()]
-            times = _in_turns(everyone, TIMES, rounds, steps, tick, ", ".join(group))
+            times = in_turns(everyone, TIMES, rounds, steps, tick, ", ".join(group))
             for name, team in teams.items():
                 found = {label: {what: times[one, what] for what in TIMES} for label, one in team.items()}
                 for label, one in team.items():
@@ -93,15 +93,20 @@ def by_op(threads=None, quick=False, tick=lambda text: None):
     with contextlib.ExitStack() as stack:
         team = _team(stack, *model("vit-tiny-tl", quick), threads, by_layer=True)
         whats = team["minitl"].ask("names")
-        times = _in_turns(list(team.values()), whats, rounds, steps, tick, "ops")
+        times = in_turns(list(team.values()), whats, rounds, steps, tick, "ops")
         profile = team["minitl"].ask("profile", rounds)
     rows = []
     for what in whats:
         found = {label: {what: times[one, what]} for label, one in team.items()}
         rows.append(dict(zip(("model", "what"), what, strict=True)) | _against(found, what, what))
+    return rows, shares(profile)
+
+
+def shares(profile):
+    """{name: seconds (forward, backward)} as dicts, with the ``share`` of the whole that each has, largest first."""
     whole = sum(map(sum, profile.values()))
-    shares = [{"name": name, "forward": f, "backward": b, "share": (f + b) / whole} for name, (f, b) in profile.items()]
-    return rows, sorted(shares, key=lambda row: -row["share"])
+    rows = [{"name": name, "forward": f, "backward": b, "share": (f + b) / whole} for name, (f, b) in profile.items()]
+    return sorted(rows, key=lambda row: -row["share"])
 
 
 def scale(threads=None, quick=False, tick=lambda text: None):
@@ -118,10 +123,10 @@ def scale(threads=None, quick=False, tick=lambda text: None):
         with contextlib.ExitStack() as stack:
             points = {value: _point(changes, quick) for value, changes in values.items()}
             alone = {
-                value: stack.enter_context(_Contestant("minitl", "minitl", *point, threads))
+                value: stack.enter_context(Contestant("minitl", "minitl", *point, threads))
                 for value, point in points.items()
             }
-            times = _in_turns(list(alone.values()), ["train"], rounds, steps, tick, axis)
+            times = in_turns(list(alone.values()), ["train"], rounds, steps, tick, axis)
             for value, (config, batch) in points.items():
                 low, median, high = np.quantile(times[alone[value], "train"], (0.25, 0.5, 0.75))
                 memory, _ = alone[value].ask("memory")
@@ -138,11 +143,11 @@ def _point(changes, quick):
     return replace(config, **{name: value for name, value in changes.items() if name != "batch"}), batch
 
 
-def model(name, quick=False):
-    """(configuration, batch size) of one of MODELS; a tiny one of its kind for ``quick``."""
-    if name not in MODELS:
-        raise InputError(f"there is no configuration {name!r}; {near(name, MODELS)}")
-    config, batch = MODELS[name]
+def model(name, quick=False, models=MODELS):
+    """(configuration, batch size) of one of ``models``; a tiny one of its kind for ``quick``."""
+    if name not in models:
+        raise InputError(f"there is no configuration {name!r}; {near(name, models)}")
+    config, batch = models[name]
     if quick and isinstance(config, ViTConfig):
         sizes = {"dim": 4 * config.heads, "layers": 2, "loc": min(config.loc, 1), "mlp_dim": 16, "hidden": 8}
         return replace(config, frames=min(config.frames, 2), **sizes), 4
@@ -166,14 +171,14 @@ def machine(threads=None):
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     versions = {"Python": platform.python_version(), "NumPy": np.__version__}
     versions["BLAS"] = f"{blas.get('name')} {blas.get('version')}"
-    versions |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items() if _installed(name)}
+    versions |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items() if installed(name)}
     return {"cpu": cpu, "cores": cores(), "threads": threads or cores(), "load": os.getloadavg()[0]} | versions
 
 
-class _Contestant:
+class Contestant:
     """A process with one model in one framework, from ``with`` to its end."""
 
-    def __init__(self, label, framework, config, batch, threads=None, options=None, by_layer=False):
+    def __init__(self, label, framework, config, batch, threads=None, options=None, by_layer=False, device="cpu"):
         self.label, threads = label, threads or cores()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in __exit__
         limits = dict.fromkeys(("OPENBLAS", "OMP", "MKL"), str(threads))
@@ -188,11 +193,11 @@ class _Contestant:
                 cwd=Path(train.__file__).parents[1],  # where this minitl is found
                 start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the others
             )
-        job = {"framework": framework, "config": config, "batch": batch, "threads": threads}
+        job = {"framework": framework, "config": config, "batch": batch, "threads": threads, "device": device}
         self._send(job | {"options": options or {}, "by_layer": by_layer})
 
     def ask(self, what, times=0):
-        """The answer of ``contestant.serve``. Raises InputError with the process's last words if it is no more."""
+        """The answer of ``contestant.prepare``. Raises InputError with the process's last words if it is no more."""
         self._send((what, times))
         try:
             return pickle.load(self.process.stdout)
@@ -239,8 +244,8 @@ def _on_cores(n):
 
 
 def _team(stack, config, batch, threads, by_layer=False):
-    """The contestants for one model, {label: _Contestant}, running until ``stack`` is closed."""
-    if not _installed("PyTorch"):
+    """The contestants for one model, {label: Contestant}, running until ``stack`` is closed."""
+    if not installed("PyTorch"):
         wanted = "install minitl[bench], or try `minitl bench --scale`, which measures minitl alone"
         raise InputError(f"minitl bench compares with PyTorch, which is not installed; {wanted}")
     if isinstance(config, ViTConfig):
@@ -249,14 +254,14 @@ def _team(stack, config, batch, threads, by_layer=False):
         forms = {"channels first": {}, "channels last": {"memory_format": "channels_last_3d"}}
     found = [("minitl", "minitl", {})]
     found += [(f"PyTorch, {form}", "PyTorch", options) for form, options in forms.items()]
-    found += [("JAX", "JAX", {})] * (isinstance(config, ViTConfig) and not by_layer and _installed("JAX"))
+    found += [("JAX", "JAX", {})] * (isinstance(config, ViTConfig) and not by_layer and installed("JAX"))
     return {
-        label: stack.enter_context(_Contestant(label, framework, config, batch, threads, options, by_layer))
+        label: stack.enter_context(Contestant(label, framework, config, batch, threads, options, by_layer))
         for label, framework, options in found
     }
 
 
-def _installed(framework):
+def installed(framework):
     return importlib.util.find_spec(PACKAGES[framework]) is not None
 
 
@@ -270,18 +275,18 @@ def _groups(names):
     return [sorted(group, key=list(MODELS).index) for group in groups.values()]
 
 
-def _check(name, losses):
-    """Raise InputError when a contestant's losses are not minitl's; those of the exact GELU differ, and may."""
-    ours = losses["minitl"]
+def check(name, losses, agree=AGREE):
+    """Raise InputError when a contestant's losses are not those of the first; the exact GELU's differ, and may."""
+    first, ours = next(iter(losses.items()))
     for label, theirs in losses.items():
-        if "exact" not in label and not np.allclose(ours, theirs, rtol=AGREE, atol=0):
+        if "exact" not in label and not np.allclose(ours, theirs, rtol=agree, atol=0):
             raise InputError(
-                f"{name}: the losses of the first steps are {ours} in minitl and {theirs} in {label}; these are two "
+                f"{name}: the losses of the first steps are {ours} in {first} and {theirs} in {label}; these are two "
                 "different computations, so their times say nothing"
             )
 
 
-def _in_turns(contestants, whats, rounds, steps, tick, text):
+def in_turns(contestants, whats, rounds, steps, tick, text):
     """Seconds of each contestant doing each of ``whats``: {(contestant, what): array (rounds, steps)}."""
     times = {}
     for i in range(rounds):

@@ -8,6 +8,8 @@ WORDS = {"train": "training step", "infer": "inference", "memory": "peak memory"
 LINE = "{:14}{:16}{:>11}{:>11}{:>8}{:>15}  {:16}{:>11}"
 LAYER = "{:20}{:22}{:>11}{:>11}{:>8}{:>15}"
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
+CUDA = "{:14}{:>7}{:>14}{:>14}{:>15}{:>18}{:>11}{:>10}{:>10}"
+COLOURS = {"minitl graph": BLUE, "minitl eager": "tab:cyan", "PyTorch eager": GREY, "PyTorch compiled": ORANGE}
 
 
 def heading(machine):
@@ -49,12 +51,72 @@ def by_op_table(rows, shares):
         name = "" if row["what"] != "forward" and lines[-1].strip().startswith(row["model"]) else row["model"]
         ratio = f"{row['ratio']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"
         lines.append(LAYER.format(name, row["what"], _amount(row["minitl"]), _amount(row["PyTorch"]), *ratio))
-    lines += ["", "{:20}{:>12}{:>12}{:>8}".format("training step", "forward", "backward", "share")]
+    return "\n".join([*lines, "", shares_table("training step", shares)])
+
+
+def shares_table(title, shares, words=(("rest", "rest, optimiser"), ("data", "load, crop, flip"))):
+    """The rows of ``bench.shares`` as lines of text."""
+    lines, words = ["{:20}{:>12}{:>12}{:>8}".format(title, "forward", "backward", "share")], dict(words)
     for row in shares:
-        words = {"rest": "rest, optimiser", "data": "load, crop, flip"}
         name, back = words.get(row["name"], row["name"]), "" if row["name"] in words else _amount(row["backward"])
         lines.append(f"{name:20}{_amount(row['forward']):>12}{back:>12}{row['share']:>8.1%}")
     return "\n".join(lines)
+
+
+def cuda_heading(machine):
+    """The GPU and the versions, in a line."""
+    versions = [f"{name} {machine[name]}" for name in ("Python", "NumPy", "CuPy", "PyTorch") if name in machine]
+    return f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['runtime']}; {', '.join(versions)}"
+
+
+def cuda_head():
+    """The first line of a table of ``cuda_line``."""
+    return CUDA.format("training step", "batch", *COLOURS, "floor", "reached", "launches")
+
+
+def cuda_line(row):
+    """A row of ``bench_cuda.compare`` as a line of the table; reached is the floor's share of a graph's time."""
+    times = [_amount(row["times"][label]["seconds"]) if label in row["times"] else "-" for label in COLOURS]
+    share = row["floor"] / row["times"]["minitl graph"]["seconds"]
+    return CUDA.format(
+        row["model"], row["batch"], *times, _amount(row["floor"]), f"{share:.0%}", row["launches"] or "-"
+    )
+
+
+def cuda_notes(rows):
+    """What to know about rows of ``compare``: ratios, what the floors were made of, and who is missing; lines."""
+    lines = []
+    for row in rows:
+        ours = row["times"]["minitl graph"]["seconds"]
+        ratios = [
+            f"{ours / row['times'][label]['seconds']:.2f} of {label}" for label in COLOURS if label in row["times"]
+        ]
+        lines.append(f"{row['model']}: a graph takes {', '.join(ratios[1:])}")
+        lines += [f"{row['model']}: no {label}: {why}" for label, why in row["missing"].items()]
+    last = rows[-1]
+    rate = f"{short(last['products'])}operations/s in large {last['precision']} products"
+    return [*lines, f"floor: {rate}, {short(last['copy'], 'B')}/s in a copy; activations as flops counts them"]
+
+
+def cuda_picture(rows):
+    """Milliseconds of a training step, a panel for each row of ``bench_cuda.compare``; the dashed line is the floor."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.6 + 1.1 * len(rows)), dpi=110, layout="constrained")
+    for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
+        labels = [label for label in COLOURS if label in row["times"]]
+        low, median, high = (
+            1e3 * np.array([row["times"][label][key] for label in labels]) for key in ("low", "seconds", "high")
+        )
+        bars = axes.barh(labels, median, xerr=[median - low, high - median], color=[COLOURS[it] for it in labels])
+        axes.bar_label(bars, [_amount(ms / 1e3) for ms in median], padding=5, fontsize=8)
+        axes.axvline(1e3 * row["floor"], color="black", linestyle="--", linewidth=0.8)
+        axes.set_title(f"{row['model']}, batch {row['batch']}, {row['precision']}", fontsize=9, loc="left")
+        axes.set_xlim(0, 1.15 * max(*high, 1e3 * row["floor"]))
+        axes.tick_params(labelsize=8)
+        axes.invert_yaxis()
+    axes.set_xlabel("ms per training step; dashed: the floor, what multiply-adds and memory need at least", fontsize=8)
+    return figure
 
 
 def scale_table(rows):

@@ -69,7 +69,7 @@ class Minitl:
         seconds, plain, threaded = {}, dict(OPS), self.parallel
         try:
             self.parallel = self._with(1)
-            OPS.update({name: _stopwatch(fn, seconds.setdefault(name, [0, 0])) for name, fn in plain.items()})
+            OPS.update({name: stopwatch(fn, _adding(seconds.setdefault(name, [0, 0]))) for name, fn in plain.items()})
             began = time.perf_counter()
             for _ in range(steps):
                 self.step()
@@ -100,14 +100,8 @@ def _inner(x):
     return tensor
 
 
-def _stopwatch(fn, seconds):
-    """The op ``fn``, adding its seconds to ``seconds``: [forward, backward]."""
-
-    def timed(i, call, *args, **options):
-        began = time.perf_counter()
-        result = call(*args, **options)
-        seconds[i] += time.perf_counter() - began
-        return result
+def stopwatch(fn, timed):
+    """The op ``fn``, computing by ``timed(i, call, *args, **options)``: i is 0 forward, and 1 backward."""
 
     def op(*args, **options):
         y, backward = timed(0, fn, *args, **options)
@@ -120,6 +114,18 @@ def _stopwatch(fn, seconds):
         return y, pull
 
     return op
+
+
+def _adding(seconds):
+    """``timed`` of ``stopwatch`` that adds to ``seconds``, [forward, backward]."""
+
+    def timed(i, call, *args, **options):
+        began = time.perf_counter()
+        result = call(*args, **options)
+        seconds[i] += time.perf_counter() - began
+        return result
+
+    return timed
 
 
 def layers(config, batch):
@@ -152,34 +158,46 @@ def layers(config, batch):
 def serve():
     """Make what the first request says, and answer the others until there are no more.
 
-    The first is a dict of ``framework``, ``config``, ``batch``, ``threads``, ``options`` and ``by_layer``; each other
-    one is a pair of what to do and how often. Requests come by stdin, pickled, and answers leave by stdout.
+    The first is a job for ``prepare``; each other one is a pair of what to do and how often. Requests come by stdin,
+    pickled, and answers leave by stdout.
     """
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
-    job = pickle.load(requests)
-    framework = _framework(job["framework"])
-    _side(framework, nn.ViTConfig(tokenizer="none"), 2, job["threads"]).step()  # whatever is loaded at the first step
-    _forget_peak()
-    before = _peak()
-    side = _side(framework, job["config"], job["batch"], job["threads"], **job["options"])
-    calls = _layer_calls(side, job) if job["by_layer"] else {"train": side.step, "infer": side.infer}
-    with contextlib.suppress(EOFError):
+    try:
+        calls = prepare(pickle.load(requests))
         while True:
             what, times = pickle.load(requests)
-            if what == "losses":
-                answer = [side.step() for _ in range(times)]
-            elif what == "memory":
-                answer = _peak() - before, _peak()
-            elif what == "profile":
-                answer = side.profile(times)
-            elif what == "names":
-                answer = list(calls)
-            else:
-                side.mode(what != "infer")
-                answer = [_seconds(calls[what]) for _ in range(times + 1)][1:]  # the first fills the caches again
-            pickle.dump(answer, answers)
+            pickle.dump(calls[what](times), answers)
             answers.flush()
+    except EOFError:
+        pass
+    except MemoryError as error:
+        sys.exit(f"its model and batch do not fit into memory: {error}")
+
+
+def prepare(job):
+    """{what can be done: function of how often}. A job is a dict with the arguments of ``bench.Contestant``."""
+    if job["device"] == "cuda":
+        from . import contestant_cuda
+
+        return contestant_cuda.prepare(job)
+    framework = _framework(job["framework"])
+    side_of(framework, nn.ViTConfig(tokenizer="none"), 2, job["threads"]).step()  # what is loaded at the first step
+    _forget_peak()
+    before = _peak()
+    side = side_of(framework, job["config"], job["batch"], job["threads"], **job["options"])
+    calls = _layer_calls(side, job) if job["by_layer"] else {"train": side.step, "infer": side.infer}
+
+    def seconds(what, times):
+        side.mode(what != "infer")
+        return [_seconds(calls[what]) for _ in range(times + 1)][1:]  # the first fills the caches again
+
+    return {what: functools.partial(seconds, what) for what in calls} | {
+        "names": lambda _: list(calls),
+        "losses": lambda times: [float(side.step()) for _ in range(times)],
+        "memory": lambda _: (_peak() - before, _peak()),
+        "profile": lambda times: side.profile(times),
+    }
 
 
 def _framework(name):
@@ -194,7 +212,7 @@ def _framework(name):
     return Minitl
 
 
-def _side(framework, config, batch, threads, **options):
+def side_of(framework, config, batch, threads, **options):
     """A model with its batch in a framework. All draw the same numbers."""
     rng = np.random.default_rng(0)
     model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, rng)

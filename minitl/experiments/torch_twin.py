@@ -22,14 +22,17 @@ class Torch:
     X(2+1)D model's convolutions, "contiguous_format" or "channels_last_3d".
     """
 
+    device = "cpu"
+
     def __init__(self, model, images, labels, threads, lr, decay, clip, gelu="tanh", memory_format="contiguous_format"):
         torch.set_num_threads(threads)
         layout = {"memory_format": getattr(torch, memory_format)}
-        self.model, self.gelu, self.clip = twin(model, gelu), gelu, clip
+        self.model, self.gelu, self.clip = twin(model, gelu).to(self.device), gelu, clip
         self.model.apply(lambda m: m.to(**layout) if isinstance(m, torch.nn.Conv3d) else m)
         if isinstance(model, nn.X21D):
             images = images.transpose(0, 4, 1, 2, 3)
-        self.images, self.labels = torch.tensor(images).contiguous(**layout), torch.tensor(labels)
+        self.images = torch.tensor(images, device=self.device).contiguous(**layout)
+        self.labels = torch.tensor(labels, device=self.device)
         matrices, vectors = ([p for p in self.model.parameters() if (p.ndim >= 2) == two] for two in (True, False))
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=decay, fused=True)
@@ -37,13 +40,16 @@ class Torch:
     def mode(self, training):
         self.model.train(training)
 
+    def loss(self):
+        return F.cross_entropy(self.model(self.images), self.labels)
+
     def step(self):
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(self.images), self.labels)
+        loss = self.loss()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     @torch.inference_mode()
     def infer(self):
@@ -66,6 +72,24 @@ class Torch:
             torch.autograd.grad(layer(*inputs), wanted, dy)
 
         return torch.inference_mode()(lambda: layer(*inputs)), backward
+
+
+class TorchOnGPU(Torch):
+    """The same on a GPU, eager, or ``compiled`` into CUDA graphs; bfloat16 as PyTorch chooses, by autocast."""
+
+    device = "cuda"
+
+    def __init__(self, *args, precision="fp32", compiled=False, **training):
+        super().__init__(*args, **training)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        self.autocast = functools.partial(torch.autocast, self.device, torch.bfloat16, precision == "bf16")
+        self.compute = torch.compile(super().loss, mode="reduce-overhead") if compiled else super().loss
+        self.event = functools.partial(torch.cuda.Event, enable_timing=True)
+        self.between = torch.cuda.Event.elapsed_time
+
+    def loss(self):
+        with self.autocast():
+            return self.compute()
 
 
 def twin(module, gelu="tanh"):

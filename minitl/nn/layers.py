@@ -56,7 +56,7 @@ class LayerNorm(Module):
 class BatchNorm2d(Module):
     """(B, H, W, channels) -> the same: mean 0 and variance 1 for each channel, then scale and shift."""
 
-    total = None  # how threads that share a batch add up what each has
+    gather = None  # how threads that share a batch list what each of them has
 
     def __init__(self, channels, eps=1e-5, momentum=0.1):
         self.weight, self.bias, self.eps, self.momentum = constant(1, channels), constant(0, channels), eps, momentum
@@ -64,7 +64,7 @@ class BatchNorm2d(Module):
 
     def forward(self, x):
         running = {"running_mean": self.running_mean, "running_var": self.running_var}
-        options = {"training": self.training, "momentum": self.momentum, "eps": self.eps, "total": self.total}
+        options = {"training": self.training, "momentum": self.momentum, "eps": self.eps, "gather": self.gather}
         return ops.batch_norm(x, self.weight, self.bias, **running, **options)
 
 

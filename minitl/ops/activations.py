@@ -9,7 +9,9 @@ from ..backend import array_module
 @op
 def relu(x):
     """y = max(x, 0),  dx = dy where x > 0"""
-    y = array_module(x).maximum(x, 0)
+    xp = array_module(x)
+    y = xp.zeros_like(x)
+    xp.maximum(x, y, out=y)  # against an array NumPy is twice as fast as against a number
     return y, lambda dy: dy * (y > 0)
 
 

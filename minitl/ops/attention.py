@@ -76,12 +76,12 @@ def vector_attention(q, k, v, *, chunk=VECTOR_CHUNK):
     B, N, C = q.shape
     q, k, v = (x.swapaxes(1, 2).reshape(B * C, N) for x in (q, k, v))  # a row for each channel of each sample
     largest = xp.maximum(q * k.max(1, keepdims=True), q * k.min(1, keepdims=True))  # max_j q_i k_j
+    left, right = xp.stack((q, -largest), 2), xp.stack((k, xp.ones_like(k)), 1)
     step = max(1, chunk // N**2)
     parts = [slice(start, start + step) for start in range(0, B * C, step)]
 
     def weights(part):  # a_ij times its row's sum, (rows, N, N)
-        a = q[part, :, None] * k[part, None]
-        a -= largest[part, :, None]
+        a = left[part] @ right[part]  # q_i k_j - largest_i in one pass
         return xp.exp(a, out=a)
 
     y = xp.stack((v, xp.ones_like(v)), -1)

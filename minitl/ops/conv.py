@@ -1,8 +1,7 @@
-"""Convolution and pooling, channels last: a window is gathered into a row, and the rest is a matrix product.
+"""Convolution and pooling, channels last: windows are gathered into rows, and the rest is matrix products.
 
 That is done for a few images at a time: windows overlap, so those of all images would take many times their memory.
-``_windows`` is a view that shows each output position its window; ``_scatter`` is its transpose and adds windows
-back to where they came from.
+``_windows`` is a view of windows; ``_scatter`` is its transpose and adds them back to where they came from.
 """
 
 import itertools
@@ -57,7 +56,8 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     """y[p] = Σ_o x[p + o] W[o] + b over the offsets o of the kernel
 
     x (B, H, W, C), W (kh, kw, C/groups, out), b (out), y (B, Ho, Wo, out), Ho = (H + 2 padding - kh) // stride + 1.
-    dx[p + o] += dy[p] W[o]ᵀ,  dW[o] = Σ_p x[p + o]ᵀ dy[p],  db = Σ dy
+    dx[q] = Σ_o dy[q - o] W[o]ᵀ,  dW[o] = Σ_p x[p + o]ᵀ dy[p] = Σ_q x[q]ᵀ dy[q - o],  db = Σ dy
+    For stride 1 dx is a convolution, too, and the second form of dW is the first with x and dy in each other's roles.
     With ``groups`` the channels of x, W and y are cut into as many parts, each convolved on its own.
     """
     stride, padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
@@ -67,76 +67,119 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     kh, kw, Cg, out = W.shape
     if 0 in (kh, kw) or (b is not None and b.shape != (out,)):
         raise ValueError(f"needs a kernel of at least 1 x 1 and b ({out},)")
+    height, width = (n + 2 * p for n, p in zip(x.shape[1:3], padding, strict=True))
+    if height < kh or width < kw:
+        raise ValueError(f"the kernel {(kh, kw)} is larger than the padded image {(height, width)}")
     around = kh - 1 - padding[0], kw - 1 - padding[1]  # the padding with which dy has a window for each pixel of x
-    narrow = groups == 1 and stride == (1, 1) and out <= Cg and min(around) >= 0
-    y, backward = _narrow(x, W, padding, around) if narrow else _general(x, W, stride, padding, groups)
+    shape, dense = x.shape, stride == (1, 1) and min(around) >= 0
+    few = dense and groups == 1 and 2 * out <= Cg
+    y = _few_outputs(x, W, padding) if few and 8 * out <= Cg else _convolve(x, W, stride, padding, groups)
     if b is not None:
         y += b
-    return y, lambda dy: (*backward(dy), None if b is None else dy.sum((0, 1, 2)))
-
-
-def _general(x, W, stride, padding, groups):
-    """y and its pullback. Windows of x are gathered again in backward, which costs less than keeping them."""
-    (kh, kw, Cg, out), shape = W.shape, x.shape
-    view = _windows(x, (kh, kw), stride, padding)
-    Ho, Wo = view.shape[1:3]
-    kernel = W.reshape(kh * kw * Cg, groups, out // groups).swapaxes(0, 1)  # (groups, kh·kw·C/groups, out/groups)
-    parts = _parts(shape[0], Ho * Wo * kh * kw * shape[3])
-
-    def columns(view):  # (groups, images·Ho·Wo, kh·kw·C/groups)
-        rows = view.reshape(-1, kh * kw, groups, Cg)
-        return rows.transpose(2, 0, 1, 3).reshape(groups, -1, kh * kw * Cg)
-
-    def rows(dy):  # (groups, images·Ho·Wo, out/groups)
-        return dy.reshape(-1, groups, out // groups).swapaxes(0, 1)
 
     def dx(dy):
-        d = (rows(dy) @ kernel.swapaxes(1, 2)).reshape(groups, -1, Ho, Wo, kh, kw, Cg)
-        d = d.transpose(1, 2, 3, 4, 5, 0, 6).reshape(-1, Ho, Wo, kh, kw, groups * Cg)
-        return _scatter(d, (len(dy), *shape[1:]), stride, padding)
+        if dense:
+            return _convolve(dy, _turned(W, groups), (1, 1), around, groups)
+        return _scattered_products(dy, W, shape, stride, padding, groups)
 
     def backward(dy):
-        view = _windows(x, (kh, kw), stride, padding)
-        dW = sum(columns(view[part]).swapaxes(1, 2) @ rows(dy[part]) for part in parts)
-        return lambda: xp.concatenate([dx(dy[part]) for part in parts]), dW.swapaxes(0, 1).reshape(W.shape)
+        if few:
+            dW = _turned(_weight_gradient(dy, x, (kh, kw, out, Cg), (1, 1), around, 1), 1)
+        else:
+            dW = _weight_gradient(x, dy, W.shape, stride, padding, groups)
+        return lambda: dx(dy), dW, None if b is None else dy.sum((0, 1, 2))
 
-    xp = array_module(x)
-    y = xp.empty((shape[0], Ho, Wo, out), x.dtype)
-    for part in parts:
-        y[part] = (columns(view[part]) @ kernel).swapaxes(0, 1).reshape(-1, Ho, Wo, out)
     return y, backward
 
 
-def _narrow(x, W, padding, around):
-    """The same for stride 1 and no more outputs than inputs: one gather of windows of dy serves for dx and for dW.
+def _convolve(x, W, stride, padding, groups):
+    """y (B, Ho, Wo, out) = Σ_i X_i W_i"""
+    xp, (kh, kw, Cg, out) = array_module(x), W.shape
+    Ho, Wo = ((n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[1:], padding, W.shape, stride, strict=False))
+    y = xp.empty((groups, len(x), Ho * Wo, out // groups), x.dtype)
+    W = W.reshape(kh, kw * Cg, groups, 1, out // groups).transpose(0, 2, 3, 1, 4)
+    for part, factors in _factors(x, (kh, kw), stride, padding, groups, out // groups):
+        sums = _like(factors[0], y, part)
+        xp.matmul(factors[0], W[0], out=sums)
+        for X, W_i in zip(factors[1:], W[1:], strict=True):
+            sums += X @ W_i
+    return y.transpose(1, 2, 0, 3).reshape(len(x), Ho, Wo, out)
 
-    dx[q] = Σ_o dy[q - o] W[o]ᵀ,  dW[o] = Σ_q x[q]ᵀ dy[q - o]
+
+def _weight_gradient(x, dy, shape, stride, padding, groups):
+    """dW_i = X_iᵀ dy, in the ``shape`` of W"""
+    (kh, kw, _, out), dW, dy = shape, 0, _by_group(dy, groups)
+    for part, factors in _factors(x, (kh, kw), stride, padding, groups, out // groups):
+        d = _like(factors[0], dy, part)
+        dW = dW + array_module(x).stack([(X.swapaxes(2, 3) @ d).sum(1) for X in factors])
+    return dW.swapaxes(1, 2).reshape(shape)
+
+
+def _factors(x, kernel, stride, padding, groups, out):
+    """Yield (part, [X_0, …]) for a few images at a time: X_i is what row i of the kernel sees at each place of y.
+
+    X_i (groups, images, Ho·Wo, kw·C/groups) are views of windows that are one row high. These are gathered once, for
+    X_i and X_(i + stride) differ by one row of y, no more. Where the products would be too small, images are put
+    together: (groups, 1, images·Ho·Wo, kw·C/groups).
     """
-    xp, (B, H, Wd, C), (kh, kw, _, out) = array_module(x), x.shape, W.shape
-    flipped = W[::-1, ::-1]
-    if out > C / 4:
-        y = _general(x, W, (1, 1), padding, 1)[0]
-    else:  # each pixel's products with the whole kernel, kh·kw·out of them, are added where they belong
-        z = x.reshape(-1, C) @ flipped.transpose(2, 0, 1, 3).reshape(C, -1)
-        shape = B, H + kh - 1 - 2 * around[0], Wd + kw - 1 - 2 * around[1], out
-        y = _scatter(z.reshape(B, H, Wd, kh, kw, out), shape, (1, 1), around).copy()  # without the padding
+    xp, (B, H, _, C), (kh, kw), (sh, sw), (ph, pw) = array_module(x), x.shape, kernel, stride, padding
+    extra = -(H + 2 * ph) % sh  # rows, so that the stride divides their number
+    if ph or pw or extra:
+        x = xp.pad(x, ((0, 0), (ph, ph + extra), (pw, pw), (0, 0)))
+    view = xp.lib.stride_tricks.sliding_window_view(x, kw, 2)[:, :, ::sw]  # (B, H, Wo, C, kw)
+    Ho, Wo, high, K = (H + 2 * ph - kh) // sh + 1, view.shape[2], x.shape[1] // sh, kw * C // groups
+    view = view.reshape(B, high, sh, Wo, groups, C // groups, kw).transpose(4, 0, 2, 1, 3, 6, 5)
+    together = Ho * Wo < 64 or K * out > Ho * Wo * (K + out)
+    for part in _parts(B, x.shape[1] * Wo * kw * C):
+        n = len(x[part])
+        rows = view[:, part].reshape(groups, n, sh, high * Wo, K)
+        rows = [rows[:, :, i % sh, i // sh * Wo : (i // sh + Ho) * Wo] for i in range(kh)]
+        yield part, [X.reshape(groups, 1, n * Ho * Wo, K) for X in rows] if together else rows
 
-    def backward(dy):
-        kernel = flipped.swapaxes(2, 3).reshape(-1, C)  # (kh·kw·out, C)
-        dx, dW = xp.empty((B, H, Wd, C), dy.dtype), 0
-        view = _windows(dy, (kh, kw), (1, 1), around)
-        for part in _parts(B, H * Wd * kh * kw * out):
-            columns = view[part].reshape(-1, kh * kw * out)
-            dx[part] = (columns @ kernel).reshape(-1, H, Wd, C)
-            dW = dW + x[part].reshape(-1, C).T @ columns
-        return dx, dW.reshape(C, kh, kw, out)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
 
-    return y, backward
+def _like(X, y, part):
+    """A ``part`` of the images of y (groups, B, Ho·Wo, channels), as they lie in a factor X."""
+    return y[:, part].reshape(*X.shape[:3], y.shape[3])
+
+
+def _by_group(y, groups):
+    """(B, H, W, C) -> (groups, B, H·W, C/groups), a view for one group."""
+    B, H, W, C = y.shape
+    return y.reshape(B, H * W, groups, C // groups).transpose(2, 0, 1, 3)
+
+
+def _turned(W, groups):
+    """The kernel of the way back: (kh, kw, C/groups, out) -> (kh, kw, out/groups, C)."""
+    kh, kw, Cg, out = W.shape
+    W = W.reshape(kh, kw, Cg, groups, out // groups)[::-1, ::-1]
+    return W.transpose(0, 1, 4, 3, 2).reshape(kh, kw, out // groups, groups * Cg)
+
+
+def _scattered_products(dy, W, shape, stride, padding, groups):
+    """dx (B, H, W, C) of this shape, for any stride: each dy[p] W[o]ᵀ is added to dx[p + o]."""
+    (kh, kw, Cg, out), (B, Ho, Wo, _) = W.shape, dy.shape
+    dx, dy = array_module(dy).empty(shape, dy.dtype), _by_group(dy, groups)
+    W = W.reshape(kh * kw * Cg, groups, 1, out // groups).transpose(1, 2, 3, 0)
+    for part in _parts(B, Ho * Wo * kh * kw * shape[3]):
+        d = (dy[:, part] @ W).reshape(groups, len(dx[part]), Ho, Wo, kh, kw, Cg).transpose(1, 2, 3, 4, 5, 0, 6)
+        dx[part] = _scatter(d.reshape(*d.shape[:5], shape[3]), dx[part].shape, stride, padding)
+    return dx
+
+
+def _few_outputs(x, W, padding):
+    """y for stride 1 and few outputs: each pixel's products with the whole kernel, added up where they belong."""
+    (B, H, width, C), (kh, kw, _, out), (ph, pw) = x.shape, W.shape, padding
+    z = x.reshape(-1, C) @ W[::-1, ::-1].transpose(2, 0, 1, 3).reshape(C, -1)
+    shape = B, H + 2 * ph - kh + 1, width + 2 * pw - kw + 1, out
+    return _scatter(z.reshape(B, H, width, kh, kw, out), shape, (1, 1), (kh - 1 - ph, kw - 1 - pw)).copy()
 
 
 def _parts(images, size):
-    """Slices of so few images that their windows, ``size`` numbers each, stay in the cache: 1 MB in float32."""
-    step = max(1, 2**18 // max(1, size))
+    """Slices of so few images that their windows, ``size`` numbers each, stay near the processor: 2 MB in float32.
+
+    With fewer still, threads would wait for Python's lock more often than it is worth.
+    """
+    step = max(1, 2**19 // max(1, size))
     return [slice(first, first + step) for first in range(0, max(1, images), step)]
 
 

@@ -42,47 +42,47 @@ def layer_norm(x, weight, bias, *, eps=1e-6):
 
 
 @op
-def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, momentum=0.1, eps=1e-5, total=None):
+def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, momentum=0.1, eps=1e-5, gather=None):
     """y = n weight + bias,  n = (x - mean) / √(var + eps) over all axes but the last
 
     In training mean and var are the batch's, and the two running arrays move towards them in place:
     r ← (1 - momentum) r + momentum · (mean, unbiased var).  dx as in layer_norm, over the other axes.
     Otherwise mean and var are the running arrays, constants:  dx = dy weight / √(var + eps).
-    Where several threads share a batch, ``total`` adds up over them what each has.
+    Where threads share a batch, ``gather`` lists what each brings: N var = Σ N_k (var_k + (mean_k - mean)²).
     """
     _check(x, weight=weight, bias=bias)
     _check(x, running_mean=running_mean, running_var=running_var)
     xp, C, shape = array_module(x), x.shape[-1], x.shape
-    total = total or (lambda own: own)
-    count = total(x.size // C) if training else None
-    if training and count < 2:
-        raise ValueError(f"training needs at least two values per channel, got x {x.shape}; use a larger batch")
+    gather = gather or (lambda brought: [brought])
 
     def row(channels):  # (C) -> as often as a sample has pixels: NumPy is slow on rows as short as C
         return xp.tile(channels, math.prod(shape[1:-1]))
 
-    x = x.reshape(len(x), -1)
-    mean = total(_totals(x, C)) / count if training else running_mean
-    n = x - row(mean)
-    var = total(_totals(n * n, C)) / count if training else running_var
+    d, own, mean, var = x.reshape(len(x), -1), 0, running_mean, running_var
     if training:
+        own = _totals(d, C) / max(1, x.size // C)
+        d = d - row(own)
+        counts, means, squares = xp.stack(gather(xp.stack((xp.full_like(own, x.size // C), own, _totals(d * d, C)))), 1)
+        if (count := counts.sum(0))[0] < 2:
+            raise ValueError(f"training needs at least two values per channel, got x {shape}; use a larger batch")
+        mean = (counts * means).sum(0) / count
+        var = (squares + counts * (means - mean) ** 2).sum(0) / count
         for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
             running *= 1 - momentum
             running += momentum * batch
-    inv_std = 1 / xp.sqrt(var + eps)
-    n *= row(inv_std)
-    y = n * row(weight)
-    y += row(bias)
+    inv_std, gap = 1 / xp.sqrt(var + eps), own - mean  # n = (d + gap) inv_std
+    y = d * row(weight * inv_std)
+    y += row(gap * weight * inv_std + bias)
 
     def backward(dy):
-        dy = dy.reshape(n.shape)
-        dyn = dy * n
-        dweight, dbias = _totals(dyn, C), _totals(dy, C)
-        dx = dy * row(weight * inv_std)
+        dy, scale = dy.reshape(d.shape), weight * inv_std
+        dyd, dbias = dy * d, _totals(dy, C)
+        dweight = (_totals(dyd, C) + gap * dbias) * inv_std
+        dx = dy * row(scale)
         if training:
-            scale = weight * inv_std / count
-            dx -= xp.multiply(n, row(scale * total(dweight)), out=dyn)
-            dx -= row(scale * total(dbias))
+            mean_gn, mean_g = sum(gather(xp.stack((dweight, dbias)))) * scale / count
+            dx -= xp.multiply(d, row(mean_gn * inv_std), out=dyd)
+            dx -= row(mean_g + mean_gn * inv_std * gap)
         return dx.reshape(shape), dweight, dbias
 
     return y.reshape(shape), backward

@@ -1,0 +1,51 @@
+"""The same training with several seeds, which shows how much of a result is chance.
+
+    seed0/  seed1/  seed2/  command.txt  results.csv
+
+Each run has a folder of its own, so the same call goes on where it was stopped.
+"""
+
+import csv
+import io
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from .. import files, train
+from ..backend import InputError
+from .ablate import Run
+
+OURS = re.compile(r"seed\d+|command\.txt|results\.csv")
+
+
+def plan(name, config, seeds, folder):
+    """A Run called ``name`` for each of ``seeds`` seeds, from that of ``config`` on, in folders below ``folder``.
+
+    Raises InputError for fewer than one seed, for a folder that holds anything else, and for runs with other options.
+    """
+    folder, first = Path(folder), config.seed
+    if seeds < 1:
+        raise InputError(f"seeds is at least 1, got {seeds}")
+    with files.writing(folder):
+        found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if other := [name for name in found if not OURS.fullmatch(name)]:
+        raise InputError(f"{folder} holds something else ({', '.join(other[:3])}); several seeds need a new --out")
+    config = train.absolute(config)
+    runs = [Run(name, seed, replace(config, seed=seed), folder / f"seed{seed}") for seed in range(first, first + seeds)]
+    for run in runs:
+        try:
+            run.result()
+        except InputError as error:
+            raise InputError(f"{run.folder} does not go with these options; choose another --out: {error}") from error
+    return runs
+
+
+def save(rows, folder, command):
+    """Write the results of Runs to results.csv in ``folder``, and the command that a person typed for them."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write(Path(folder) / "results.csv", text.getvalue().encode())
+    files.write(Path(folder) / "command.txt", os.fsencode(command + "\n"))

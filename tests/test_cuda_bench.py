@@ -1,0 +1,342 @@
+"""What measures on a GPU, on the stand-in for CuPy, where each launch takes a millisecond, and in one process.
+
+That is `minitl bench --device cuda`, and `python -m tests.gpu`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import fake_cupy
+import numpy as np
+import pytest
+
+from minitl import cli, data, flops, nn, train
+from minitl.backend import InputError, cuda_problem
+from minitl.experiments import bench, bench_cuda, bench_report, contestant, contestant_cuda, presets
+
+
+class InProcess:
+    """A contestant without a process of its own."""
+
+    def __init__(self, label, framework, config, batch, threads=1, options=None, by_layer=False, device="cpu"):
+        job = {"framework": framework, "config": config, "batch": batch, "threads": threads, "device": device}
+        self.job = job | {"options": options, "by_layer": by_layer}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask(self, what, times=0):
+        if not hasattr(self, "calls"):
+            self.calls = contestant.prepare(self.job)
+        return self.calls[what](times)
+
+
+class Broken(InProcess):
+    """PyTorch cannot be used; ``also`` is a second framework that cannot."""
+
+    also = None
+
+    def ask(self, what, times=0):
+        if self.job["framework"] in ("PyTorch", self.also):
+            raise InputError("the process of PyTorch ended with status 1:\nTraceback\nAssertionError: not with CUDA")
+        return super().ask(what, times)
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """A function that runs `minitl bench --device cuda --quick` in an empty folder: (status, out, err)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "PAUSE", 0)
+    monkeypatch.setattr(bench, "Contestant", Broken)
+    monkeypatch.setattr(cli, "cuda_problem", lambda: None)
+    monkeypatch.setattr(fake_cupy.RawModule, "emulate", False)  # faster
+    for size in ("LARGE", "LONG"):
+        monkeypatch.setattr(contestant_cuda, size, 64)
+    monkeypatch.setattr(contestant_cuda, "nodes", lambda graph: len(graph.work))
+
+    def run(*args):
+        status = 0
+        try:
+            cli.main(["bench", "--device", "cuda", "--quick", *map(str, args)])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    with fake_cupy.installed() as cuda:
+        yield run
+        cuda.use("fp32")
+
+
+TINY = nn.ViTConfig((8, 8), dim=8, heads=2, layers=1, mlp_dim=8, hidden=8, num_tokens=2, version="1.1", zero_head=False)
+
+
+@pytest.mark.parametrize(("precision", "names"), [("fp32", bench_cuda.MODELS), ("bf16", ["cifar-r1"])])
+def test_command(command, precision, names):
+    status, out, err = command("--json", "--precision", precision, *([] if precision == "fp32" else names))
+    assert (status, err) == (0, f"wrote {Path('runs/bench/bench-cuda.png')}\n")
+    found = json.loads(out)
+    assert found["machine"]["gpu"] == "made up" and found["machine"]["CuPy"] == "14.2.0"
+    assert [row["model"] for row in found["models"]] == list(names)
+    for row in found["models"]:
+        assert row["precision"] == precision and row["batch"] == 4
+        assert row["times"].keys() == set(bench_cuda.MINITL) and row["missing"].keys() == set(bench_cuda.PYTORCH)
+        eager, graph = (row["times"][f"minitl {kind}"]["seconds"] for kind in ("eager", "graph"))
+        assert graph == 0.003  # two inputs are brought in, then the graph is launched
+        assert 0.8 * 1000 * eager < row["launches"] < 1000 * eager  # what is constant is not computed anew
+        assert sum(op["forward"] + op["backward"] for op in row["ops"]) == pytest.approx(eager, abs=0.003)
+        assert sum(op["share"] for op in row["ops"]) == pytest.approx(1)
+        ops = {op["name"]: op for op in row["ops"]}
+        assert 0 < ops["rest"]["share"] < 0.2
+        assert {"linear", "attention", "layer_norm", "AdamW", "rest"} < ops.keys() and ops["AdamW"]["backward"] == 0
+        assert ops["attention"]["backward"] > ops["attention"]["forward"] > 0
+        assert ("max_pool2d" in ops) == (row["model"] == "cifar-r1")
+        assert row["copy"] == 2 * 4 * 64 / 1e-3 and row["products"] == 2 * 64**3 / 1e-3
+    assert Path("runs/bench/bench-cuda.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_in_words(command):
+    status, out, _ = command("vit-tiny-tl", "--out", "a")
+    lines = out.splitlines()
+    assert status == 0 and lines[0].startswith("made up, driver 13000, CUDA 12090; Python ")
+    assert lines[3].split()[:6] == ["vit-tiny-tl", "4", "3", "ms", *lines[3].split()[4:6]] and " - " in lines[3]
+    assert "vit-tiny-tl: no PyTorch compiled: AssertionError: not with CUDA" in lines
+    assert (
+        any(line.startswith("vit-tiny-tl, eager") for line in lines)
+        and lines[-1] == f"wrote {Path('a/bench-cuda.png')}"
+    )
+
+
+def test_ops_are_themselves_again(command):
+    from minitl import OPS, ops
+
+    before = {name: dict(getattr(ops, name).register.__self__) for name in OPS}
+    side = contestant.side_of(contestant_cuda.Minitl, bench.model("vit-tiny", True)[0], 2, 1, graph=False)
+    side.profile(2)
+    assert before == {name: dict(getattr(ops, name).register.__self__) for name in OPS}
+
+
+def test_pytorch_computes_the_same(command, monkeypatch):
+    """Its side of the GPU, on the CPU and without its compiler."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from minitl.experiments.torch_twin import TorchOnGPU
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def elapsed_time(self, later):
+            return 2.0
+
+        record = synchronize = lambda self: None
+
+    compiled = []
+    monkeypatch.setattr(bench, "Contestant", InProcess)
+    monkeypatch.setattr(TorchOnGPU, "device", "cpu")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "compile", lambda fn, mode: compiled.append(mode) or fn)
+    threads = torch.get_num_threads()
+    try:
+        status, out, err = command("cifar-r1", "--json", "--precision", "bf16")
+    finally:
+        torch.set_num_threads(threads)
+    assert status == 0, err
+    (row,) = json.loads(out)["models"]
+    assert row["missing"] == {} and compiled == ["reduce-overhead"]
+    assert [row["times"][label]["seconds"] for label in bench_cuda.PYTORCH] == [0.002, 0.002]
+
+
+def test_without_pytorch(command, monkeypatch):
+    """And with a driver that does not say how many nodes a graph has."""
+    monkeypatch.setattr(bench, "installed", lambda framework: False)
+    monkeypatch.setattr(contestant_cuda, "nodes", lambda graph: None)
+    status, out, _ = command("vit-tiny")
+    assert status == 0 and "vit-tiny: no PyTorch eager: PyTorch is not installed\n" in out
+    assert next(line for line in out.splitlines() if line.startswith("vit-tiny ")).endswith(" -")
+
+
+def test_minitl_must_not_fail(command, monkeypatch):
+    monkeypatch.setattr(Broken, "also", "minitl")
+    status, _, err = command("vit-tiny")
+    assert status == 2 and "ended with status 1" in err and not Path("runs").exists()
+
+
+def test_floor_by_hand():
+    """Six operations for each multiply-add, eight bytes for each activation kept, 32 for each parameter."""
+    config = nn.ViTConfig(tokenizer="none")
+    cost = flops.total(flops.count(config))
+    expected = 60 * cost.macs / 1e12 + (80 * cost.kept + 32 * cost.params) / 1e9
+    found = bench_cuda.floor(config, 10, copy=1e9, products=1e12)
+    assert found == {"parameters": cost.params, "macs": cost.macs, "floor": expected}
+
+
+def test_the_large_model_is_that_of_the_recipe():
+    config, batch = bench_cuda.MODELS["cifar-r1"]
+    parameters = flops.total(flops.count(config)).params
+    assert batch == presets.PRESETS["cifar-r1"]["batch_size"] == 1024 and 5.4e6 < parameters < 5.6e6
+
+
+def made_up(model, *ms, floor=1.0):
+    labels = [*bench_cuda.MINITL, *bench_cuda.PYTORCH]
+    times = {
+        label: dict(zip(("low", "seconds", "high"), np.array([0.9, 1, 1.2]) * x / 1e3, strict=True))
+        for label, x in zip(labels, ms, strict=True)
+        if x
+    }
+    missing = {label: "no compiler" for label, x in zip(labels, ms, strict=True) if not x}
+    row = {"model": model, "batch": 128, "precision": "tf32", "times": times, "missing": missing, "launches": 401}
+    return row | {"floor": floor / 1e3, "products": 3.5e14, "copy": 4e12}
+
+
+def test_tables_and_picture():
+    rows = [made_up("vit-tiny", 2, 6, 5, 0), made_up("cifar-r1", 40, 60, 80, 50, floor=25)]
+    line = " ".join(bench_report.cuda_line(rows[0]).split())
+    assert line == "vit-tiny 128 2 ms 6 ms 5 ms - 1 ms 50% 401"
+    assert len(bench_report.cuda_head()) == len(bench_report.cuda_line(rows[1]))
+    assert bench_report.cuda_notes(rows) == [
+        "vit-tiny: a graph takes 0.33 of minitl eager, 0.40 of PyTorch eager",
+        "vit-tiny: no PyTorch compiled: no compiler",
+        "cifar-r1: a graph takes 0.67 of minitl eager, 0.50 of PyTorch eager, 0.80 of PyTorch compiled",
+        "floor: 350 Toperations/s in large tf32 products, 4 TB/s in a copy; activations as flops counts them",
+    ]
+    upper, lower = bench_report.cuda_picture(rows).axes
+    assert [bar.get_width() for bar in upper.patches] == [2, 6, 5] and len(lower.patches) == 4
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["vit-tinny"], "there is no configuration 'vit-tinny'; did you mean vit-tiny"),
+        (["vit-384"], "there is no configuration 'vit-384'; "),
+        (["--ops"], "--ops, --scale and --threads are for a CPU; leave them out with --device cuda"),
+        (["--threads", 1], "--ops, --scale and --threads are for a CPU"),
+        (["--device", "cpu", "--precision", "tf32"], "--precision tf32 needs --device cuda; a CPU computes in fp32"),
+    ],
+)
+def test_wrong_options(command, args, message):
+    status, _, err = command(*args)
+    assert status == 2 and message in err and not list(Path().iterdir())
+
+
+def test_without_a_gpu(command, monkeypatch):
+    """The same sentence as that of `minitl train`."""
+    monkeypatch.setattr(cli, "cuda_problem", lambda: "CuPy finds no GPU")
+    status, _, err = command()
+    assert (status, err) == (2, "minitl: device cuda cannot be used: CuPy finds no GPU\n")
+
+
+def test_a_job_of_a_gpu_fails_where_there_is_none():
+    """A process of its own says why."""
+    if cuda_problem() is None:
+        pytest.skip("a GPU can be used here")
+    with contextlib.ExitStack() as stack:
+        config = bench.model("vit-tiny", True)[0]
+        one = stack.enter_context(bench.Contestant("minitl", "minitl", config, 2, 1, device="cuda"))
+        with pytest.raises(
+            InputError, match=r"(?s)the process of minitl ended with status 1:.*device 'cuda' cannot be"
+        ):
+            one.ask("train", 1)
+
+
+# --- python -m tests.gpu ---
+
+
+@pytest.fixture
+def checks(command, monkeypatch):
+    """``tests/gpu.py`` for models and data of a size that the stand-in can do, without the ops' own tests."""
+    import gpu
+
+    def made_up(labels, *shape):
+        pixels = np.random.default_rng(0).integers(256, size=(len(labels), *shape), dtype="uint8")
+        return [data.Dataset(pixels, labels, "abc")] * 2
+
+    monkeypatch.setattr(data, "clutter", lambda *_: made_up(np.arange(40) % 3, 8, 8, 3))
+    monkeypatch.setattr(data, "actors", lambda *_: made_up(np.eye(3, dtype="uint8")[np.arange(40) % 3], 4, 8, 8, 3))
+    monkeypatch.setattr(train.Trainer, "_draw", lambda _: None)
+    small = {"images": {"model": TINY}, "clips": {"model": nn.X21DConfig(widths=(4, 6), num_tokens=2)}}
+    for name, (config, allowed) in gpu.RUNS.items():
+        config = dataclasses.replace(config, batch_size=10, **small[name])
+        monkeypatch.setitem(gpu.RUNS, name, (config, allowed))
+    for name in bench_cuda.MODELS:
+        monkeypatch.setitem(bench_cuda.MODELS, name, (TINY, 4))
+    monkeypatch.setattr(gpu, "TINY", TINY)
+    monkeypatch.setattr(gpu, "BATCH", 4)
+    monkeypatch.setattr(gpu, "SIZES", {"rows": 256, "columns": 16, "calls": 2, "scribbles": (10,)})
+    left_out = "op_tests_with_cupy", *(f"{name} {precision}" for name, precision, _ in gpu.STEPS[2:])
+    monkeypatch.setattr(gpu, "SECTIONS", [one for one in gpu.SECTIONS if one[1] not in left_out])
+    monkeypatch.setattr(gpu, "results", {"began": time.time(), "checks": {}, "figures": {}})
+    monkeypatch.setattr(gpu, "cuda_problem", lambda: None)
+    monkeypatch.setattr(fake_cupy.cupy, "ElementwiseKernel", lambda *_: lambda *_: None, raising=False)
+    return gpu
+
+
+def test_all_checks_run(checks, capsys):
+    with pytest.raises(SystemExit) as end:
+        checks.main("gpu.json")
+    found = json.loads(Path("gpu.json").read_text())
+    failed = {name: entry for kind in ("checks", "figures") for name, entry in found[kind].items() if not entry["ok"]}
+    assert failed == {} and end.value.code == 0
+    assert len(found["checks"]) == 10 and len(found["figures"]) == 7
+    assert found["checks"]["a_run_goes_on"]["seen"]["bit for bit"] is True
+    table = capsys.readouterr().out.partition("\n\n")[2]
+    assert "cifar-r1" in table and "FAILED" not in table
+
+
+def test_a_check_that_fails_does_not_stop_the_others(checks, capsys, monkeypatch):
+    """Nor one that takes too long; where the GPU answers no more, a new process goes on."""
+
+    def fails():
+        raise ValueError("as wanted")
+
+    def hangs():
+        with checks.no_longer_than(0.1):
+            time.sleep(60)
+
+    monkeypatch.setattr(
+        checks,
+        "SECTIONS",
+        [("checks", "fails", fails, 1), ("checks", "hangs", hangs, 1), ("checks", "late", fails, 999)],
+    )
+    path, started = Path("gpu.json"), []
+    checks.run_sections(path)
+    found = json.loads(path.read_text())["checks"]
+    assert [found[name]["seen"] for name in found] == [
+        "ValueError: as wanted",
+        "TimeoutError: stopped after 0 s",
+        "not run: out of time",
+    ]
+    assert found["late"]["ok"] is None and "not run" in checks.table()
+
+    def dead(_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(fake_cupy.Device, "synchronize", dead)
+    monkeypatch.setattr(checks.os, "execv", lambda program, arguments: started.append(arguments[-2:]))
+    checks.results["checks"].clear()
+    checks.run_sections(path)
+    assert started == [["--go-on", "gpu.json"]] * 2
+
+
+def test_nodes_of_a_graph(monkeypatch):
+    """The driver is asked by its C interface."""
+
+    class Driver:
+        def __init__(self, name):
+            assert name == "libcuda.so.1"
+
+        def cuGraphGetNodes(self, graph, nodes, count):
+            count._obj.value = 287
+            return 0 if graph.value == 7 and nodes is None else 1
+
+    class Graph:
+        graph = 7
+
+    monkeypatch.setattr(contestant_cuda.ctypes, "CDLL", Driver)
+    assert contestant_cuda.nodes(Graph) == 287
+    Graph.graph = 0
+    assert contestant_cuda.nodes(Graph) is None
