@@ -144,6 +144,6 @@ def hits(logits, labels):
     """How many of the images are classified rightly; if they have several labels, as many times their mAP."""
     if labels.ndim == 1:
         return int((logits.argmax(1) == labels).sum())
-    if not np.isfinite(logits).all():  # nothing can be ranked; the loss tells what happened
+    if not np.isfinite(to_numpy(logits)).all():  # nothing can be ranked; the loss tells what happened
         return math.nan
     return len(labels) * mean_average_precision(logits, labels) if labels.any() else 0.0

@@ -272,7 +272,7 @@ def test_command(command):
     rows = found["models"]
     assert [(row["model"], row["what"]) for row in rows] == [("vit-tiny-tl", w) for w in bench.TIMES + bench.SIZES]
     for row in rows:
-        assert row["minitl"] > 0 and row["ratio"] == pytest.approx(row["minitl"] / row["PyTorch"])
+        assert row["minitl"] > 0 and row["low"] <= row["ratio"] <= row["high"]
         assert row["low"] <= row["high"] and row["form"] in ("tanh GELU", "exact GELU") and row["macs"] > 0
     assert Path("a/b/bench.png").read_bytes().startswith(b"\x89PNG")
 
@@ -281,10 +281,11 @@ def test_command_by_op(command):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     status, out, _ = command("--ops", "--quick", "--threads", 1)
     lines = out.splitlines()
-    assert status == 0 and lines[-1] == f"wrote {Path('runs/bench/ops.png')}" and Path("runs/bench/ops.png").is_file()
+    picture = Path("runs/bench-quick/ops.png")
+    assert status == 0 and lines[-1] == f"wrote {picture}" and picture.is_file() and "was quick" in lines[-2]
     assert sum("forward and backward" in line for line in lines) == len(contestant.layers(LEARNER, 2))
     start = next(i for i, line in enumerate(lines) if line.startswith("training step"))
-    shares = [float(line.split()[-1].rstrip("%")) for line in lines[start + 1 : -2]]
+    shares = [float(line.split()[-1].rstrip("%")) for line in lines[start + 1 : -3]]
     assert sum(shares) == pytest.approx(100, abs=1) and shares == sorted(shares, reverse=True)
 
 
@@ -294,7 +295,7 @@ def test_command_scale(command, monkeypatch):
     monkeypatch.setattr(bench, "SCALES", {"images in a batch": {n: {"batch": n} for n in (4, 8)}})
     status, out, _ = command("--scale", "--quick", "--threads", 1, "--json")
     small, large = json.loads(out)["scale"]
-    assert status == 0 and Path("runs/bench/scale.png").is_file()
+    assert status == 0 and Path("runs/bench-quick/scale.png").is_file()
     assert (small["value"], large["value"]) == (4, 8) and large["macs"] == 2 * small["macs"]
     assert small["low"] <= small["seconds"] <= small["high"] and 0 < small["memory"] < large["memory"]
 

@@ -79,7 +79,7 @@ TINY = nn.ViTConfig((8, 8), dim=8, heads=2, layers=1, mlp_dim=8, hidden=8, num_t
 @pytest.mark.parametrize(("precision", "names"), [("fp32", bench_cuda.MODELS), ("bf16", ["cifar-r1"])])
 def test_command(command, precision, names):
     status, out, err = command("--json", "--precision", precision, *([] if precision == "fp32" else names))
-    assert (status, err) == (0, f"wrote {Path('runs/bench/bench-cuda.png')}\n")
+    assert (status, err) == (0, f"wrote {Path('runs/bench-quick/bench-cuda.png')}\n")
     found = json.loads(out)
     assert found["machine"]["gpu"] == "made up" and found["machine"]["CuPy"] == "14.2.0"
     assert [row["model"] for row in found["models"]] == list(names)
@@ -97,7 +97,7 @@ def test_command(command, precision, names):
         assert ops["attention"]["backward"] > ops["attention"]["forward"] > 0
         assert ("max_pool2d" in ops) == (row["model"] == "cifar-r1")
         assert row["copy"] == 2 * 4 * 64 / 1e-3 and row["products"] == 2 * 64**3 / 1e-3
-    assert Path("runs/bench/bench-cuda.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("runs/bench-quick/bench-cuda.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_command_in_words(command):
