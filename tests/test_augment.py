@@ -429,3 +429,10 @@ def test_a_batch_on_a_gpu_is_that_of_the_cpu(stand_in, policy):
     found = data.training_batch(stand_in.asarray(images), stand_in.asarray(labels), config, mean, std, rng(3))
     for own, x in zip(found, expected, strict=True):
         assert isinstance(own, stand_in.ndarray) and np.array_equal(to_numpy(own), x)
+
+
+def test_the_host_does_not_wait_for_labels(stand_in):
+    labels = stand_in.asarray(np.array([2, 0, 4]))  # the last one is wrong, which would take a look to see
+    with fake_cupy.strict():
+        hot = data.one_hot(labels, 4)
+    assert to_numpy(hot).tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
