@@ -121,7 +121,7 @@ class BenchOptions:
     json: bool = False
     """print for machines"""
     out: Path | None = None
-    """folder for the picture; runs/bench by default"""
+    """folder for the picture; by default runs/bench, or runs/bench-quick"""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class AblateOptions:
     """location, tokens, fuser, pooling, back, tokenizer, video; recipe and overfit, on CIFAR-10; or speed: the time of
     a step for each location"""
     dataset: str | None = None
-    """another data set, as for `minitl train`; a generated one by default"""
+    """another data set, as for `minitl train`; by default a generated one, or cifar10 for recipe and overfit"""
     seeds: int | None = None
     """how often each model is trained; 2, or 1 if quick"""
     quick: bool = False

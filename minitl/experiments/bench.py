@@ -56,10 +56,10 @@ PACKAGES = {"PyTorch": "torch", "JAX": "jax"}
 def compare(names=(), threads=None, quick=False, tick=lambda text: None):
     """Yield a dict for each model and each of TIMES (seconds) and SIZES (bytes): what ``minitl`` and ``PyTorch`` take.
 
-    ``names`` are some of MODELS, all by default. ``ratio``, ``low`` and ``high`` are the median and the
-    quartiles of minitl by PyTorch in single blocks. ``form`` says which form of the PyTorch model was the fastest and
-    counts; ``JAX`` is there if JAX is installed. ``macs`` are the multiply-adds of one image or clip. ``tick(text)``
-    is called now and then.
+    ``names`` are some of MODELS, all by default. ``ratio``, ``low`` and ``high`` are the median and the quartiles of
+    minitl by PyTorch in single blocks. ``form`` says which form of the PyTorch model was the fastest and counts;
+    ``JAX`` is there if JAX is installed. ``macs`` are the multiply-adds of one image or clip. ``tick(text)`` is called
+    now and then.
 
     Raises InputError for an unknown name, without PyTorch, when the frameworks compute different losses, and when a
     process fails.
