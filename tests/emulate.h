@@ -1,7 +1,8 @@
 // Lets a C++ compiler run kernels.cu on a CPU, so that its code can be tested where there is no GPU.
 //
 // The threads of a block take turns: each runs until it waits for others (a barrier, a shuffle) or ends. Blocks run one
-// after the other, so shared memory can be static. Slow, and blind to races between warps; right otherwise.
+// after the other, every `stride`-th of them, so shared memory can be static. Slow, and blind to races between warps and
+// to what a block sees of another one too early; right otherwise.
 
 #include <algorithm>
 #include <cstring>
@@ -46,12 +47,23 @@ static unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
     return (unsigned __int128)a * b >> 64;
 }
 
+static void __threadfence() {}
+
+static unsigned atomicInc(unsigned* place, unsigned most) {
+    unsigned before = *place;
+    *place = before >= most ? 0 : before + 1;
+    return before;
+}
+
+template <class T> T __ldcg(const T* place) { return *place; }
+
 static unsigned __float_as_uint(float x) {
     unsigned bits;
     memcpy(&bits, &x, 4);
     return bits;
 }
 
+extern "C" { unsigned stride = 1; } // with a large prime number, an order of blocks that is none
 static void (*kernel)(void**);
 static void** arguments;
 
@@ -62,7 +74,8 @@ static void run_thread() {
 
 static void run(void (*fn)(void**), int grid_x, int grid_y, int threads, void** args) {
     kernel = fn, arguments = args, gridDim = {unsigned(grid_x), unsigned(grid_y)}, blockDim = {unsigned(threads), 1};
-    for (unsigned b = 0; b < gridDim.x * gridDim.y; b++) {
+    for (unsigned i = 0, count = gridDim.x * gridDim.y; i < count; i++) {
+        unsigned b = (unsigned long long)i * stride % count;
         blockIdx = {b % gridDim.x, b / gridDim.x};
         block = {0, threads, 0};
         for (int w = 0; w < threads / 32; w++) warp[w] = {0, 32, 0};

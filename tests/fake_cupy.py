@@ -215,7 +215,14 @@ def signatures(source):
 
 
 KINDS = {"int": "int32", "u64": "uint64", "long long": "int64", "float": "float32"}
-KINDS |= {"unsigned short": "uint16", "unsigned char": "uint8"}
+KINDS |= {"unsigned": "uint32", "unsigned short": "uint16", "unsigned char": "uint8"}
+
+
+def structures(source):
+    """{structure: dtype} of a .cu file; its fields are arrays of one type."""
+    found = re.findall(r"struct (\w+) { (\w+) (.*?); };", source)
+    fields = {name: (KINDS[kind], re.findall(r"(\w+)\[(\d+)\]", fields)) for name, kind, fields in found}
+    return {name: np.dtype([(f, kind, int(n)) for f, n in parts]) for name, (kind, parts) in fields.items()}
 
 
 @functools.cache
@@ -254,6 +261,7 @@ class RawModule:
 
     def __init__(self, *, code, options):
         self.code, self.real = code, next(o for o in options if o.startswith("-Dreal=")).partition("=")[2]
+        self.kinds = KINDS | structures(code)
 
     def get_function(self, name):
         return functools.partial(self._launch, name, signatures(self.code)[name])
@@ -262,14 +270,14 @@ class RawModule:
         assert len(args) == len(parameters), f"{name} takes {len(parameters)} arguments, got {len(args)}"
         real = {"float": "float32", "double": "float64"}[self.real]
         for (kind, parameter), a in zip(parameters, args, strict=True):
-            wanted = KINDS.get(kind.rstrip("*"), real)
+            wanted = self.kinds.get(kind.rstrip("*"), real)
             if kind.endswith("*") and not isinstance(a, ndarray):
+                assert a.dtype == "uint64", f"{name}: {parameter} is a number, not a pointer"
                 wanted = "uint64"
-                assert a == 0, f"{name}: {parameter} is a number, not a pointer"
             assert a.dtype == wanted, f"{name}: {parameter} is {a.dtype}, not {wanted}"
-            assert kind.endswith("*") or isinstance(a, np.generic), f"{name}: {parameter} is an array"
+            assert kind.endswith("*") or not np.ndim(a), f"{name}: {parameter} is an array"
         RawModule.launched.add(name)
-        hosts = [unwrap(a) for a in args]
+        hosts = [a.copy() if isinstance(a, np.ndarray) else unwrap(a) for a in args]  # a structure goes by its value
         library = compiled(self.code, self.real) if self.emulate else None
         if library is None:
             from minitl.cuda import reference
@@ -277,7 +285,8 @@ class RawModule:
             pointers = [kind.endswith("*") for kind, _ in parameters]
             hosts = [None if p and not isinstance(a, np.ndarray) else a for p, a in zip(pointers, hosts, strict=True)]
             return launch(lambda: getattr(reference, name)(*hosts))
-        values = [np.array(a.ctypes.data if isinstance(a, np.ndarray) else a) for a in hosts]
+        pointer = [isinstance(a, np.ndarray) and not a.dtype.names for a in hosts]
+        values = [np.array(a.ctypes.data if p else a) for p, a in zip(pointer, hosts, strict=True)]
         places = (ctypes.c_void_p * len(args))(*(v.ctypes.data for v in values))
         x, y = (*grid, 1)[:2]
         launch(lambda: (hosts, values, getattr(library, f"run_{name}")(x, y, block[0], places)))
@@ -426,7 +435,8 @@ def using_allocator(allocator):
 
 class Memory:
     def __init__(self, size):
-        self.ptr = 1 << 40
+        self.host = np.full(min(size, 1 << 20), 99, np.uint8)  # nobody writes to the workspace of cuBLAS
+        self.ptr = self.host.ctypes.data
 
 
 class Module(types.ModuleType):
@@ -484,6 +494,8 @@ cuda = Module(
         getDeviceProperties=lambda i: {"name": b"made up"},
         driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 12090,
+        memset=ctypes.memset,
+        streamSynchronize=lambda stream: None,
     ),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
     get_current_stream=lambda: cuda.current,

@@ -12,7 +12,7 @@ import numpy as np
 from ..optim import Muon
 from .gemm import operand, product
 from .graph import changing
-from .kernels import column_sums, dense, each, launch
+from .kernels import dense, each, launch, tickets
 
 
 class Waiting:
@@ -50,8 +50,9 @@ def _gather(flat):
 
 
 def update(optimizer, max_norm=math.inf, ema=None):
-    """``clip_grad_norm(max_norm)``, ``step()`` and ``ema.update()`` of ``optim`` in one: three launches for AdamW.
+    """``clip_grad_norm(max_norm)``, ``step()`` and ``ema.update()`` of ``optim`` in one.
 
+    With AdamW that is two launches, and one that gathers.
     The gradients are those of any ``backward``, or wait since ``zero_grad``.
     Returns the squared norm of the gradient as a device array (1,). Nothing is looked at on the host, so it can be
     captured; if the norm is not finite, the weights stay as they are. The gradients are not scaled themselves.
@@ -65,9 +66,9 @@ def update(optimizer, max_norm=math.inf, ema=None):
         t = optimizer.steps
         return optimizer.lr, 1 - beta1**t, (1 - beta2**t) ** 0.5
 
-    sums = cupy.empty((min(256, each(n)), 1), dtype)
-    launch("squares", len(sums), sums, flat.grad, n)
-    norm2, numbers = column_sums(sums), changing(now, 3, dtype)
+    norm2, parts = cupy.empty(1, dtype), cupy.empty(min(256, each(n)), dtype)
+    launch("squares", (1, len(parts)), norm2, parts, tickets(), flat.grad, n)
+    numbers = changing(now, 3, dtype)
     average, decay = (None, 0.0) if ema is None else (ema.average, ema.decay)
     first = flat.decayed if isinstance(optimizer, Muon) else 0
     if first:

@@ -7,7 +7,8 @@
 // Two ways to share work occur. Where each number stands alone, a thread makes one number. Where a whole row is needed
 // (a mean, a maximum), a warp makes one row: 32 threads that run in step and add up over each other's registers, so
 // neighbours read neighbouring numbers and nothing has to wait for other warps. Sums over rows go down the columns, in
-// a fixed order: no atomic additions, so the same input gives the same bits.
+// a fixed order: no number is added atomically, so the same input gives the same bits. What is counted atomically is
+// blocks, so that the last one to end knows that it is the last, and adds up what all of them have left.
 
 #define KERNEL extern "C" __global__ void
 #ifndef INFINITY // the run-time compiler has no math.h
@@ -67,9 +68,10 @@ KERNEL layer_norm_dx(real* dx, const real* dy, const real* x, const real* weight
     for (int c = LANE; c < C; c += 32) dx[c] = inv * (dy[c] * weight[c] - sum - (x[c] - mu) * inv * dot);
 }
 
-// --- sums down the columns: a block has 32 columns and 8 parts of `chunk` rows, which it adds up in shared memory ---
+// --- sums down the columns: a block has 32 columns, a strip, and 8 parts of `chunk` rows ---
 
-__device__ real block_sum(real x) {
+// The sum of x over the 8 threads of a column
+__device__ real sum_of_column(real x) {
     __shared__ real tile[8][32];
     tile[WARP][LANE] = x;
     __syncthreads();
@@ -79,33 +81,67 @@ __device__ real block_sum(real x) {
     return sum;
 }
 
-// sums[k, c] = sum of x[r, c] over the rows r of chunk k, or with a mean (C) of (x[r, c] - mean_c)^2
-// x (rows, C), sums (chunks, C), mean may be null
-KERNEL column_sums(real* sums, const real* x, const real* mean, int rows, int C, int chunk) {
+// Whether this block is the last of its strip (those with its blockIdx.x) to come here; it sees what all wrote
+// tickets holds a count for each strip, which is 0 before and after a kernel: atomicInc goes from gridDim.y - 1 to 0
+__device__ bool last_of_strip(unsigned* tickets) {
+    __shared__ bool last;
+    __syncthreads(); // until all threads of this block have written
+    if (threadIdx.x == 0) {
+        __threadfence(); // what was written is there for other blocks before the ticket is taken,
+        last = atomicInc(tickets + blockIdx.x, gridDim.y - 1) == gridDim.y - 1;
+        __threadfence(); // and nothing is read before it
+    }
+    __syncthreads();
+    return last;
+}
+
+// The sum of parts[k, c] over the chunks k, in their order whichever block is last; 0 for a column that is not `inside`
+// Read past the cache of this processor, which others do not write to
+__device__ real sum_of_parts(const real* parts, int width, int c, bool inside) {
+    real sum = 0;
+    for (int k = WARP; k < gridDim.y && inside; k += 8) sum += __ldcg(parts + k * width + c);
+    return sum_of_column(sum);
+}
+
+// sums[c] = sum of x[r, c] over the rows, or with a mean (C) of (x[r, c] - mean_c)^2
+// parts[k, c] = the same over the rows r of chunk k
+// x (rows, C), parts (chunks, C), mean may be null; parts and tickets may be null if there is one chunk
+KERNEL column_sums(real* sums, real* parts, unsigned* tickets, const real* x, const real* mean, int rows, int C,
+                   int chunk) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
-    real sum = 0, mu = mean && c < C ? mean[c] : 0;
-    for (int r = first + WARP; r < last && c < C; r += 8) {
+    bool inside = c < C, one = gridDim.y == 1;
+    real sum = 0, mu = mean && inside ? mean[c] : 0;
+    for (int r = first + WARP; r < last && inside; r += 8) {
         real d = x[r * C + c] - mu;
         sum += mean ? d * d : d;
     }
-    sum = block_sum(sum);
-    if (WARP == 0 && c < C) sums[blockIdx.y * C + c] = sum;
+    sum = sum_of_column(sum);
+    real* own = one ? sums : parts + blockIdx.y * C;
+    if (WARP == 0 && inside) own[c] = sum;
+    if (one || !last_of_strip(tickets)) return;
+    sum = sum_of_parts(parts, C, c, inside);
+    if (WARP == 0 && inside) sums[c] = sum;
 }
 
-// dweight[k, c] = sum of dy n,  dbias[k, c] = sum of dy    over the rows of chunk k; both side by side (chunks, 2C)
+// dweight[c] = sum of dy n,  dbias[c] = sum of dy    over the rows; both side by side in sums (2C), parts (chunks, 2C)
 // n = (x - mean) inv_std, which belong to rows (layer norm), or to columns (batch norm) if by_column
-KERNEL norm_columns(real* sums, const real* dy, const real* x, const real* mean, const real* inv_std,
-                    int rows, int C, int chunk, int by_column) {
+KERNEL norm_columns(real* sums, real* parts, unsigned* tickets, const real* dy, const real* x, const real* mean,
+                    const real* inv_std, int rows, int C, int chunk, int by_column) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
+    bool inside = c < C, one = gridDim.y == 1;
     real dweight = 0, dbias = 0;
-    for (int r = first + WARP; r < last && c < C; r += 8) {
-        int own = by_column ? c : r;
+    for (int r = first + WARP; r < last && inside; r += 8) {
+        int of = by_column ? c : r;
         real d = dy[r * C + c];
-        dweight += d * (x[r * C + c] - mean[own]) * inv_std[own];
+        dweight += d * (x[r * C + c] - mean[of]) * inv_std[of];
         dbias += d;
     }
-    dweight = block_sum(dweight), dbias = block_sum(dbias);
-    if (WARP == 0 && c < C) sums[blockIdx.y * 2 * C + c] = dweight, sums[(blockIdx.y * 2 + 1) * C + c] = dbias;
+    dweight = sum_of_column(dweight), dbias = sum_of_column(dbias);
+    real* own = one ? sums : parts + blockIdx.y * 2 * C;
+    if (WARP == 0 && inside) own[c] = dweight, own[C + c] = dbias;
+    if (one || !last_of_strip(tickets)) return;
+    dweight = sum_of_parts(parts, 2 * C, c, inside), dbias = sum_of_parts(parts, 2 * C, C + c, inside);
+    if (WARP == 0 && inside) sums[c] = dweight, sums[C + c] = dbias;
 }
 
 // --- batch norm: mean and inv_std belong to the columns of x (rows, C) ---
@@ -316,18 +352,28 @@ KERNEL cross_entropy_dx(real* dx, real* dsoft, const real* dloss, const real* x,
 
 // --- optimiser ---
 
-// sums[k] = sum of x^2 over the k-th, (k + blocks)-th and so on run of 256    x (n), sums (blocks)
-KERNEL squares(real* sums, const real* x, int n) {
+// The sum of x over the threads of a block
+__device__ real sum_of_block(real x) {
     __shared__ real tile[8];
-    real sum = 0;
-    for (int i = THREAD; i < n; i += gridDim.x * blockDim.x) sum += x[i] * x[i];
-    sum = warp_sum(sum);
-    if (LANE == 0) tile[WARP] = sum;
+    x = warp_sum(x);
+    if (LANE == 0) tile[WARP] = x;
     __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int warp = 1; warp < 8; warp++) sum += tile[warp];
-        sums[blockIdx.x] = sum;
-    }
+    x = 0;
+    for (int warp = 0; warp < 8; warp++) x += tile[warp];
+    __syncthreads();
+    return x;
+}
+
+// sum = sum of x^2,  parts[k] = the same over the k-th, (k + blocks)-th and so on run of 256
+// x (n), parts (blocks), as many blocks as threads at most, all of one strip
+KERNEL squares(real* sum, real* parts, unsigned* tickets, const real* x, int n) {
+    real part = 0;
+    for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < n; i += gridDim.y * blockDim.x) part += x[i] * x[i];
+    part = sum_of_block(part);
+    if (threadIdx.x == 0) parts[blockIdx.y] = part;
+    if (!last_of_strip(tickets)) return;
+    part = sum_of_block(threadIdx.x < gridDim.y ? __ldcg(parts + threadIdx.x) : 0);
+    if (threadIdx.x == 0) sum[0] = part;
 }
 
 // grad[start + i] = source[i] for i < size, or 0 where there is no source

@@ -12,6 +12,7 @@ import numpy as np
 
 SOURCE = Path(__file__).with_name("kernels.cu").read_text()
 THREADS = 256  # of a block: 8 warps
+STRIPS = 4096  # strips of 32 columns that can be counted; more than that keep a GPU busy without chunks of rows
 
 
 @functools.cache
@@ -58,27 +59,40 @@ def dense(x):
     return cupy.ascontiguousarray(x)
 
 
-def chunk_of(count):
-    """How many of ``count`` rows a block adds up: all where they are few, so that one launch is enough."""
-    return count if count <= 256 else max(64, -(-count // 128))
+@functools.cache
+def _counts(stream):
+    """A count for each strip of columns, for kernels on the stream at this address: they find 0 and leave 0.
+
+    Kernels of two streams may run at the same time. The memory is of no pool, for the pool of a graph goes with the
+    graph; and it is 0 at once, not when the stream comes to it, for a stream that is being captured only takes notes.
+    """
+    memory = cupy.cuda.Memory(4 * STRIPS)
+    cupy.cuda.runtime.memset(memory.ptr, 0, 4 * STRIPS)
+    cupy.cuda.runtime.streamSynchronize(0)
+    return memory
+
+
+def tickets():
+    """Where the counts of the stream in use lie, for a kernel whose last block adds up what all have left."""
+    return np.uint64(_counts(cupy.cuda.get_current_stream().ptr).ptr)
 
 
 def column_sums(x, mean=None):
-    """(rows, C) -> (C): sums of x, or of (x - mean)² for a ``mean`` (C).
-
-    Partial sums of chunks of rows come first, so that all of the GPU has work, then their sum.
-    """
-    count, C = x.shape
-    chunk = chunk_of(count)
-    sums = cupy.empty((-(-count // chunk), C), x.dtype)
-    launch("column_sums", (-(-C // 32), len(sums)), sums, x, mean, count, C, chunk)
-    return sums[0] if len(sums) == 1 else column_sums(sums)
+    """(rows, C) -> (C): sums of x, or of (x - mean)² for a ``mean`` (C)."""
+    return _down("column_sums", cupy.empty(x.shape[1], x.dtype), (x, mean), x.shape)
 
 
 def norm_columns(dy, x, mean, inv_std, by_column=False):
     """(2C): the sums of dy n and of dy down the columns of (rows, C), where n = (x - mean) inv_std."""
-    count, C = x.shape
-    chunk = chunk_of(count)
-    sums = cupy.empty((-(-count // chunk), 2 * C), x.dtype)
-    launch("norm_columns", (-(-C // 32), len(sums)), sums, dy, x, mean, inv_std, count, C, chunk, by_column)
-    return sums[0] if len(sums) == 1 else column_sums(sums)
+    return _down("norm_columns", cupy.empty(2 * x.shape[1], x.dtype), (dy, x, mean, inv_std), x.shape, by_column)
+
+
+def _down(name, sums, arrays, shape, *options):
+    """One launch: chunks of many rows are added up at the same time, so that all of the GPU has work."""
+    count, C = shape
+    strips = -(-C // 32)
+    chunk = count if count <= 256 or strips > STRIPS else max(64, -(-count // 128))
+    chunks = -(-count // chunk)
+    parts = cupy.empty((chunks, sums.size), sums.dtype) if chunks > 1 else None
+    launch(name, (strips, chunks), sums, parts, tickets(), *arrays, count, C, chunk, *options)
+    return sums

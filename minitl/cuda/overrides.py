@@ -37,11 +37,6 @@ def override(fits):
     return register
 
 
-def column_total(x, width):
-    """The sum of all rows of ``width`` numbers."""
-    return column_sums(dense(x).reshape(-1, width))
-
-
 # --- element by element ---
 
 
@@ -55,7 +50,7 @@ def _one_row(x, y):
 def add(x, y):
     """x + y where y is one row: dy is a sum down the columns."""
     size, shape = y.size, y.shape
-    return x + y, lambda dz: (dz, column_total(dz, size).reshape(shape))
+    return x + y, lambda dz: (dz, column_sums(dense(dz).reshape(-1, size)).reshape(shape))
 
 
 @override(lambda x: True)
@@ -88,8 +83,8 @@ def gelu(x, *, approximate="tanh"):
 
 # --- matrix products ---
 
-# A bias could be added together with the GELU, or with the residual and drop path, that follow it: 19 of the 287
-# launches of vit-tiny-tl's graph, 49 of the 523 of cifar-r1's. But an op sees its arrays, and not which op comes next.
+# A bias could be added together with the GELU, or with the residual and drop path, that follow it: 19 of the 285
+# launches of vit-tiny-tl's graph, 49 of the 521 of cifar-r1's. But an op sees its arrays, and not which op comes next.
 
 
 @override(lambda x, W, b=None: W.ndim == 2 and x.shape[-1:] == W.shape[:1] and (b is None or b.shape == W.shape[1:]))
@@ -102,8 +97,9 @@ def linear(x, W, b=None):
         launch("bias_drop_path", each(y.size), y, y, b, None, y.size, outputs, 1)
 
     def backward(dy):
-        db = None if b is None else column_total(dy, outputs)
-        dy = operand(dy.reshape(-1, outputs))
+        dy = dy.reshape(-1, outputs)
+        db = None if b is None else column_sums(dense(dy))
+        dy = operand(dy)
         return lambda: product(dy, W.T).reshape(shape), product(x.T, dy), db
 
     return y.reshape(*shape[:-1], outputs), backward
@@ -352,8 +348,9 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
         launch("bias_drop_path", each(y.size), y, y, dense(b), None, y.size, out, 1)
 
     def backward(dy):
-        db = None if b is None else column_total(dy, out)
-        dy = operand(dense(dy).reshape(P, groups, part)).swapaxes(0, 1)
+        dy = dense(dy)
+        db = None if b is None else column_sums(dy.reshape(P, out))
+        dy = operand(dy.reshape(P, groups, part)).swapaxes(0, 1)
         dW = cupy.empty((K, groups, part), x.dtype)
         product(columns().swapaxes(1, 2), dy, out=dW.swapaxes(0, 1))
 

@@ -22,16 +22,18 @@ def layer_norm_dx(dx, dy, x, weight, mean, inv_std, rows, C):
     dx.reshape(rows, C)[...] = inv * (g - g.mean(1, keepdims=True) - n * (g * n).mean(1, keepdims=True))
 
 
-def column_sums(sums, x, mean, rows, C, chunk):
+def column_sums(sums, parts, tickets, x, mean, rows, C, chunk):
     x = x.reshape(rows, C) if mean is None else (x.reshape(rows, C) - mean) ** 2
-    for k in range(len(sums)):
-        sums[k] = x[k * chunk : (k + 1) * chunk].sum(0)
+    parts = np.empty((1, C), x.dtype) if parts is None else parts
+    for k in range(len(parts)):
+        parts[k] = x[k * chunk : (k + 1) * chunk].sum(0)
+    sums[...] = parts.sum(0)
 
 
-def norm_columns(sums, dy, x, mean, inv_std, rows, C, chunk, by_column):
+def norm_columns(sums, parts, tickets, dy, x, mean, inv_std, rows, C, chunk, by_column):
     mean, inv_std = (a if by_column else a.reshape(rows, 1) for a in (mean, inv_std))
     dy, n = dy.reshape(rows, C), (x.reshape(rows, C) - mean) * inv_std
-    column_sums(sums, np.concatenate([dy * n, dy], 1), None, rows, 2 * C, chunk)
+    column_sums(sums, parts, tickets, np.concatenate([dy * n, dy], 1), None, rows, 2 * C, chunk)
 
 
 def batch_statistics(inv_std, running_mean, running_var, mean, v, rows, C, momentum, eps):
@@ -135,12 +137,13 @@ def cross_entropy_dx(dx, dsoft, dloss, x, lse, labels, soft, B, K, keep, spread)
         dsoft[...] = keep * (lse[:, None] - x) * share
 
 
-def squares(sums, x, n):
+def squares(sum, parts, tickets, x, n):
     runs = np.zeros(-(-n // 256) * 256, x.dtype)
     runs[:n] = x.reshape(-1) ** 2
     runs = runs.reshape(-1, 256).sum(1)
-    for k in range(len(sums)):
-        sums[k] = runs[k :: len(sums)].sum()
+    for k in range(len(parts)):
+        parts[k] = runs[k :: len(parts)].sum()
+    sum[...] = parts.sum()
 
 
 def gather(grad, table, count):
