@@ -54,6 +54,7 @@ RUNS = {  # training runs of 20 steps each, and which share of a loss may differ
 }
 # of the arrays of kernels; how often the host is asked; and numbers that are written between replays
 SIZES = {"rows": 65536, "columns": 768, "calls": 300, "scribbles": (10**4, 10**6, 10**7)}
+SIZES["sums"] = [(65536, 768), (100_003, 33), (8192, 128), (4097, 3077), (257, 1)]  # rows and columns that are added up
 results = {"began": time.time(), "checks": {}, "figures": {}}
 
 
@@ -201,13 +202,44 @@ def kernels_equal_their_references():
             expected, own = prepared(args, dtype), prepared(args, dtype)
             with np.errstate(all="ignore"):
                 getattr(reference, name)(*expected)
-            own = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in own]
+            own = [cupy.asarray(a) if np.ndim(a) else a for a in own]
             kernels.launch(name, blocks, *own)
             for a, b in zip(own, expected, strict=True):
-                if isinstance(b, np.ndarray):
+                if np.ndim(b):
                     np.testing.assert_allclose(to_numpy(a), b, rtol=rtol, atol=rtol, err_msg=f"{name} {dtype}")
                     if b.dtype.kind == "f" and np.isfinite(b).all():
                         worst[name] = max(worst.get(name, 0), close(a, b, rtol, name) if dtype == "float32" else 0)
+    return worst
+
+
+@section("checks")
+def sums_are_the_same_each_time():
+    """Many times the same bits, whichever block is last, also in a graph; and NumPy's, for chunks that are not full."""
+    import cupy
+
+    from minitl import cuda
+    from minitl.cuda.kernels import column_sums, norm_columns
+
+    worst = {}
+    for rows, C in SIZES["sums"]:
+        rng = np.random.default_rng(rows)
+        x, dy = (rng.standard_normal((rows, C), "float32") for _ in range(2))
+        mean, inv_std = rng.standard_normal(rows, "float32"), rng.random(rows, "float32")
+        given = [cupy.asarray(a) for a in (x, dy, mean, inv_std)]
+
+        def sums(x, dy, mean, inv_std):
+            return column_sums(x), norm_columns(dy, x, mean, inv_std)
+
+        found = [sums(*given) for _ in range(50)]
+        captured = cuda.capture(sums)
+        found += [tuple(a.copy() for a in captured(*given)) for _ in range(10)]
+        own, *others = [[to_numpy(a) for a in pair] for pair in found]
+        same = [(a == b).all() for pair in others for a, b in zip(own, pair, strict=True)]
+        assert all(same), f"{rows} x {C}: {same.count(False)} of {len(same)} are others"
+        n = (x - mean[:, None].astype("float64")) * inv_std[:, None]
+        expected = x.sum(0, dtype="float64"), np.concatenate([(dy * n).sum(0), dy.sum(0, dtype="float64")])
+        pairs = zip(own, expected, strict=True)
+        worst[f"{rows} x {C}"] = max(close(a, b, 1e-5, f"{rows} x {C}") for a, b in pairs)
     return worst
 
 

@@ -268,7 +268,7 @@ def checks(command, monkeypatch):
         monkeypatch.setitem(bench_cuda.MODELS, name, (TINY, 4))
     monkeypatch.setattr(gpu, "TINY", TINY)
     monkeypatch.setattr(gpu, "BATCH", 4)
-    monkeypatch.setattr(gpu, "SIZES", {"rows": 256, "columns": 16, "calls": 2, "scribbles": (10,)})
+    monkeypatch.setattr(gpu, "SIZES", {"rows": 256, "columns": 16, "calls": 2, "scribbles": (10,), "sums": [(300, 33)]})
     left_out = "op_tests_with_cupy", *(f"{name} {precision}" for name, precision, _ in gpu.STEPS[2:])
     monkeypatch.setattr(gpu, "SECTIONS", [one for one in gpu.SECTIONS if one[1] not in left_out])
     monkeypatch.setattr(gpu, "results", {"began": time.time(), "checks": {}, "figures": {}})
@@ -283,7 +283,7 @@ def test_all_checks_run(checks, capsys):
     found = json.loads(Path("gpu.json").read_text())
     failed = {name: entry for kind in ("checks", "figures") for name, entry in found[kind].items() if not entry["ok"]}
     assert failed == {} and end.value.code == 0
-    assert len(found["checks"]) == 10 and len(found["figures"]) == 7
+    assert len(found["checks"]) == 11 and len(found["figures"]) == 7
     assert found["checks"]["a_run_goes_on"]["seen"]["bit for bit"] is True
     table = capsys.readouterr().out.partition("\n\n")[2]
     assert "cifar-r1" in table and "FAILED" not in table
