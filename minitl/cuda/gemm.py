@@ -14,6 +14,7 @@ stored; sums are always in float32, and so are results. Arrays of float64 are al
 import ctypes
 import functools
 import itertools
+import math
 
 import cupy
 import numpy as np
@@ -26,6 +27,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 KINDS = {np.dtype("float32"): 0, np.dtype("float64"): 1, np.dtype("uint16"): 14}  # cudaDataType; uint16 holds bfloat16
 COMPUTE_32F, COMPUTE_64F, COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
 PLAIN, TRANSPOSED, ANY_ALGORITHM = 0, 1, -1
+MATRICES = np.dtype([(name, np.uint64, 5) for name in ("start", "outer", "inner")])  # as in kernels.cu
 WORKSPACE = 32 << 20  # bytes, NVIDIA's recommendation for Hopper
 
 _precision = "fp32"
@@ -86,11 +88,12 @@ def operand(x):
     return y
 
 
-def product(a, b, out=None, alpha=1.0):
+def product(a, b, out=None, alpha=1.0, tables=None):
     """alpha a b over the last two axes, (..., M, K) (..., K, N) -> (..., M, N), with the axes before broadcast.
 
     ``a`` and ``b`` come from ``operand``. They may be transposed or parts of larger arrays, and so may ``out``, which
     is written to where it is given. Nothing is copied as long as one of the two axes has no gaps.
+    ``tables`` is what ``locate`` has filled, and saves launches where matrices are spread unevenly.
     """
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (M, K), N = a.shape[-2:], b.shape[-1]
@@ -120,8 +123,8 @@ def product(a, b, out=None, alpha=1.0):
         places = [[ctypes.c_void_p(x.data.ptr)] for x, _ in operands]
     else:
         name, last = "cublasGemmBatchedEx", [count]
-        table = _addresses([x for x, _ in operands], batch, count)
-        places = [[ctypes.c_void_p(table.data.ptr + 8 * count * i)] for i in range(3)]
+        found = locate({} if tables is None else tables, batch, *(x for x, _ in operands))
+        places = [[ctypes.c_void_p(table.data.ptr)] for table in found]
     for place, (x, step), offset in zip(places, operands, offsets, strict=True):
         place += [KINDS[x.dtype], step]
         if name == "cublasGemmStridedBatchedEx":
@@ -158,16 +161,23 @@ def _offsets(x, batch):
     return axes[-1][1] // x.itemsize if axes else 0
 
 
-def _addresses(arrays, batch, count):
-    """Where each matrix of a batch with two axes begins, for three arrays: (3, count), on the GPU.
+def locate(tables, batch, *arrays):
+    """Tables on the GPU of where each matrix of up to five arrays begins, as cuBLAS wants to know, by one launch.
 
-    The heads of an attention need it: one step leads to the next head, another to the next sample.
+    The heads of an attention need them: one step leads to the next head, another to the next sample. The dict
+    ``tables`` keeps them by what says all that they hold, so none is made twice, nor where each step is the same.
     """
-    if sum(n > 1 for n in batch) != 2:
+    keys = [(x.data.ptr, *_axes(x, batch)) for x in arrays]
+    new = [key for key in dict.fromkeys(keys) if key not in tables]
+    if not new or library() is None or all(_offsets(x, batch) is not None for x in arrays):
+        return [tables.get(key) for key in keys]
+    axes = [n for n in batch if n > 1]
+    if len(axes) != 2:
         raise ValueError(f"a batch of matrices that are spread unevenly has two axes, got {batch}")
-    table = cupy.empty((3, count), np.uint64)
-    numbers = []
-    for x in arrays:
-        (_, outer), (inner, near) = _axes(x, batch)
-        numbers += [np.uint64(x.data.ptr), np.uint64(outer), np.uint64(near)]
-    return constant(table, lambda: launch("addresses", each(count), table, *numbers, inner, count))
+    count = math.prod(axes)
+    matrices, table = np.zeros((), MATRICES), cupy.empty((5, count), np.uint64)
+    for i, (start, (_, outer), (_, inner)) in enumerate(new):
+        matrices["start"][i], matrices["outer"][i], matrices["inner"][i] = start, outer, inner
+    constant(table, lambda: launch("addresses", each(count), table, matrices, axes[1], count))
+    tables.update(zip(new, table, strict=False))
+    return [tables[key] for key in keys]

@@ -499,13 +499,12 @@ KERNEL to_bf16(unsigned short* y, const float* x, int n) {
     y[i] = (nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-// at[k, i] = start_k + (i / inner) outer_k + (i mod inner) inner_k    where the i-th matrix of operand k = 0, 1, 2 begins
-KERNEL addresses(u64* at, u64 start0, u64 outer0, u64 inner0, u64 start1, u64 outer1, u64 inner1, u64 start2,
-                 u64 outer2, u64 inner2, int inner, int count) {
+// Where the matrices of up to 5 arrays lie that have two axes of matrices, an outer and an inner one; steps in bytes
+struct Matrices { u64 start[5], outer[5], inner[5]; };
+
+// at[k, i] = start_k + (i / inner) outer_k + (i mod inner) inner_k    where the i-th matrix of array k begins
+KERNEL addresses(u64* at, Matrices m, int inner, int count) {
     int i = THREAD;
     if (i >= count) return;
-    u64 far = i / inner, near = i % inner;
-    at[i] = start0 + far * outer0 + near * inner0;
-    at[count + i] = start1 + far * outer1 + near * inner1;
-    at[2 * count + i] = start2 + far * outer2 + near * inner2;
+    for (int k = 0; k < 5; k++) at[k * count + i] = m.start[k] + i / inner * m.outer[k] + i % inner * m.inner[k];
 }

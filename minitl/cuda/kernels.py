@@ -30,7 +30,8 @@ def launch(name, blocks, *args):
     """Start a kernel on ``blocks`` (a number or a pair) of 256 threads; it runs after what was started before.
 
     Arrays are passed as pointers and must be without gaps, None as the null pointer, integers as ``int`` and floats as
-    ``real``, which is ``double`` if one of the arrays is float64. NumPy numbers are passed as they are.
+    ``real``, which is ``double`` if one of the arrays is float64. NumPy numbers, and structures in arrays of one, are
+    passed as they are.
     """
     arrays = [a for a in args if isinstance(a, cupy.ndarray)]
     for a in arrays:

@@ -13,7 +13,7 @@ from .. import ops
 from ..autograd import OPS, Tensor, no_grad
 from ..backend import FLOATS, default_rng
 from ..ops.conv import pair
-from .gemm import operand, product
+from .gemm import locate, operand, product
 from .graph import changing, remembering
 from .kernels import column_sums, dense, each, launch, norm_columns, rows
 
@@ -206,27 +206,30 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
     (B, N, C), dtype = qkv.shape, qkv.dtype
     C //= 3
     d, rows_of_A = C // num_heads, B * num_heads * N
-    scale = 1 / math.sqrt(d)
+    scale, batch, tables = 1 / math.sqrt(d), (B, num_heads), {}
     q, k, v = operand(dense(qkv)).reshape(B, N, 3, num_heads, d).transpose(2, 0, 3, 1, 4)  # each (B, heads, N, d)
-    A = product(q, k.swapaxes(2, 3), alpha=scale)
+    A, y = cupy.empty((*batch, N, N), dtype), cupy.empty((B, N, num_heads, d), dtype)
+    heads = y.swapaxes(1, 2)
+    locate(tables, batch, q, k, v, A, heads)
+    product(q, k.swapaxes(2, 3), A, scale, tables)
     launch("softmax", rows(rows_of_A), A, A, rows_of_A, N)
     mask = Mask(dropout, rng, dtype) if dropout else None
     kept = operand(mask(A) if mask else A)
-    y = cupy.empty((B, N, num_heads, d), dtype)
-    product(kept, v, out=y.swapaxes(1, 2))
+    product(kept, v, heads, tables=tables)
 
     def backward(dy):
         dy = operand(dense(dy)).reshape(B, N, num_heads, d).swapaxes(1, 2)
-        dqkv = cupy.empty((B, N, 3, num_heads, d), dtype)
+        dqkv, dS = cupy.empty((B, N, 3, num_heads, d), dtype), cupy.empty(A.shape, dtype)
         dq, dk, dv = dqkv.transpose(2, 0, 3, 1, 4)
-        product(kept.swapaxes(2, 3), dy, out=dv)
-        dS = product(dy, v.swapaxes(2, 3))  # dA
+        locate(tables, batch, dy, dq, dk, dv, dS)
+        product(kept.swapaxes(2, 3), dy, dv, tables=tables)
+        product(dy, v.swapaxes(2, 3), dS, tables=tables)  # dA
         if mask:
             mask(dS, out=dS)
         launch("softmax_dx", rows(rows_of_A), dS, dS, A, rows_of_A, N)
         dS = operand(dS)
-        product(dS, k, out=dq, alpha=scale)
-        product(dS.swapaxes(2, 3), q, out=dk, alpha=scale)
+        product(dS, k, dq, scale, tables)
+        product(dS.swapaxes(2, 3), q, dk, scale, tables)
         return dqkv.reshape(B, N, 3 * C)
 
     return y.reshape(B, N, C), backward

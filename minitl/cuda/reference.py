@@ -213,7 +213,7 @@ def to_bf16(y, x, n):
     y[...] = np.where(np.isnan(x).reshape(y.shape), bits | 0x400000, rounded) >> 16
 
 
-def addresses(at, start0, outer0, inner0, start1, outer1, inner1, start2, outer2, inner2, inner, count):
+def addresses(at, m, inner, count):
     far, near = np.divmod(np.arange(count, dtype=np.uint64), np.uint64(inner))
-    for k, (start, o, i) in enumerate(((start0, outer0, inner0), (start1, outer1, inner1), (start2, outer2, inner2))):
-        at[k] = start + far * o + near * i
+    for k in range(5):
+        at[k] = m["start"][k] + far * m["outer"][k] + near * m["inner"][k]
