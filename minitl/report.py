@@ -197,25 +197,32 @@ def accuracy_against_cost(rows, score="accuracy"):
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    _name_points(axes, [(row["name"], row["macs"] / 1e6, row["accuracy"]) for row in rows])
+    _name_points(axes, [(row["name"], row["macs"] / 1e6, row["accuracy"], row.get("spread", 0)) for row in rows])
     return figure
 
 
 def _name_points(axes, points):
-    """Write names beside their points (name, x, y), at the first of some places where no other name or point is."""
+    """Write names near their points (name, x, y, spread), where they cover least; a line leads to those farther off."""
     axes.figure.draw_without_rendering()  # pixels are known from here on
-    taken = [axes.transData.transform((x, y))[[0, 1, 0, 1]] + (-4, -4, 4, 4) for _, x, y in points]
-    for name, x, y in points:
-        for up, side in ((4, 7), (-11, 7), (4, -7), (-11, -7), (15, 7), (-22, 7), (26, 7), (-33, 7), (15, -7)):
-            style = {"fontsize": 8, "ha": "left" if side > 0 else "right", "textcoords": "offset points"}
-            note = axes.annotate(name, (x, y), (side, up), **style)
-            box = note.get_window_extent().extents
-            if all(box[0] > t[2] or box[2] < t[0] or box[1] > t[3] or box[3] < t[1] for t in taken):
-                break
-            note.remove()
-        else:
-            axes.add_artist(note)
-        taken.append(box)
+    where = axes.transData.transform
+    bars = np.array([where([(x, y - spread), (x, y + spread)]).ravel() for _, x, y, spread in points])
+    taken, frame = bars + np.array([-4, -4, 4, 4]), axes.bbox.extents  # left, bottom, right, top of each
+    places = np.array([(side * gap, up) for gap in (9, 36, 63) for up in range(-150, 151, 3) for side in (1, -1)])
+    places = places[np.hypot(*places.T).argsort(kind="stable")]  # the nearest first
+    style = {"fontsize": 8, "va": "center", "textcoords": "offset pixels", "in_layout": False}
+    for name, x, y, _ in sorted(points, key=lambda point: point[2]):
+        note = axes.annotate(name, (x, y), (0, 0), **style)
+        size = note.get_window_extent().size
+        corners = where((x, y)) + places - size * np.stack([places[:, 0] < 0, np.full(len(places), 0.5)], 1)
+        boxes = np.hstack([corners, corners + size])
+        covers = ((boxes[:, None, :2] < taken[:, 2:]) & (boxes[:, None, 2:] > taken[:, :2])).all(2).sum(1)
+        outside = ((boxes[:, :2] < frame[:2]) | (boxes[:, 2:] > frame[2:])).any(1)
+        best = (covers + len(taken) * outside).argmin()
+        note.set(position=places[best], ha="left" if places[best][0] > 0 else "right")
+        if np.hypot(*places[best]) > 12:
+            line = {"arrowstyle": "-", "linewidth": 0.5, "color": "grey", "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", (x, y), places[best], textcoords="offset pixels", arrowprops=line, in_layout=False)
+        taken = np.vstack([taken, boxes[best]])
 
 
 def confusion(counts, classes):

@@ -262,11 +262,28 @@ def test_show_clip_stages(rng):
 # --- an ablation ---
 
 
-def test_names_in_the_cost_plot_do_not_overlap():
-    rows = [{"name": f"model {i}", "macs": 1e6 + i, "accuracy": 0.5 + 0.001 * i} for i in range(5)]
-    (axes,) = report.accuracy_against_cost([*rows, {"name": "far", "macs": 9e6, "accuracy": 0.9}]).axes
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) == 6 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+@pytest.mark.parametrize("step", [0.001, 0.01])
+@pytest.mark.parametrize("spread", [0, 0.005, 0.05])
+@pytest.mark.parametrize("models", [3, 11])
+def test_names_in_the_cost_plot_can_be_read(models, spread, step):
+    """None lies on another, on a point or on its bar, or outside; also where all models cost the same."""
+    rows = [{"name": f"model number {i}", "macs": 1e6, "accuracy": 0.5 + step * i} for i in range(models)]
+    rows = [row | ({"spread": spread} if spread else {}) for row in rows]
+    figure = report.accuracy_against_cost([*rows, {"name": "far", "macs": 9e6, "accuracy": 0.9}])
+    report.png(figure)
+    (axes,) = figure.axes
+    names = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    bars = [axes.transData.transform((1, row["accuracy"] + side * spread)) for row in rows for side in (-1, 0, 1)]
+    assert len(names) == models + 1
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(names, 2))
+    assert not any(name.contains(*point) for name in names for point in bars)
+    assert all(axes.bbox.x0 <= name.x0 and name.x1 <= axes.bbox.x1 and name.y1 <= axes.bbox.y1 for name in names)
+
+
+def test_a_line_leads_to_a_name_that_is_not_beside_its_point():
+    rows = [{"name": f"model {i}", "macs": 1e6, "accuracy": 0.5} for i in range(3)]
+    (axes,) = report.accuracy_against_cost(rows).axes
+    assert [text.get_text() for text in axes.texts] == ["model 0", "model 1", "model 2", ""]
 
 
 def test_accuracy_against_cost():
