@@ -247,13 +247,13 @@ def confusion(counts, classes):
     figure = Figure(figsize=(side, side), dpi=110, layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in classes]
+    names = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in classes]  # either end may differ
     plain = {"fontsize": 8, "parse_math": False}  # a class may be called $x$
     axes.set_xticks(range(K), names, rotation=45, ha="right", rotation_mode="anchor", **plain)
     axes.set_yticks(range(K), names, **plain)
     axes.set_xlabel("taken for")
     axes.set_ylabel("true class")
-    axes.set_title(title, fontsize=9)
+    figure.suptitle(title, fontsize=9)  # over the names too, which may leave a narrow picture
     axes.spines[:].set_visible(False)
     for i, j in np.argwhere(shares):
         text = f"{shares[i, j]:.0f}" if shares[i, j] >= 1 else "<1"

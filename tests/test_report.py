@@ -332,7 +332,7 @@ def test_confusion():
     }
     np.testing.assert_allclose(axes.images[0].get_array(), [[75, 25, 0], [0.5, 99.5, 0], [0, 0, 0]])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["ant", "bee", "cicada"]
-    assert axes.get_title() == "99.4% of 1,004 images are right; rows in percent"
+    assert figure.get_suptitle() == "99.4% of 1,004 images are right; rows in percent"
 
 
 def test_confusion_of_many_classes():
@@ -343,12 +343,13 @@ def test_confusion_of_many_classes():
     for i, (row, column) in enumerate(pairs):
         counts[row, column] = 100 + i
     counts[50, 49] = 99  # the eleventh pair
-    (axes,) = report.confusion(counts, classes).axes
+    figure = report.confusion(counts, classes)
+    (axes,) = figure.axes
     shown = sorted(k for pair in pairs for k in pair)
     assert [label.get_text() for label in axes.get_yticklabels()] == [classes[k] for k in shown]
     texts = {text.get_position()[::-1]: text.get_text() for text in axes.texts}
     assert texts[shown.index(90), shown.index(0)] == "33" and len(texts) == 30
-    assert axes.get_title().splitlines()[1] == "the 20 of 100 classes that are taken for one another most often"
+    assert figure.get_suptitle().splitlines()[1] == "the 20 of 100 classes that are taken for one another most often"
     (axes,) = report.confusion(np.eye(21, dtype=int), classes[:21]).axes
     assert len(axes.get_yticklabels()) == len(axes.texts) == 20, "also where none is mistaken"
     with pytest.raises(ValueError, match=r"needs counts \(3, 3\) of 3 classes, got \(2, 2\)"):
@@ -356,10 +357,19 @@ def test_confusion_of_many_classes():
 
 
 def test_confusion_of_classes_with_odd_names():
-    """No formula is looked for in them, and long ones leave room for the picture."""
-    figure = report.confusion(np.eye(3), ["$\\no formula$", "_private", "long" * 30])
+    """No formula is looked for in them, and long ones leave room for the picture and can still be told apart."""
+    figure = report.confusion(np.eye(4), ["$\\no formula$", "_private", *(f"{'long' * 30} {i}" for i in (1, 2))])
     assert report.png(figure).startswith(b"\x89PNG")
-    assert figure.axes[0].get_xticklabels()[2].get_text() == "longlonglonglonglonglon…"
+    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert names[2:] == ["longlonglong…glonglong 1", "longlonglong…glonglong 2"]
+
+
+@pytest.mark.parametrize("name", ["a", "M" * 40])
+def test_nothing_of_a_confusion_is_cut(name):
+    figure = report.confusion(np.full((2, 2), 10**6), [name] * 2)
+    report.png(figure)
+    tight = figure.get_tightbbox().extents * figure.dpi
+    assert (tight[:2] >= 0).all() and (tight[2:] <= figure.bbox.extents[2:]).all()
 
 
 def test_a_character_without_a_glyph_is_no_error():
