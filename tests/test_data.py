@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import itertools
 import os
 import socket
 import struct
@@ -99,6 +100,25 @@ def test_load_draws_clutter_once(monkeypatch):
     assert train.images is again.images and same(test, data.clutter(20, 10)[1])
     with pytest.raises(ValueError, match="read-only"):
         train.images[0] = 0
+
+
+class Screen(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("draw, what", [(data.clutter, "600 images"), (data.actors, "600 clips")])
+def test_a_bar_is_there_for_those_who_wait(monkeypatch, draw, what):
+    """On a terminal, if drawing takes more than a second by the clock; then it goes away again."""
+    for screen, tick, shown in ((Screen(), 1.5, True), (Screen(), 0.0, False), (io.StringIO(), 1.5, False)):
+        monkeypatch.setattr(sys, "stderr", screen)
+        monkeypatch.setattr("tqdm.std.time", functools.partial(next, itertools.count(0, tick)))
+        draw(600, 50)
+        text = screen.getvalue()
+        assert (f"/{what.split()[0]} [" in text and what.split()[1] in text and "drawing" in text) == shown, text
+        assert text.split("\r")[-1].strip() == "" if shown else text == ""
 
 
 # --- CLUTTER ---

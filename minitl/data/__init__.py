@@ -1,6 +1,6 @@
 """Data sets in memory, batches and augmentation.
 
-``load`` is the way in: ``train, test = load("clutter")``. Only NumPy is imported until an archive is read.
+``load`` is the way in: ``train, test = load("clutter")``. Only NumPy is imported until images are drawn or read.
 """
 
 import functools

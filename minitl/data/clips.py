@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..backend import InputError
-from .dataset import Dataset
+from .dataset import Dataset, drawing
 from .shapes import COOL, NOISE, SHAPES, SIDE, SIZES, WARM
 
 FRAMES = {6: 8, 12: 16}  # frames per second: frames of a clip
@@ -142,7 +142,7 @@ def _many(seed, n, fps, at_once=50):
     parts = (draw(np.random.default_rng((seed, start)), min(at_once, n - start), fps) for start in starts)
     clips = np.empty((n, _frames(fps), SIDE, SIDE, 3), "uint8")
     labels, boxes = [], []
-    for start, part in zip(starts, parts, strict=True):
+    for start, part in zip(starts, drawing(parts, n, "clips"), strict=True):
         clips[start : start + at_once] = part.images
         labels.append(part.labels)
         boxes.append(part.boxes)

@@ -81,6 +81,17 @@ def balanced(labels, n, rng):
     return np.sort(order[np.argsort(rank, kind="stable")[:n]])
 
 
+def drawing(parts, n, unit):
+    """``parts`` of ``n`` generated images or clips as they are drawn; a bar on a terminal if that takes a second."""
+    from tqdm import tqdm
+
+    style = {"unit": f" {unit}", "unit_scale": True, "dynamic_ncols": True, "leave": False, "disable": None}
+    with tqdm(desc="drawing", total=n, delay=1, **style) as progress:
+        for part in parts:
+            yield part
+            progress.update(len(part))
+
+
 def _check(name, x, dtype, shape):
     if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != shape:
         raise InputError(f"{name} of these images are an {np.dtype(dtype)} array {shape}, got {describe(x)}")

@@ -8,7 +8,7 @@ object's box, where the model looks can be scored too.
 import numpy as np
 
 from ..backend import InputError
-from .dataset import Dataset
+from .dataset import Dataset, drawing
 
 SIDE = 32  # pixels
 SIZES = (7, 8, 9)  # pixels across an object
@@ -84,6 +84,6 @@ def clutter(num_train=20000, num_test=2000):
 
 def _many(rng, n, at_once=500):
     """``n`` images, drawn few at a time: what the processor's cache holds is painted fastest."""
-    parts = [draw(rng, min(at_once, n - start)) for start in range(0, n, at_once)]
+    parts = list(drawing((draw(rng, min(at_once, n - start)) for start in range(0, n, at_once)), n, "images"))
     images, labels, boxes = (np.concatenate([getattr(p, k) for p in parts]) for k in ("images", "labels", "boxes"))
     return Dataset(images, labels, tuple(SHAPES), boxes)
