@@ -50,7 +50,7 @@ class TrainOptions(TrainConfig):
     """go on with the run in this folder, with the options it was started with"""
     seeds: int | None = None
     """train so often, with this seed and the next ones, in folders below --out, by default runs/DATASET-seeds; the same
-    command goes on where it was stopped"""
+    command goes on where it was stopped, and finished runs of other seeds there count as well"""
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,22 @@ def test_several_seeds(capsys, monkeypatch):
     assert minitl(monkeypatch, *command) == 0
     assert [line for line in lines if "epoch" not in line] == capsys.readouterr().out.splitlines()
     assert rows_of(folder) == rows
-    assert minitl(monkeypatch, *command[:-1], 1) == 0, "one alone has no deviation"
-    assert capsys.readouterr().out.splitlines()[-2] == f"test accuracy  {found[0]:.2%}"
+
+
+def test_finished_seeds_of_an_earlier_command_count(capsys, monkeypatch):
+    """In the table, which never loses one again, and in the mean; those that were only begun do not."""
+    command = ["train", *TINY, "--out", "some"]
+    assert minitl(monkeypatch, *command, "--seed", 4, "--seeds", 1) == 0
+    (row,) = rows_of(Path("some"))
+    assert capsys.readouterr().out.splitlines()[-2] == f"test accuracy  {float(row['accuracy']):.2%}", "no deviation"
+    train.start(replace(train.load_config("some/seed4"), seed=9), "some/seed9")
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "fit", lambda *_: False)
+        assert minitl(monkeypatch, *command, "--seeds", 2) == 130
+    assert rows_of(Path("some")) == [row]
+    assert minitl(monkeypatch, *command, "--seeds", 2) == 0
+    assert [row["seed"] for row in rows_of(Path("some"))] == ["4", "0", "1"]
+    assert "of 3 seeds)" in capsys.readouterr().out.splitlines()[-2]
 
 
 def test_ctrl_c_and_the_same_again(capsys, monkeypatch):

@@ -22,7 +22,8 @@ OURS = re.compile(r"seed(\d+)|(command\.txt|results\.csv)(\.tmp)?|\..*")  # what
 def plan(name, config, seeds, folder):
     """A Run called ``name`` for each of ``seeds`` seeds, from that of ``config`` on, in folders below ``folder``.
 
-    Raises InputError for fewer than one seed, for a folder that holds anything else, and for runs with other options.
+    Finished runs of other seeds that lie there come first: they count as well. Raises InputError for fewer than one
+    seed, for a folder that holds anything else, and for runs with other options.
     """
     folder, first = Path(folder), config.seed
     if seeds < 1:
@@ -36,12 +37,14 @@ def plan(name, config, seeds, folder):
     runs = {
         seed: Run(name, seed, replace(config, seed=seed), folder / f"seed{seed}") for seed in sorted({*wanted, *there})
     }
+    finished = []
     for run in runs.values():
         try:
-            run.result()
+            if run.result():
+                finished.append(run)
         except InputError as error:
             raise InputError(f"{run.folder} does not go with these options; choose another --out: {error}") from error
-    return [runs[seed] for seed in wanted]
+    return finished + [runs[seed] for seed in wanted if runs[seed] not in finished]
 
 
 def begin(folder, command):
