@@ -1,6 +1,7 @@
 """The command line; the options of its commands are made from the configuration dataclasses."""
 
 import argparse
+import functools
 import itertools
 import json
 import shlex
@@ -180,7 +181,12 @@ def _train_seeds(options, config, command):
     score, rows = ablate.score_of(config), []
     runs = seeds.plan(name, config, options.seeds, folder)
     seeds.begin(folder, command)
-    for row in _results(runs, score, command, on_epoch=lambda row: _print_epoch(row, config.epochs, score)):
+    say_once = functools.cache(lambda text: print(text, flush=True))  # it is the same for all seeds
+    says = {
+        "on_start": lambda trainer: say_once(trainer.describe()),
+        "on_epoch": lambda row: _print_epoch(row, config.epochs, score),
+    }
+    for row in _results(runs, score, command, **says):
         rows.append(row)
         seeds.save(rows, folder)
     (mean,) = ablate.summary(rows)

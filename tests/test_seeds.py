@@ -54,6 +54,8 @@ def test_several_seeds(capsys, monkeypatch):
     folder, lines = Path("runs/clutter-seeds"), capsys.readouterr().out.splitlines()
     assert sorted(path.name for path in folder.iterdir()) == ["command.txt", "results.csv", "seed4", "seed5", "seed6"]
     assert shlex.split(os.fsdecode((folder / "command.txt").read_bytes())) == ["minitl", *map(str, command)]
+    assert lines[0].startswith("ViT, ") and lines[0].endswith("32 training and 50 test images of 8 classes")
+    assert lines.count(lines[0]) == 1 and lines[1].startswith("epoch   1/2 ")
     rows = rows_of(folder)
     assert [row["seed"] for row in rows] == ["4", "5", "6"]
     found = [float(row["accuracy"]) for row in rows]
@@ -73,7 +75,7 @@ def test_several_seeds(capsys, monkeypatch):
 
     monkeypatch.setattr(train, "start", None)
     assert minitl(monkeypatch, *command) == 0
-    assert [line for line in lines if "epoch" not in line] == capsys.readouterr().out.splitlines()
+    assert [line for line in lines[1:] if "epoch" not in line] == capsys.readouterr().out.splitlines()
     assert rows_of(folder) == rows
 
 

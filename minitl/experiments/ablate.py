@@ -153,15 +153,17 @@ class Run:
         cost = flops.total(flops.count(model))
         return {"name": self.name, "seed": self.seed, "parameters": cost.params, "macs": cost.macs} | found
 
-    def finish(self, on_epoch=lambda row: None):
+    def finish(self, on_start=lambda trainer: None, on_epoch=lambda row: None):
         """Train what is not trained yet. Returns ``result()``: None after Ctrl-C, with everything saved.
 
+        ``on_start`` gets the Trainer, if there is anything to train, and ``on_epoch`` what ``Trainer.fit`` gives it.
         Raises InputError where ``train`` or ``result`` do, and says for which run.
         """
         try:
             if row := self.result():
                 return row
             trainer = train.resume(self.folder) if self._exists() else train.start(self.config, self.folder)
+            on_start(trainer)
             return self.result() if trainer.fit(on_epoch) else None
         except InputError as error:
             raise InputError(f"{self.name}, seed {self.seed}, in {self.folder}: {error}") from error
