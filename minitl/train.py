@@ -227,6 +227,21 @@ def resume(folder, config=None):
     return trainer
 
 
+def about_images(train_set):
+    """What a checkpoint says about the images that a run is trained on, a dict."""
+    mean, std = data.channel_stats(train_set.images)
+    return {"images": len(train_set), "classes": list(train_set.classes), "mean": mean.tolist(), "std": std.tolist()}
+
+
+def check_images(folder, meta, about):
+    """Raise InputError unless the run in ``folder``, whose checkpoint says ``meta``, has images like ``about``."""
+    if any(meta.get(name) != value for name, value in about.items()):
+        raise InputError(
+            f"the training images of {load_config(folder).dataset} are not those that the run in {folder} was started "
+            "with; bring those back, or start a new run"
+        )
+
+
 class Trainer:
     """A training run in memory: data, model, optimiser, and how far it is. Made by ``start`` and ``resume``.
 
@@ -241,7 +256,8 @@ class Trainer:
         self.folder = Path(folder)
         self.train_set, self.test_set = data.load(config.dataset, config.data_dir, config.subset)
         self.config = config = _fitted(config, self.train_set)
-        self.mean, self.std = data.channel_stats(self.train_set.images)
+        self.about = about_images(self.train_set)
+        self.mean, self.std = np.float32(self.about["mean"]), np.float32(self.about["std"])
         self.score = "mAP" if self.train_set.multi_label else "accuracy"
 
         rng = np.random.default_rng(config.seed)
@@ -318,28 +334,19 @@ class Trainer:
         """Write the metrics and the checkpoint from which ``resume`` goes on."""
         table = [COLUMNS, *(row.values() for row in self.rows)]
         files.write(self.folder / "metrics.csv", "".join(",".join(map(str, line)) + "\n" for line in table).encode())
-        meta = {"config": asdict(self.config), **self._data()}
+        meta = {"config": asdict(self.config), **self.about}
         meta |= {name: getattr(self, name) for name in COUNTS}
         checkpoint.save(self.folder / CHECKPOINT, checkpoint.collect(self._parts()), meta)
 
     def restore(self, arrays, meta):
         """Go on from what ``save`` wrote. Raises InputError when names or the training images differ."""
-        if any(meta[name] != value for name, value in self._data().items()):
-            raise InputError(
-                f"the training images of {self.config.dataset} are not those that the run in {self.folder} was started "
-                "with; bring those back, or start a new run"
-            )
+        check_images(self.folder, meta, self.about)
         checkpoint.restore(arrays, self._parts())
         for name in COUNTS:
             setattr(self, name, meta[name])
 
     def _parts(self):
         return {"model": self.model, "optimizer": self.optimizer} | ({"ema": self.ema} if self.ema else {})
-
-    def _data(self):
-        """What the checkpoint says about the training images."""
-        statistics = {"mean": self.mean.tolist(), "std": self.std.tolist()}
-        return {"images": len(self.train_set), "classes": list(self.train_set.classes), **statistics}
 
     def _rest_of_epoch(self):
         """The batches of this epoch that are still to come."""

@@ -213,6 +213,18 @@ def test_seeds_with_other_options_are_not_mixed(here, monkeypatch, capsys):
     assert not (here / "both/seed7").exists()
 
 
+def test_seeds_on_other_images_are_not_mixed(here, monkeypatch, capsys):
+    """Also where all are finished and the images of a folder have changed since."""
+    assert minitl(monkeypatch, "train", *TINY, "--seeds", 1, "--out", "both") == 0
+    other = data.draw(np.random.default_rng(3), 32), data.draw(np.random.default_rng(2), 50)
+    monkeypatch.setattr(data, "load", lambda *_, **__: other)
+    before = {path: path.read_bytes() for path in here.rglob("*.*")}
+    for count in (1, 2):
+        assert minitl(monkeypatch, "train", *TINY, "--seeds", count, "--out", "both") == 2
+        assert "the training images of clutter are not those that the run in both/seed0" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in here.rglob("*.*")} == before
+
+
 @pytest.mark.parametrize("content", ["", "x\n", "epoch,test_accuracy,seconds\n1,,\n2,,\n", "\xff"])
 def test_damaged_metrics(here, content):
     (run,) = seeds.plan("x", train.TrainConfig(epochs=1, batch_size=16), 1, here / "both")

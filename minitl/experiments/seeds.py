@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from .. import files, train
+from .. import checkpoint, data, files, train
 from ..backend import InputError
 from .ablate import Run
 
@@ -23,7 +23,7 @@ def plan(name, config, seeds, folder):
     """A Run called ``name`` for each of ``seeds`` seeds, from that of ``config`` on, in folders below ``folder``.
 
     Finished runs of other seeds that lie there come first: they count as well. Raises InputError for fewer than one
-    seed, for a folder that holds anything else, and for runs with other options.
+    seed, for a folder that holds anything else, for runs with other options and for finished ones on other images.
     """
     folder, first = Path(folder), config.seed
     if seeds < 1:
@@ -44,6 +44,10 @@ def plan(name, config, seeds, folder):
                 finished.append(run)
         except InputError as error:
             raise InputError(f"{run.folder} does not go with these options; choose another --out: {error}") from error
+    if finished:
+        about = train.about_images(data.load(config.dataset, config.data_dir, config.subset)[0])
+        for run in finished:
+            train.check_images(run.folder, checkpoint.load(run.folder / train.CHECKPOINT)[1], about)
     return finished + [runs[seed] for seed in wanted if runs[seed] not in finished]
 
 
