@@ -1,9 +1,11 @@
 """The command line; the options of its commands are made from the configuration dataclasses."""
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field, fields
@@ -166,11 +168,12 @@ def train_command(args):
         print(f"going on with {trainer.folder} after step {trainer.step} of {trainer.total}")
     else:
         trainer = start(config, options.out or _new_folder(options.dataset), command)
-    print(trainer.describe(), flush=True)
-    if not trainer.fit(on_epoch=lambda row: _print_epoch(row, config.epochs, trainer.score)):
-        how = f"minitl train --resume {shlex.quote(str(trainer.folder))}"
-        print(f"stopped and saved after step {trainer.step} of {trainer.total}; go on with: {how}")
-        sys.exit(130)
+    how = f"go on with: minitl train --resume {shlex.quote(str(trainer.folder))}"
+    with _unread(how):
+        print(trainer.describe(), flush=True)
+        if not trainer.fit(on_epoch=lambda row: _print_epoch(row, config.epochs, trainer.score)):
+            print(f"stopped and saved after step {trainer.step} of {trainer.total}; {how}", flush=True)
+            sys.exit(130)
     _print_result(trainer.result, trainer.test_set)
     print(f"results are in {trainer.folder}: {', '.join(sorted(path.name for path in trainer.folder.iterdir()))}")
 
@@ -347,13 +350,25 @@ def ablate_command(args):
 def _results(runs, score, command, **options):
     """The results of Runs, printed one by one; ends at Ctrl-C, and then says by which ``command`` it goes on."""
     for i, run in enumerate(runs, 1):
-        row = run.finish(**options)
-        if row is None:
-            print(f"stopped and saved in {run.folder}; the same command goes on from there:\n{command}")
-            sys.exit(130)
-        result = f"{score} {row['accuracy']:.2%}   {row['seconds']:.0f} s"
-        print(f"{i:3d}/{len(runs)}   {run.name:22} seed {run.seed}   {result}", flush=True)
+        how = f"the same command goes on from there:\n{command}"
+        with _unread(how):
+            row = run.finish(**options)
+            if row is None:
+                print(f"stopped and saved in {run.folder}; {how}", flush=True)
+                sys.exit(130)
+            result = f"{score} {row['accuracy']:.2%}   {row['seconds']:.0f} s"
+            print(f"{i:3d}/{len(runs)}   {run.name:22} seed {run.seed}   {result}", flush=True)
         yield row
+
+
+@contextlib.contextmanager
+def _unread(how):
+    """Inside, training ends after the epoch in which nobody reads stdout any more; stderr says ``how`` it goes on."""
+    try:
+        yield
+    except BrokenPipeError:
+        print(f"minitl: nobody reads the output any more; stopped and saved; {how}", file=sys.stderr)
+        raise
 
 
 def _print_speed(folder, quick):
@@ -388,21 +403,19 @@ COMMANDS = {
 def main(args=None):
     """Run the command in ``args`` (``sys.argv`` by default).
 
-    What a person can mend ends in one message on stderr and exit status 2; Ctrl-C ends in exit status 130.
+    What a person can mend ends in one message on stderr and exit status 2; Ctrl-C ends in exit status 130, and a
+    reader that goes away, as ``| head`` does, in 141: both are what a shell makes of the signal.
     """
     name, *args = (sys.argv[1:] if args is None else args) or ["--help"]
-    if name == "--version":
-        print(f"minitl {version('minitl')}")
-        return
-    if name in ("-h", "--help", "help"):
-        print("usage: minitl COMMAND [options]\n")
-        print("\n".join(f"  {name:7} {command.__doc__}" for name, command in COMMANDS.items()))
-        print("\nOptions of a command: minitl COMMAND --help")
-        return
     try:
-        if name not in COMMANDS:
-            raise InputError(f"unknown command {name!r}; {near(name, COMMANDS)}")
-        COMMANDS[name](args)
+        try:
+            _run(name, args)
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):  # Python writes what is left in them when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(141)
     except (InputError, OSError) as error:
         print(f"minitl: {error}", file=sys.stderr)
         sys.exit(2)
@@ -412,6 +425,19 @@ def main(args=None):
     except KeyboardInterrupt:
         print("minitl: interrupted; whatever was saved before is still there", file=sys.stderr)
         sys.exit(130)
+
+
+def _run(name, args):
+    if name == "--version":
+        print(f"minitl {version('minitl')}")
+    elif name in ("-h", "--help", "help"):
+        print("usage: minitl COMMAND [options]\n")
+        print("\n".join(f"  {name:7} {command.__doc__}" for name, command in COMMANDS.items()))
+        print("\nOptions of a command: minitl COMMAND --help")
+    elif name in COMMANDS:
+        COMMANDS[name](args)
+    else:
+        raise InputError(f"unknown command {name!r}; {near(name, COMMANDS)}")
 
 
 def _picture(out, default):

@@ -286,8 +286,8 @@ class Trainer:
     def fit(self, on_epoch=lambda row: None):
         """Train to the end, or to the next Ctrl-C, and save. Returns whether the end was reached.
 
-        ``on_epoch`` gets each new row of metrics.csv, a dict. Raises InputError when loss or gradient is no finite
-        number and when a file cannot be written; the last checkpoint stays as it is.
+        ``on_epoch`` gets each new row of metrics.csv, a dict, when it is saved. Raises InputError when loss or gradient
+        is no finite number and when a file cannot be written; the last checkpoint stays as it is.
         """
         parallel.keep_memory()
         test = None
@@ -310,8 +310,9 @@ class Trainer:
                 if test := self.evaluate(stop):
                     self.seconds = time.perf_counter() - began
                     self._end_epoch(test)
-                    on_epoch(self.rows[-1])
                 self.save()
+                if test:
+                    on_epoch(self.rows[-1])
             finished = len(self.rows) == self.config.epochs
             if finished:
                 if test is None:  # there was nothing left to train, but perhaps to write

@@ -363,17 +363,22 @@ def test_every_end_has_its_message(capsys, monkeypatch, error, status, message):
 # --- signals, in processes of their own ---
 
 
+def environment():
+    """Where the package is found, whatever the folder."""
+    path = os.pathsep.join([str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path}
+
+
 @contextlib.contextmanager
 def running(*args):
     """The command as a process; it is killed in the end, if nothing else ended it."""
     code = "from minitl.cli import main; main()"
-    path = os.pathsep.join([str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": path},
+        env=environment(),
     )
     with process:
         try:
@@ -407,6 +412,53 @@ def test_ctrl_c_and_kill(pictures):
         process.kill()
     trainer = train.resume("my run")
     assert trainer.step > step and len(trainer.rows) == trainer.step // 4
+
+
+def saved(folder):
+    """How many epochs of 4 steps are saved there, and nothing else."""
+    trainer = train.resume(folder)
+    assert trainer.step == 4 * len(trainer.rows)
+    return len(trainer.rows)
+
+
+def test_a_reader_that_goes_away(pictures):
+    """As in ``minitl train | head -2``: not even the epoch is lost of which nobody heard any more."""
+    options = [pictures, *TINY, "--epochs", 100_000, "--out"]
+    gone = "minitl: nobody reads the output any more; stopped and saved; "
+    with running("train", *options, "my run") as process:
+        wait_for(process, "epoch   1/")
+        process.stdout.close()
+        assert process.stderr.read() == f"{gone}go on with: minitl train --resume 'my run'\n"
+        assert process.wait() == 141 and saved("my run") >= 2
+
+    command = ["train", *map(str, options), "seeds", "--seeds", "2"]
+    with running(*command) as process:
+        wait_for(process, "epoch   1/")
+        process.stdout.close()
+        how = f"the same command goes on from there:\n{shlex.join(['minitl', *command])}\n"
+        assert process.stderr.read() == gone + how
+        assert process.wait() == 141 and saved("seeds/seed0") >= 2
+
+
+def test_a_reader_that_goes_away_at_ctrl_c(pictures):
+    """As in ``minitl train | tee log``, where Ctrl-C ends both."""
+    with running("train", pictures, *TINY, "--epochs", 100_000, "--out", "run") as process:
+        wait_for(process, "epoch   1/")
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().endswith("stopped and saved; go on with: minitl train --resume run\n")
+        assert process.wait() == 141 and train.resume("run").step >= 4
+
+
+@pytest.mark.parametrize("command", ["--help", "flops --paper", "train --help", "train --subset 50 --epochs 1"])
+def test_nobody_reads(command):
+    """Neither stdout nor stderr: no message, no traceback, and a status of its own."""
+    read, write = os.pipe()
+    os.close(read)
+    code = "from minitl.cli import main; main()"
+    run = subprocess.run([sys.executable, "-c", code, *command.split()], stdout=write, stderr=write, env=environment())
+    os.close(write)
+    assert run.returncode == 141
 
 
 def test_presets():
