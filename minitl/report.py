@@ -20,38 +20,36 @@ def map_mass(maps, boxes, image_size):
     """Share of the maps that lies inside the boxes, (B,): the mean over the S maps of each image.
 
     maps (B, S, H, W), not negative; boxes (B, 4) as (top, left, bottom, right) in pixels of an image of
-    ``image_size`` (height, width). A map's value is spread evenly over the pixels of its cell; a map of zeros counts 0.
-    For clips maps (B, T', S, H, W) and boxes (B, T, 4): the mean over all frames, those of a tubelet having its maps.
+    ``image_size`` (height, width), which H and W divide. A map's value is spread evenly over the pixels of its cell; a
+    map of zeros counts 0. For clips maps (B, T', S, H, W) and boxes (B, T, M, 4): what lies in any of M boxes, and the
+    mean over all frames, those of a tubelet having its maps.
     """
     maps = to_numpy(maps)
     if maps.ndim == 5:
-        B, T, _ = boxes.shape
-        maps = _of_each_frame(maps, T).reshape(B * T, *maps.shape[2:])
-        return map_mass(maps, boxes.reshape(B * T, 4), image_size).reshape(B, T).mean(1)
-    _, _, H, W = maps.shape
-    rows = _overlap(boxes[:, 0], boxes[:, 2], H, image_size[0] / H)  # (B, H)
-    columns = _overlap(boxes[:, 1], boxes[:, 3], W, image_size[1] / W)  # (B, W)
-    inside = np.einsum("bshw,bh,bw->bs", maps, rows, columns)
-    total = maps.sum((2, 3))
-    return (inside / np.maximum(total, np.finfo(total.dtype).tiny)).mean(1)
+        maps = _of_each_frame(maps, boxes.shape[1])
+    *first, _, H, W = maps.shape
+    height, width = image_size
+    shares = _inside(boxes, image_size).reshape(*first, H, height // H, W, width // W).mean((-3, -1))  # of each cell
+    inside, total = np.einsum("...shw,...hw->...s", maps, shares), maps.sum((-2, -1))
+    return (inside / np.maximum(total, np.finfo(total.dtype).tiny)).reshape(len(maps), -1).mean(1)
 
 
 def box_share(boxes, image_size):
-    """Mean share of an image's pixels that lie in its box: what ``map_mass`` gives for maps that are even."""
-    height, width = image_size
-    return float(((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])).mean() / (height * width))
+    """Mean share of an image's pixels that lie in its boxes: what ``map_mass`` gives for maps that are even."""
+    return float(_inside(boxes, image_size).mean())
+
+
+def _inside(boxes, image_size):
+    """Which pixels lie in a box: (B, height, width) for boxes (B, 4), (B, T, height, width) for boxes (B, T, M, 4)."""
+    top, left, bottom, right = np.moveaxis(boxes, -1, 0)[..., None]
+    y, x = (np.arange(size) for size in image_size)
+    inside = ((top <= y) & (y < bottom))[..., :, None] & ((left <= x) & (x < right))[..., None, :]
+    return inside if boxes.ndim == 2 else inside.any(2)
 
 
 def _of_each_frame(maps, frames):
     """Maps (B, T', ...) of tubelets as maps (B, frames, ...)."""
     return maps.repeat(frames // maps.shape[1], axis=1)
-
-
-def _overlap(start, end, cells, size):
-    """The share of each of ``cells`` intervals of length ``size`` that lies between start and end, (B, cells)."""
-    edges = np.arange(cells) * size
-    shared = np.minimum(end[:, None], edges + size) - np.maximum(start[:, None], edges)
-    return shared.clip(0) / size
 
 
 def show_maps(images, maps, boxes=None, rows=None):
@@ -79,7 +77,7 @@ def show_clip_maps(clips, maps, boxes=None):
 
     clips uint8 (B, T, H, W, C) with C 1 or 3; maps (B, T', S, h, w), those of a tubelet being shown on each of its
     frames. A token's maps are spread over their smallest and largest value in the whole clip, so that one sees when it
-    looks at nothing. boxes (B, T, 4), or None. Of more than 16 tokens or frames the first 16 are shown.
+    looks at nothing. boxes (B, T, M, 4), or None. Of more than 16 tokens or frames the first 16 are shown.
     """
     maps = to_numpy(maps)
     if np.ndim(clips) != 5 or maps.ndim != 5 or len(maps) != len(clips):
@@ -100,7 +98,7 @@ def show_clip_stages(clips, stages, boxes=None):
 
 
 def _table(pictures, boxes, columns, rows=None):
-    """A figure of pictures (H, W, C) in rows and columns, each with its box (top, left, bottom, right) if there are."""
+    """A figure of pictures (H, W, C) in rows and columns, each with its box (4,), its boxes (M, 4), or None at all."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -119,8 +117,8 @@ def _table(pictures, boxes, columns, rows=None):
             if j == 0 and rows:
                 axes.set_ylabel(rows[i], fontsize=8)
             axes.imshow(pictures[i][j], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            if boxes is not None:
-                top, left, bottom, right = boxes[i][j]
+            mine = () if boxes is None else np.reshape(boxes[i][j], (-1, 4))
+            for top, left, bottom, right in (box for box in mine if box.any()):
                 corner = (left - 0.5, top - 0.5)
                 frame = Rectangle(corner, right - left, bottom - top, fill=False, edgecolor="white", linewidth=0.8)
                 axes.add_patch(frame)

@@ -163,22 +163,28 @@ def test_curves_of_a_perfect_model():
 
 
 def test_map_mass_of_clips_is_a_mean_over_frames(rng):
-    """Two tubelets of three frames: each frame is scored with the maps of its tubelet."""
-    maps, start = rng.random((2, 2, 3, 4, 4)), rng.integers(0, 8, (2, 6, 2))
-    boxes = np.concatenate([start, start + rng.integers(1, 8, (2, 6, 2))], axis=2)
-    expected = [
-        [report.map_mass(maps[b, t // 3][None], boxes[b, t][None], (16, 16))[0] for t in range(6)] for b in (0, 1)
-    ]
-    np.testing.assert_allclose(report.map_mass(maps, boxes, (16, 16)), np.mean(expected, axis=1))
+    """Two tubelets of three frames, each scored with the maps of its tubelet; a pixel in two boxes counts once."""
+    maps, start = rng.random((2, 2, 3, 4, 4)), rng.integers(0, 8, (2, 6, 2, 2))
+    boxes = np.concatenate([start, start + rng.integers(1, 8, (2, 6, 2, 2))], axis=-1)
+    boxes[0, :, 1] = 0  # there is one object only
+    expected = np.zeros((2, 6))
+    for b, t in np.ndindex(2, 6):
+        inside = np.zeros((16, 16))
+        for top, left, bottom, right in boxes[b, t]:
+            inside[top:bottom, left:right] = 1
+        map_ = maps[b, t // 3] / maps[b, t // 3].sum((1, 2), keepdims=True)
+        expected[b, t] = (map_.repeat(4, 1).repeat(4, 2) / 16 * inside).sum() / 3
+    np.testing.assert_allclose(report.map_mass(maps, boxes, (16, 16)), expected.mean(1))
     even = report.map_mass(np.ones((2, 6, 1, 4, 4)), boxes, (16, 16))
     assert report.box_share(boxes, (16, 16)) == pytest.approx(even.mean())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_show_clip_maps(rng, channels):
-    """Tokens are rows, frames are columns; both frames of a tubelet have its map; a box moves with its frame."""
+    """Tokens are rows, frames are columns; both frames of a tubelet have its map; boxes move with their frame."""
     clips = rng.integers(100, 256, (2, 4, 8, 8, channels)).astype("uint8")
-    maps, boxes = rng.random((2, 2, 3, 2, 2)), rng.integers(0, 5, (2, 4, 4))
+    maps, boxes = rng.random((2, 2, 3, 2, 2)), rng.integers(1, 5, (2, 4, 2, 4))
+    boxes[0, :, 1] = 0  # there is one object only
     figure = report.show_clip_maps(clips, Tensor(maps), boxes)
     axes = np.array(figure.axes).reshape(8, 4)
     assert [a.get_title() for a in axes[0]] == ["frame 1", "frame 2", "frame 3", "frame 4"]
@@ -190,8 +196,9 @@ def test_show_clip_maps(rng, channels):
         shown = axes[7, t].images[0].get_array().reshape(8, 8, channels)
         expected = clips[1, t] * (0.25 + 0.75 * light[t // 2].repeat(4, 0).repeat(4, 1)[..., None])
         np.testing.assert_array_equal(shown, expected.astype("uint8"))
-        (box,) = axes[7, t].patches
-        assert (box.get_y(), box.get_x()) == tuple(boxes[1, t, :2] - 0.5)
+        corners = [(box.get_y(), box.get_x()) for box in axes[7, t].patches]
+        assert corners == [tuple(boxes[1, t, k, :2] - 0.5) for k in (0, 1)]
+        assert len(axes[3, t].patches) == 1
     assert report.png(figure).startswith(b"\x89PNG")
 
 

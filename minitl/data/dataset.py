@@ -14,8 +14,8 @@ class Dataset:
     images   uint8 (N, H, W, C), or clips (N, T, H, W, C)
     labels   int64 (N,), each an index into ``classes``; or uint8 (N, K), 1 for each class that applies and 0 elsewhere
     classes  the names of the K classes
-    boxes    int64 (N, 4), or (N, T, 4) for clips, as (top, left, bottom, right) in pixels, bottom and right excluded;
-             None when not known
+    boxes    int64 (N, 4), or (N, T, M, 4) for clips of up to M objects, as (top, left, bottom, right) in pixels, bottom
+             and right excluded, or all 0 for an object that is not there; None when not known
 
     Raises ``InputError`` when the parts do not fit together.
     """
@@ -32,7 +32,8 @@ class Dataset:
             )
         n, k = len(self.images), len(self.classes)
         if self.boxes is not None:
-            _check("boxes", self.boxes, np.int64, (*self.images.shape[:-3], 4))
+            objects = (np.shape(self.boxes)[2:-1][:1] or (1,)) if self.images.ndim == 5 else ()
+            _check("boxes", self.boxes, np.int64, (*self.images.shape[:-3], *objects, 4))
         if self.multi_label:
             _check("several labels each", self.labels, np.uint8, (n, k))
             if self.labels.max(initial=0) > 1:
