@@ -11,7 +11,7 @@ import ctypes
 import itertools
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -53,6 +53,8 @@ class DataParallel:
         threads = min(self.threads, len(parts))
         for replica, _ in self.replicas[1:]:
             replica.train(self.model.training)
+            for p in replica.parameters():
+                p.grad = None  # what an interrupted call has left
 
         def work(k):
             replica, rng = self.replicas[k]
@@ -91,6 +93,8 @@ def predict(fn, inputs, threads=1, shard=32):
 
 def _parts(count, threads, shard):
     """As many slices of at most ``shard`` samples as the threads can share evenly; one for each where it is None."""
+    if count < 1:
+        raise ValueError("there are no samples; a batch has at least one")
     rounds = 1 if shard is None else -(-count // (shard * threads))
     ends = [count * i // (rounds * threads) for i in range(rounds * threads + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(ends) if a < b]
@@ -111,9 +115,8 @@ def _run(work, threads, on_error=lambda: None):
 
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for k in range(threads):
-                pool.submit(contextvars.copy_context().run, run, k)
-        except BaseException:  # no more threads to be had, or Ctrl-C: the others shall not wait for this one
+            wait([pool.submit(contextvars.copy_context().run, run, k) for k in range(threads)])
+        except BaseException:  # no more threads to be had, or Ctrl-C: none shall wait for the others any longer
             on_error()
             raise
     if errors:
@@ -176,10 +179,10 @@ def keep_memory():
     Each step allocates the same arrays again. Without this the system hands them out as fresh pages full of zeros,
     which takes a fifth of a step. Only the C library of GNU knows the question; elsewhere nothing happens.
     """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX, most = -1, -3, -8, 2**31 - 1
+    M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, most), (M_TRIM_THRESHOLD, most)):
+    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
         mallopt(option, value)

@@ -1,8 +1,11 @@
 """Threads that share a batch give what one thread gives for the whole, again and again, and never wait in vain."""
 
+import itertools
+import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,8 +152,10 @@ def test_memory_is_kept():
     assert kept < 100 < fresh
 
 
-def test_default_threads():
-    assert 1 <= parallel.default_threads() <= parallel.MOST_THREADS
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (3, 3), (64, 8)])
+def test_default_threads(monkeypatch, cores, threads):
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert parallel.default_threads() == threads
 
 
 def test_threads_for_the_work(monkeypatch):
@@ -174,3 +179,58 @@ def test_a_thread_that_cannot_be_started(monkeypatch):
     monkeypatch.setattr(parallel.ThreadPoolExecutor, "submit", full)
     with pytest.raises(RuntimeError, match="can't start new thread"):
         parallel._run(lambda k: told.wait(), 2, on_error=told.set)
+
+
+LATE = """
+import signal, sys, threading, time
+sys.path.insert(0, {tests!r})
+from test_parallel import CLIPS, SEED, batch_of, model_of
+from minitl import ops, parallel
+
+model, rng, _ = model_of(CLIPS)
+runner = parallel.DataParallel(model, rng, 2)
+replica = runner.replicas[1][0]
+forward = replica.forward
+
+def late(clips):
+    time.sleep(0.5)  # the other thread waits in its first batch norm
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    time.sleep(0.5)
+    return forward(clips)
+
+replica.forward = late
+try:
+    runner.gradients(ops.cross_entropy, *batch_of(CLIPS, 4), SEED)
+except KeyboardInterrupt:
+    print("interrupted", threading.active_count())
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system cannot send a signal to a thread")
+def test_ctrl_c_ends_threads_that_wait_for_each_other():
+    program = [sys.executable, "-c", LATE.format(tests=str(Path(__file__).parent))]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "interrupted 1\n"), done.stderr
+
+
+def test_an_interrupted_call_leaves_nothing_in_the_next_gradient():
+    whole = found_by(CONFIG, 9, 3)[2]
+    model, rng, flat = model_of(CONFIG)
+    runner, calls = parallel.DataParallel(model, rng, 3, 3), itertools.count()
+
+    def failing(outputs, targets):
+        if next(calls) == 2:
+            raise MemoryError
+        return ops.cross_entropy(outputs, targets)
+
+    with pytest.raises(MemoryError):
+        runner.gradients(failing, *batch_of(CONFIG, 9), np.random.SeedSequence(SEED.entropy))
+    flat.grad[...] = 0
+    runner.gradients(ops.cross_entropy, *batch_of(CONFIG, 9), np.random.SeedSequence(SEED.entropy))
+    np.testing.assert_array_equal(flat.grad, whole)
+
+
+def test_no_samples_at_all():
+    model, _, _ = model_of(CONFIG)
+    with pytest.raises(ValueError, match="there are no samples"):
+        parallel.predict(model, batch_of(CONFIG, 3)[0][:0])
