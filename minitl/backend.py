@@ -13,6 +13,7 @@ import numpy as np
 
 DEVICES = ("cpu", "cuda")
 CUPY = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")  # wheels that all bring the module `cupy`
+EXTRAS = '`pip install -e ".[cuda12]"` or `".[cuda13]"`'  # in a clone
 FLOATS = (np.dtype("float32"), np.dtype("float64"))
 
 
@@ -69,7 +70,7 @@ def cuda_problem():
     try:
         import cupy
     except ImportError as error:
-        return f"CuPy cannot be imported ({error}); install minitl[cuda12] or minitl[cuda13] to fit your driver"
+        return f"CuPy cannot be imported ({error}); what fits your driver is installed by {EXTRAS}"
     try:
         if not cupy.cuda.is_available():
             return (
@@ -79,7 +80,7 @@ def cuda_problem():
         (cupy.eye(2) @ cupy.eye(2)).sum().item()
     except Exception as error:  # CuPy raises many kinds: no toolkit, no compiler, no memory
         if "nvrtc" in str(error).lower() or isinstance(error, ImportError):
-            return f"CuPy finds no CUDA toolkit ({error}); install minitl[cuda12] or minitl[cuda13], which bring it"
+            return f"CuPy finds no CUDA toolkit ({error}); {EXTRAS} brings one"
         return f"CuPy finds a GPU but cannot compute on it: {type(error).__name__}: {error}"
     return None
 

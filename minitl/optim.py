@@ -1,7 +1,8 @@
 """SGD, AdamW, Muon, gradient clipping, the schedule and the average of weights, all on one flat buffer.
 
 A model has many small parameters; one update, one norm or one average over all of them is a handful of whole-array
-operations when they lie side by side. Formulas and names are PyTorch's, so settings can be taken over from there.
+operations when they lie side by side. Formulas and names are PyTorch's, so settings can be taken over from there, but
+weight decay moves matrices only, and Muon is PyTorch's with ``adjust_lr_fn="match_rms_adamw"``.
 """
 
 import contextlib

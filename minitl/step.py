@@ -9,8 +9,8 @@ is set anew for each step, so that a step drops the same whatever was before it.
 augmentation made of them. ``read`` gives the sum of the losses over the batch, the number of hits, and the norm of the
 gradient before clipping; where that is no finite number, the weights have stayed as they were.
 
-Who reads waits for the GPU, so it shall be done only after ``every`` so many steps. Until then the GPU works off what
-it was told, and the host is ahead of it.
+To read is to wait for the GPU, so it is done once in ``every`` steps; in between the host may be ahead of it. ``threads``
+and ``where`` (in words) say what computes.
 """
 
 import contextlib

@@ -87,7 +87,7 @@ def update(optimizer, max_norm=math.inf, ema=None):
 
 
 def _move_matrices(optimizer, norm2, lr, max_norm):
-    """As ``optimizer.step`` does it, but a gradient that is not finite moves nothing."""
+    """As ``optimizer.step`` does it, but a gradient that is not finite leaves the weights as they are."""
     norm = cupy.sqrt(norm2)
     finite = norm < math.inf
     factor = cupy.minimum(max_norm / (norm + 1e-6), 1)

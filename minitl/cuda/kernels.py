@@ -1,7 +1,7 @@
 """Compiles ``kernels.cu`` for the GPU at hand, at the first launch, and launches its kernels.
 
 NVRTC, NVIDIA's run-time compiler, makes the machine code, and CuPy keeps it on disk: the first run of a machine waits
-a second or two, later ones do not. ``launch`` is the only place that knows how arguments are passed. One GPU is used.
+for it, later ones do not. ``launch`` is the only place that knows how arguments are passed. One GPU is used.
 """
 
 import functools
