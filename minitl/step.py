@@ -9,8 +9,8 @@ is set anew for each step, so that a step drops the same whatever was before it.
 augmentation made of them. ``read`` gives the sum of the losses over the batch, the number of hits, and the norm of the
 gradient before clipping; where that is no finite number, the weights have stayed as they were.
 
-To read is to wait for the GPU, so it is done once in ``every`` steps; in between the host may be ahead of it. ``threads``
-and ``where`` (in words) say what computes.
+To read is to wait for the GPU, so it is done once in ``every`` steps; in between the host may be ahead of it.
+``threads`` and ``where`` (in words) say what computes.
 """
 
 import contextlib

@@ -950,7 +950,7 @@ class Broken:
         (None, r"^CuPy cannot be imported .*is installed by `pip install -e \"\.\[cuda12\]\"` or"),
         (Broken(False), r"finds no usable GPU or driver \(no driver\); `nvidia-smi` should list one"),
         (Broken(False, count=0), r"no usable GPU or driver \(it counts 0\)"),
-        (Broken(nvrtc=RuntimeError("no libnvrtc.so.12")), r"no CUDA toolkit \(no libnvrtc.so.12\); .*cuda12.* brings one"),
+        (Broken(nvrtc=RuntimeError("no libnvrtc.so.12")), r"no CUDA toolkit \(no libnvrtc.so.12\); .*cuda12.* brings"),
         (
             Broken(compute=ImportError("no libcublas.so.13")),
             r"no CUDA toolkit \(no libcublas.so.13\); .*cuda12.* brings one",
