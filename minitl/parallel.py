@@ -1,8 +1,8 @@
 """A batch cut into shards that threads work through, each thread with a copy of the model that shares its weights.
 
 NumPy lets go of Python's lock while it computes, so threads really run side by side, with one BLAS thread each. And a
-shard is so small that what one op wrote is mostly still in the cache when the next one reads it. (Two processes in place
-of two threads take 0.92 to 0.96 of the time for a step: too little for models, batches and errors to be sent around.)
+shard is so small that what one op wrote is mostly still in the cache when the next one reads it. (Two processes instead
+of two threads took 0.92 to 0.96 of the time for a step: too little for models, batches and errors to be sent around.)
 """
 
 import contextlib
