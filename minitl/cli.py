@@ -108,7 +108,8 @@ class FlopsOptions:
 @dataclass(frozen=True)
 class BenchOptions:
     names: Positional[tuple[str, ...]] = ()
-    """vit-tiny, vit-tiny-tl, vit-384, vit-tl-384, video-tl, bottleneck; on a GPU the first two and cifar-r1; or all"""
+    """vit-tiny, vit-tiny-tl, vit-384, vit-tl-384, video-tl, bottleneck; on a GPU the first two and cifar-r1; all of
+    them by default"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where to compute"""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -276,10 +277,13 @@ def bench_command(args):
         if problem := cuda_problem():
             raise InputError(f"device cuda cannot be used: {problem}")
         machine, heading = bench_cuda.machine(), bench_report.cuda_heading
-        measure = _bench_cuda
+        models, measure = bench_cuda.MODELS, _bench_cuda
     else:
         machine, heading = bench.machine(options.threads), bench_report.heading
+        models = bench.MODELS
         measure = _bench_ops if options.ops else _bench_scale if options.scale else _bench_models
+    for name in options.names:
+        bench.model(name, models=models)  # says what is wrong with it
     say = (lambda text: None) if options.json else tqdm.write  # above the line that says how far it is
     say(heading(machine) + "\n")
     with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as progress:

@@ -317,14 +317,15 @@ def test_tables():
     ("args", "message"),
     [
         (["vit-tinny"], "there is no configuration 'vit-tinny'; did you mean vit-tiny"),
+        (["vit-tiny", "all"], "there is no configuration 'all'; choose one of vit-tiny, "),
         (["vit-tiny", "--ops"], "choose one: names of configurations, --ops, or --scale"),
         (["--threads", 0], f"--threads is from 1 to {bench.cores()}, the cores there are, got 0"),
         (["--threads", 10_000], "the cores there are, got 10000"),
     ],
 )
 def test_wrong_options(command, args, message):
-    status, _, err = command(*args)
-    assert status == 2 and message in err and not list(Path().iterdir())
+    status, out, err = command(*args)
+    assert (status, out) == (2, "") and message in err and not list(Path().iterdir())
 
 
 def test_without_pytorch(command, monkeypatch):

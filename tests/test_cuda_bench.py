@@ -214,6 +214,7 @@ def test_tables_and_picture():
     ("args", "message"),
     [
         (["vit-tinny"], "there is no configuration 'vit-tinny'; did you mean vit-tiny"),
+        (["vit-tiny", "all"], "there is no configuration 'all'; choose one of vit-tiny, "),
         (["vit-384"], "there is no configuration 'vit-384'; "),
         (["--ops"], "--ops, --scale and --threads are for a CPU; leave them out with --device cuda"),
         (["--threads", 1], "--ops, --scale and --threads are for a CPU"),
@@ -221,8 +222,8 @@ def test_tables_and_picture():
     ],
 )
 def test_wrong_options(command, args, message):
-    status, _, err = command(*args)
-    assert status == 2 and message in err and not list(Path().iterdir())
+    status, out, err = command(*args)
+    assert (status, out) == (2, "") and message in err and not list(Path().iterdir())
 
 
 def test_without_a_gpu(command, monkeypatch):
