@@ -284,6 +284,8 @@ def bench_command(args):
         measure = _bench_ops if options.ops else _bench_scale if options.scale else _bench_models
     for name in options.names:
         bench.model(name, models=models)  # says what is wrong with it
+    out = options.out or Path("runs") / ("bench-quick" if options.quick else "bench")
+    files.check_folder(out)  # now, for measuring takes minutes
     say = (lambda text: None) if options.json else tqdm.write  # above the line that says how far it is
     say(heading(machine) + "\n")
     with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as progress:
@@ -292,9 +294,8 @@ def bench_command(args):
         print(json.dumps({"machine": machine} | found, indent=1))
     if options.quick:
         say("this was quick: too few steps of too small models for figures that mean anything")
-    out = options.out or Path("runs") / ("bench-quick" if options.quick else "bench")
     out.mkdir(parents=True, exist_ok=True)
-    (out / name).write_bytes(png(figure))
+    files.write(out / name, png(figure))
     print(f"wrote {out / name}", file=sys.stderr if options.json else sys.stdout)
 
 
@@ -376,10 +377,11 @@ def _unread(how):
 
 
 def _print_speed(folder, quick):
+    files.check_folder(folder)  # now, for measuring takes a while
     models = {name: config.model for name, config in ablate.KINDS["location"].items()}
     rows = speed.measure(models, **({"batch_size": 10, "rounds": 3} if quick else {}))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "speed.png").write_bytes(png(speed.picture(rows)))
+    files.write(folder / "speed.png", png(speed.picture(rows)))
     print(f"{speed.table(rows)}\n\nwrote {folder / 'speed.png'}")
 
 

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 from .backend import InputError
@@ -41,6 +42,20 @@ def writing(path, size=0):
             reason = f"{reason}: it takes {size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free there"
         old = "; the old file is unchanged" if path.is_file() else ""
         raise InputError(f"cannot write {path} ({reason}); {remedy}, or choose another place{old}") from error
+
+
+def check_folder(path):
+    """Raise InputError unless files can be written in the folder ``path``. One that is missing stays so."""
+    with writing(path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        try:
+            if missing:
+                path.mkdir(parents=True)
+            tempfile.TemporaryFile(dir=path).close()
+        finally:
+            for folder in missing:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 @contextlib.contextmanager

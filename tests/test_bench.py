@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import OPS, Tensor, cli, nn
+from minitl import OPS, Tensor, cli, files, nn
 from minitl.backend import InputError
 from minitl.experiments import bench, bench_report, contestant
 
@@ -326,6 +326,22 @@ def test_tables():
 def test_wrong_options(command, args, message):
     status, out, err = command(*args)
     assert (status, out) == (2, "") and message in err and not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("out", ["mine", "mine/deeper", pytest.param("/proc", marks=LINUX)])
+def test_a_folder_that_cannot_be_had(command, out):
+    """It is refused at once, before anything is measured."""
+    Path("mine").write_text("a file")
+    status, text, err = command("--scale", "--quick", "--out", out)
+    assert (status, text) == (2, "") and err.startswith(f"minitl: cannot write {out} (")
+    assert [path.read_text() for path in Path().iterdir()] == ["a file"]
+
+
+def test_looking_at_a_folder_leaves_it_as_it_is(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("old", "old/new/newer"):
+        files.check_folder(tmp_path / name)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
 
 
 def test_without_pytorch(command, monkeypatch):

@@ -290,6 +290,7 @@ def test_a_name_for_the_folder(here):
         ("export RUN x.pt", ["x.pt is to be a safetensors file; choose a name that ends in .safetensors"]),
         ("export RUN run/checkpoint.safetensors", ["exists already; choose another name"]),
         ("export RUN no/x.safetensors", ["cannot write no/x.safetensors (No such file or directory)"]),
+        ("ablate speed --quick --out RUN/config.json", ["cannot write run/config.json (Not a directory)"]),
         ("flops", ["name a model first, as in `minitl flops B/16-8at6`; `minitl flops --paper` lists them"]),
         ("flops --loc 1 B/16", ["name a model first"]),
         ("flops B/17-8at6", ["there is no preset 'B/17-8at6'; did you mean B/16-8at6"]),
