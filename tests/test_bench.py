@@ -172,13 +172,63 @@ def test_peak_memory():
     assert 39e6 < largest < 60e6 and afterwards < 20e6
 
 
+class Silent:
+    """A contestant whose system does not say how large it is."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask(self, what, times=0):
+        return {} if what == "memory" else [1.0] * times
+
+
+def test_a_system_that_says_little(monkeypatch, tmp_path):
+    """As Windows: which cores there are, how busy they are, and how large a process is."""
+    monkeypatch.setattr(bench, "PAUSE", 0)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delattr(os, "getloadavg", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    machine = bench.machine()
+    assert machine["cores"] == machine["threads"] == 1 and "load" not in machine
+    assert "1 cores, 1 threads; Python" in bench_report.heading(machine)
+
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(contestant, "Path", lambda name: tmp_path / "nothing")
+    job = {"framework": "minitl", "config": PLAIN, "batch": 2, "threads": 1, "device": "cpu"}
+    assert contestant.prepare(job | {"options": {}, "by_layer": False})["memory"](0) == {}
+
+    monkeypatch.setattr(bench, "_team", lambda *_: {"minitl": Silent(), "PyTorch, tanh GELU": Silent()})
+    rows = list(bench.compare(["vit-tiny"], quick=True))
+    assert [row["what"] for row in rows] == list(bench.TIMES)
+    labels = [text.get_text() for text in bench_report.picture(rows).legends[0].texts]
+    assert labels == ["training step", "inference"]
+
+
+def test_growth_without_sizes(monkeypatch):
+    monkeypatch.setattr(bench, "PAUSE", 0)
+    monkeypatch.setattr(bench, "Contestant", Silent)
+    rows = bench.scale(quick=True)
+    assert "memory" not in rows[0] and rows[0]["seconds"] == 1
+    kept = bench_report.short(rows[0]["kept"], "B")
+    assert bench_report.scale_table(rows).splitlines()[1].rstrip().endswith(f" {kept}")
+    measured, counted = bench_report.scale_picture(rows).axes[-1].lines
+    assert np.isnan(measured.get_ydata()).all() and not np.isnan(counted.get_ydata()).any()
+
+
 # --- processes ---
 
 
 @LINUX
 def test_a_process_keeps_to_its_threads():
     with bench.Contestant("minitl", "minitl", PLAIN, 2, threads=1) as one:
-        assert len(one.ask("train", 3)) == 3 and min(one.ask("memory")) > 0
+        sizes = one.ask("memory")
+        assert len(one.ask("train", 3)) == 3 and 0 < sizes["memory"] < sizes["process"]
         settings = Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
         assert {"OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1"} <= set(settings)
         assert len(os.sched_getaffinity(one.process.pid)) == 1

@@ -58,8 +58,8 @@ def compare(names=(), threads=None, quick=False, tick=lambda text: None):
 
     ``names`` are some of MODELS, all by default. ``ratio``, ``low`` and ``high`` are the median and the quartiles of
     minitl by PyTorch in single blocks. ``form`` says which form of the PyTorch model was the fastest and counts;
-    ``JAX`` is there if JAX is installed. ``macs`` are the multiply-adds of one image or clip. ``tick(text)`` is called
-    now and then.
+    ``JAX`` is there if JAX is installed, SIZES where the system says how large a process is. ``macs`` are the
+    multiply-adds of one image or clip. ``tick(text)`` is called now and then.
 
     Raises InputError for an unknown name, without PyTorch, when the frameworks compute different losses, and when a
     process fails.
@@ -76,9 +76,9 @@ def compare(names=(), threads=None, quick=False, tick=lambda text: None):
             for name, team in teams.items():
                 found = {label: {what: times[one, what] for what in TIMES} for label, one in team.items()}
                 for label, one in team.items():
-                    found[label] |= {what: np.array([[n]]) for what, n in zip(SIZES, one.ask("memory"), strict=True)}
+                    found[label] |= {what: np.array([[n]]) for what, n in one.ask("memory").items()}
                 macs = flops.total(flops.count(model(name, quick)[0])).macs
-                for what in (*TIMES, *SIZES):
+                for what in found["minitl"]:
                     decides = what if what in TIMES else "train"
                     yield {"model": name, "what": what, "macs": macs} | _against(found, what, decides)
 
@@ -113,7 +113,7 @@ def scale(threads=None, quick=False, tick=lambda text: None):
     """How a training step of vit-tiny in minitl grows, without PyTorch: a list of dicts, one for each of SCALES.
 
     ``axis`` and ``value`` say what grew; ``seconds``, ``low`` and ``high`` are the median and the quartiles of a step,
-    ``memory`` its peak in bytes; ``macs`` and ``kept`` are multiply-adds and bytes of activations, as counted: those of
+    SIZES are as in ``compare``; ``macs`` and ``kept`` are multiply-adds and bytes of activations, as counted: those of
     a forward and a backward pass (two forward passes for blocks that are recomputed), and those of the samples that
     the threads work on at a time.
     """
@@ -129,8 +129,8 @@ def scale(threads=None, quick=False, tick=lambda text: None):
             times = in_turns(list(alone.values()), ["train"], rounds, steps, tick, axis)
             for value, (config, batch) in points.items():
                 low, median, high = np.quantile(times[alone[value], "train"], (0.25, 0.5, 0.75))
-                memory, _ = alone[value].ask("memory")
-                row = {"axis": axis, "value": value, "seconds": median, "low": low, "high": high, "memory": memory}
+                row = {"axis": axis, "value": value, "seconds": median, "low": low, "high": high}
+                row |= alone[value].ask("memory")
                 cost, passes = flops.total(flops.count(config)), 4 if config.recompute else 3
                 held = batch / -(-batch // (shard_size(config) * (threads or cores())))  # samples at a time
                 rows.append(row | {"macs": passes * batch * cost.macs, "kept": 4 * held * cost.kept})
@@ -156,13 +156,14 @@ def model(name, quick=False, models=MODELS):
 
 def cores():
     """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine(threads=None):
     """What the figures depend on: processor, cores, threads, versions of Python, NumPy, its BLAS, PyTorch and JAX.
 
-    ``load`` is how many threads of other programs wanted a core in the last minute; near 0 the figures are fair.
+    ``load`` is how many threads of other programs wanted a core in the last minute; near 0 the figures are fair. It is
+    missing where the system does not say.
     """
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
@@ -172,7 +173,10 @@ def machine(threads=None):
     versions = {"Python": platform.python_version(), "NumPy": np.__version__}
     versions["BLAS"] = f"{blas.get('name')} {blas.get('version')}"
     versions |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items() if installed(name)}
-    return {"cpu": cpu, "cores": cores(), "threads": threads or cores(), "load": os.getloadavg()[0]} | versions
+    found = {"cpu": cpu, "cores": cores(), "threads": threads or cores()}
+    with contextlib.suppress(AttributeError, OSError):
+        found["load"] = os.getloadavg()[0]
+    return found | versions
 
 
 class Contestant:

@@ -15,8 +15,8 @@ COLOURS = {"minitl graph": BLUE, "minitl eager": "tab:cyan", "PyTorch eager": GR
 def heading(machine):
     """The machine and the versions, in a line."""
     versions = [f"{name} {machine[name]}" for name in ("Python", "NumPy", "BLAS", "PyTorch", "JAX") if name in machine]
-    used = f"{machine['cores']} cores, {machine['threads']} threads, load {machine['load']:.1f}"
-    return f"{machine['cpu']}, {used}; {', '.join(versions)}"
+    load = f", load {machine['load']:.1f}" if "load" in machine else ""
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads{load}; {', '.join(versions)}"
 
 
 def head(row):
@@ -125,7 +125,7 @@ def scale_table(rows):
     lines = [text.format("", "", "multiply-adds", "step", "quartiles", "activations", "peak memory")]
     for row in rows:
         spread = f"{1e3 * row['low']:.1f} to {1e3 * row['high']:.1f}"
-        sizes = short(row["kept"], "B"), short(row["memory"], "B")
+        sizes = short(row["kept"], "B"), short(row["memory"], "B") if "memory" in row else ""
         lines.append(
             text.format(row["value"], row["axis"], short(row["macs"]), _amount(row["seconds"]), spread, *sizes)
         )
@@ -154,12 +154,12 @@ def _bars(rows, colours):
     jax = [rows[i]["JAX"] / rows[i]["PyTorch"] for i in timed]
     figure = Figure(figsize=(7, 1 + 0.22 * y[-1]), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for what, colour in colours.items():
+    for what in dict.fromkeys(row["what"] for row in rows):
         mine = [i for i, row in enumerate(rows) if row["what"] == what]
         low, ratio, high = (np.array([rows[i][key] for i in mine]) for key in ("low", "ratio", "high"))
         spread = np.maximum(0, [ratio - low, high - ratio])
         label, lines = WORDS.get(what, what), {"linewidth": 0.8}
-        axes.barh(y[mine], ratio, 0.9, xerr=spread, color=colour, label=label, error_kw=lines)
+        axes.barh(y[mine], ratio, 0.9, xerr=spread, color=colours[what], label=label, error_kw=lines)
     text = {"va": "center", "fontsize": 7, "bbox": {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}}
     for row, place, end in zip(rows, y, ends, strict=True):
         axes.annotate(f"{row['ratio']:.2f}", (end, place), (5, 0), textcoords="offset points", **text)
@@ -188,7 +188,7 @@ def scale_picture(rows):
     for (upper, lower), name in zip(panels.T, names, strict=True):
         mine = [row for row in rows if row["axis"] == name]
         keys = "value", "seconds", "low", "high", "memory", "macs", "kept"
-        x, seconds, low, high, memory, macs, kept = (np.array([row[key] for row in mine]) for key in keys)
+        x, seconds, low, high, memory, macs, kept = (np.array([row.get(key, np.nan) for row in mine]) for key in keys)
         spread = 1e3 * np.array([seconds - low, high - seconds])
         upper.errorbar(x, 1e3 * seconds, spread, fmt="o-", ms=4, lw=1, capsize=2, label="measured")
         upper.plot(x, 1e3 * seconds[-1] * macs / macs[-1], "--", color="grey", lw=1, label="like multiply-adds")

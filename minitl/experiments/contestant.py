@@ -195,7 +195,7 @@ def prepare(job):
     return {what: functools.partial(seconds, what) for what in calls} | {
         "names": lambda _: list(calls),
         "losses": lambda times: [float(side.step()) for _ in range(times)],
-        "memory": lambda _: (_peak() - before, _peak()),
+        "memory": lambda _: {} if before is None else {"memory": _peak() - before, "process": _peak()},
         "profile": lambda times: side.profile(times),
     }
 
@@ -243,11 +243,13 @@ def _forget_peak():
 
 
 def _peak():
-    """The largest size of this process in memory, in bytes."""
+    """The largest size of this process in memory, in bytes; None where the system does not say, as Windows."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return 1024 * int(line.split()[1])
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
