@@ -115,7 +115,7 @@ class BenchOptions:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """of matrix products on a GPU"""
     threads: int | None = None
-    """threads of each framework; by default as many as there are cores"""
+    """threads of each framework; by default as `minitl train` takes them, one for each core, at most 8"""
     ops: bool = False
     """single layers of vit-tiny-tl, and the share of each op in a training step"""
     scale: bool = False

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import OPS, Tensor, cli, files, nn
+from minitl import OPS, Tensor, cli, files, nn, parallel
 from minitl.backend import InputError
 from minitl.experiments import bench, bench_report, contestant
 
@@ -233,6 +233,20 @@ def test_a_process_keeps_to_its_threads():
         assert {"OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1"} <= set(settings)
         assert len(os.sched_getaffinity(one.process.pid)) == 1
     assert one.process.returncode is not None and len(os.sched_getaffinity(0)) == bench.cores()
+
+
+@LINUX
+def test_threads_by_default(monkeypatch):
+    """As many as training takes, on any number of cores."""
+    monkeypatch.setattr(parallel, "default_threads", lambda: 1)
+    with bench.Contestant("minitl", "minitl", PLAIN, 2) as one:
+        one.ask("train", 1)
+        assert "OMP_NUM_THREADS=1" in Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
+        assert len(os.sched_getaffinity(one.process.pid)) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    machine = bench.machine()
+    assert (machine["cores"], machine["threads"]) == (64, parallel.MOST_THREADS)
 
 
 def test_a_process_that_fails_says_why():

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import flops, train
+from .. import flops, parallel, train
 from ..backend import InputError, near
 from ..nn import ViTConfig
 from ..step import shard_size
@@ -118,7 +118,7 @@ def scale(threads=None, quick=False, tick=lambda text: None):
     the threads work on at a time.
     """
     rounds, steps = (2, 2) if quick else (ROUNDS // 2, STEPS)
-    rows = []
+    threads, rows = threads or parallel.default_threads(), []
     for axis, values in SCALES.items():
         with contextlib.ExitStack() as stack:
             points = {value: _point(changes, quick) for value, changes in values.items()}
@@ -132,7 +132,7 @@ def scale(threads=None, quick=False, tick=lambda text: None):
                 row = {"axis": axis, "value": value, "seconds": median, "low": low, "high": high}
                 row |= alone[value].ask("memory")
                 cost, passes = flops.total(flops.count(config)), 4 if config.recompute else 3
-                held = batch / -(-batch // (shard_size(config) * (threads or cores())))  # samples at a time
+                held = batch / -(-batch // (shard_size(config) * threads))  # samples at a time
                 rows.append(row | {"macs": passes * batch * cost.macs, "kept": 4 * held * cost.kept})
     return rows
 
@@ -173,7 +173,7 @@ def machine(threads=None):
     versions = {"Python": platform.python_version(), "NumPy": np.__version__}
     versions["BLAS"] = f"{blas.get('name')} {blas.get('version')}"
     versions |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items() if installed(name)}
-    found = {"cpu": cpu, "cores": cores(), "threads": threads or cores()}
+    found = {"cpu": cpu, "cores": cores(), "threads": threads or parallel.default_threads()}
     with contextlib.suppress(AttributeError, OSError):
         found["load"] = os.getloadavg()[0]
     return found | versions
@@ -183,7 +183,7 @@ class Contestant:
     """A process with one model in one framework, from ``with`` to its end."""
 
     def __init__(self, label, framework, config, batch, threads=None, options=None, by_layer=False, device="cpu"):
-        self.label, threads = label, threads or cores()
+        self.label, threads = label, threads or parallel.default_threads()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in __exit__
         limits = dict.fromkeys(("OPENBLAS", "OMP", "MKL"), str(threads))
         settings = {f"{library}_NUM_THREADS": n for library, n in limits.items()} | {"JAX_PLATFORMS": "cpu"}
