@@ -78,10 +78,16 @@ def test_subset_is_balanced_and_repeatable():
 
 
 @pytest.mark.parametrize(
-    "name, near", [("cluter", "'clutter'|clutter"), ("cifar-10", "cifar10"), ("qqq", "choose clutter")]
+    "name, message",
+    [
+        ("cluter", "did you mean clutter"),
+        ("cifar-10", "did you mean cifar10 "),
+        ("qqq", "choose clutter"),
+        ("/x/y.zip", "no file is called '/x/y.zip'; check the path; if a run was trained on it, put it back$"),
+    ],
 )
-def test_unknown_name(name, near):
-    with pytest.raises(InputError, match=near):
+def test_unknown_name(name, message):
+    with pytest.raises(InputError, match=message):
         data.load(name)
 
 

@@ -47,7 +47,8 @@ def load(name, data_dir=None, subset=None):
         train, test = cifar.read(name, data_dir)
     else:
         path = Path(name)
-        remedy = "put back what a run was trained on" if path.is_absolute() else f"choose {', '.join(NAMES)}, or a path"
+        remedy = "check the path; if a run was trained on it, put it back"
+        remedy = remedy if path.is_absolute() else f"choose {', '.join(NAMES)}, or a path"
         hint = near(path.name, [*NAMES, *(file.name for file in path.parent.glob("*"))], remedy)
         raise InputError(f"no data set and no file is called {name!r}; {hint}")
     return (train if subset is None else train.subset(subset, np.random.default_rng(0))), test
