@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 class Jax:
-    """A compiled training step and inference on one batch, as ``bench.Minitl`` has them."""
+    """A compiled training step and inference on one batch, as ``contestant.Minitl`` has them."""
 
     def __init__(self, model, images, labels, threads, lr, decay, clip):  # as many threads as cores it may use
         weights = {name: jnp.array(p.data) for name, p in model.named_parameters()}

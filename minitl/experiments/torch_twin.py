@@ -16,7 +16,7 @@ from ..nn.bottleneck import SpaceConv, TimeConv, TokenMixer
 
 
 class Torch:
-    """PyTorch eager: a training step and an inference on one batch, as ``bench.Minitl`` has them.
+    """PyTorch eager: a training step and an inference on one batch, as ``contestant.Minitl`` has them.
 
     ``gelu`` is "tanh", which is what minitl computes, or "none", the exact form. ``memory_format`` is that of an
     X(2+1)D model's convolutions, "contiguous_format" or "channels_last_3d".
