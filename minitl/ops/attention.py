@@ -17,7 +17,7 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
     """
     xp = array_module(qkv)
     if qkv.ndim != 3 or num_heads < 1 or qkv.shape[-1] % (3 * num_heads):
-        raise ValueError(f"needs qkv (B, N, 3C) with C divisible by num_heads={num_heads}; got {qkv.shape}")
+        raise ValueError(f"needs qkv (B, N, 3C) with C divisible by num_heads={num_heads}")
     B, N, C = *qkv.shape[:2], qkv.shape[2] // 3
     d = C // num_heads
     scale = 1 / math.sqrt(d)

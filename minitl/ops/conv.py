@@ -26,7 +26,7 @@ def _windows(x, kernel, stride, padding, fill=0):
     """View of x (B, H, W, C) as (B, Ho, Wo, kh, kw, C), padded with ``fill`` on all sides first."""
     xp, (ph, pw) = array_module(x), padding
     if x.ndim != 4:
-        raise ValueError(f"needs images x (B, H, W, C), got {x.shape}")
+        raise ValueError("needs images x (B, H, W, C)")
     if ph or pw:
         x = xp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)), constant_values=fill)
     if x.shape[1] < kernel[0] or x.shape[2] < kernel[1]:
@@ -62,8 +62,7 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     """
     stride, padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
     if x.ndim != 4 or W.ndim != 4 or x.shape[3] != groups * W.shape[2] or W.shape[3] % groups:
-        shapes = f"got {x.shape}, {W.shape}, groups={groups}"
-        raise ValueError(f"needs x (B, H, W, C) and W (kh, kw, C/groups, out), out divisible by groups; {shapes}")
+        raise ValueError(f"needs x (B, H, W, C) and W (kh, kw, C/groups, out), out divisible by groups={groups}")
     kh, kw, Cg, out = W.shape
     if 0 in (kh, kw) or (b is not None and b.shape != (out,)):
         raise ValueError(f"needs a kernel of at least 1 x 1 and b ({out},)")
@@ -235,7 +234,7 @@ def avg_pool2d(x, *, kernel_size, stride=None, padding=0):
 def global_avg_pool(x):
     """y = mean of x (B, ..., C) over all axes but the first and the last,  dx = dy / count"""
     if x.ndim < 3:
-        raise ValueError(f"needs x (B, ..., C) with at least one axis in between, got {x.shape}")
+        raise ValueError("needs x (B, ..., C) with at least one axis in between")
     xp, shape = array_module(x), x.shape
     y = x.mean(tuple(range(1, x.ndim - 1)))
     count = math.prod(shape[1:-1])

@@ -51,7 +51,7 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
     Where threads share a batch, ``gather`` lists what each brings: N var = Σ N_k (var_k + (mean_k - mean)²).
     """
     _check(x, weight=weight, bias=bias)
-    _check(x, running_mean=running_mean, running_var=running_var)
+    _check(x, f"; got {running_mean.shape} and {running_var.shape}", running_mean=running_mean, running_var=running_var)
     xp, C, shape = array_module(x), x.shape[-1], x.shape
     gather = gather or (lambda brought: [brought])
 
@@ -64,7 +64,7 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
         d = d - row(own)
         counts, means, squares = xp.stack(gather(xp.stack((xp.full_like(own, x.size // C), own, _totals(d * d, C)))), 1)
         if (count := counts.sum(0))[0] < 2:
-            raise ValueError(f"training needs at least two values per channel, got x {shape}; use a larger batch")
+            raise ValueError("training needs at least two values per channel; use a larger batch")
         mean = (counts * means).sum(0) / count
         var = (squares + counts * (means - mean) ** 2).sum(0) / count
         for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
@@ -93,7 +93,7 @@ def _totals(rows, C):
     return (array_module(rows).ones(len(rows), rows.dtype) @ rows).reshape(-1, C).sum(0)
 
 
-def _check(x, **arrays):
+def _check(x, given="", **arrays):
+    """``given`` says the shapes where the arrays are options; those of inputs stand in front of each error."""
     if any(array.shape != x.shape[-1:] for array in arrays.values()):
-        got = " and ".join(str(array.shape) for array in arrays.values())
-        raise ValueError(f"{' and '.join(arrays)} need the shape {x.shape[-1:]}; got {got}")
+        raise ValueError(f"{' and '.join(arrays)} need the shape {x.shape[-1:]}{given}")
