@@ -1,6 +1,7 @@
 """The shape of the package: imports point downward, files stay short, and ``import minitl`` stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,34 +12,21 @@ import minitl
 from minitl import OPS
 
 PACKAGE = Path(minitl.__file__).parent
-LAYERS = [  # a file imports from earlier lines only
-    "backend",
-    "files",
-    "autograd",
-    "ops",
-    "gradcheck",
-    "nn",
-    "optim",
-    "cuda",
-    "parallel",
-    "data",
-    "checkpoint",
-    "interop",
-    "flops",
-    "metrics",
-    "step",
-    "report",
-    "evaluation",
-    "train",
-    "predict",
-    "experiments",
-    "cli",
-    "__main__",
-]
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROWS = dict(re.findall(r"^\| (`minitl/.+?) \| (.+) \|$", README, re.M))  # of the table of the files, {files: what}
+LAYERS = [*re.findall(r"(\w+)(?:/|\.py)`", " ".join(ROWS)), "__main__"]  # a file imports from earlier ones only
+
+
+def order(folder):
+    """In which the table names the files of a folder."""
+    words = re.findall(r"\w+", ROWS[f"`minitl/{folder}/`"])
+    return [word for word in words if (PACKAGE / folder / f"{word}.py").exists()]
+
+
 WITHIN = {  # the same for the files of one folder, where they use one another
-    "ops": ["basic", "activations", "linear", "noise", "norm", "attention", "conv", "losses", "recompute"],
+    "ops": order("ops"),
     "cuda": ["kernels", "reference", "graph", "gemm", "overrides", "adamw"],
-    "nn": ["module", "layers", "transformer", "tokenlearner", "tokenizers", "vit", "bottleneck"],
+    "nn": order("nn"),
 }
 CORE = {"backend", "autograd", "ops", "nn", "optim", "checkpoint"}
 LIGHT = ["PIL", "cupy", "matplotlib", "safetensors", "threadpoolctl", "torch", "tqdm", "tyro"]
@@ -78,7 +66,7 @@ def id_of(path):
 @pytest.mark.parametrize("path", [p for p in FILES if name_of(p)], ids=id_of)
 def test_imports_point_downward(path):
     layer, *rest = name_of(path)
-    assert layer in LAYERS, f"{layer} has no place among the layers {LAYERS}"
+    assert layer in LAYERS, f"{layer} has no place in the README's table, {LAYERS}"
     for target in imports(path):
         if target[:1] != (layer,):
             assert target and target[0] in LAYERS[: LAYERS.index(layer)], f"{id_of(path)} imports {'.'.join(target)}"
