@@ -1,5 +1,6 @@
-"""What the README prints works: its Python blocks run, and its options exist."""
+"""What the README prints works: its Python blocks run and are what it says, and its commands and options exist."""
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -8,21 +9,55 @@ from pathlib import Path
 
 import pytest
 
-from minitl import cli, train
+from minitl import cli, ops, train
+from minitl.experiments import ablate, bench
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"(?:^|`|&& )minitl train ?([^`\n#]*)", README, re.M)))
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S))
+PROSE = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
+LINES = re.findall(r"(?:^|&& )minitl (\w+) *([^#\n]*)", SHELL, re.M) + re.findall(r"`minitl (\w+)\s*([^`]*)`", PROSE)
+COMMANDS = sorted({(name, " ".join(options.split())) for name, options in LINES if options and "--help" not in options})
 
 
 def test_python_blocks_run(tmp_path):
     train.start(train.TrainConfig(subset=100), tmp_path / "runs" / "clutter")  # the second block wants a run
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-    assert len(blocks) >= 4
-    for block in blocks:
+    assert len(BLOCKS) >= 4
+    for block in BLOCKS:
         run = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, f"{block}\n{run.stderr}"
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "--resume" not in line and "--help" not in line])
-def test_options_exist(line):
-    assert cli._parse(cli.TrainOptions, "train", shlex.split(line.replace("DATASET", "clutter")))
+def test_softmax_is_the_one_of_the_package():
+    (block,) = (block for block in BLOCKS if "def softmax" in block)
+    assert block.endswith(inspect.getsource(ops.softmax))
+
+
+def test_the_homework_is_right(tmp_path):
+    """It is graded by the command that stands above it."""
+    before, (block,) = README.partition("def relu")[0], (block for block in BLOCKS if "def relu" in block)
+    command = re.findall(r"^pytest (\S+) --student (hw\.py)$", before, re.M)
+    assert command == [("tests/test_ops.py", "hw.py")]
+    (tmp_path / "hw.py").write_text(block)
+    grade = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", command[0][0], "--student", tmp_path / "hw.py"]
+    run = subprocess.run(grade, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and ": relu\n" in run.stdout, run.stdout + run.stderr
+
+
+def test_all_commands_are_shown():
+    assert {name for name, _ in COMMANDS} == cli.COMMANDS.keys()
+
+
+@pytest.mark.parametrize(("name", "options"), COMMANDS)
+def test_options_exist(name, options):
+    args = shlex.split(options)
+    if name == "flops":
+        return cli.flops_command(args)
+    if name == "train" and "--resume" not in args:
+        assert cli._train_options(args)
+    found = cli._parse(getattr(cli, f"{name.title()}Options"), name, args)
+    if name == "ablate":
+        assert found.kind in [*ablate.KINDS, "speed"]
+    for model in found.names if name == "bench" else ():
+        bench.model(model)
