@@ -17,7 +17,7 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
-from . import files, flops, interop, predict
+from . import files, flops, interop, parallel, predict
 from .backend import InputError, cuda_problem, near
 from .experiments import ablate, bench, bench_cuda, bench_report, fewshot, paper, presets, seeds, speed
 from .nn import ViTConfig
@@ -267,8 +267,8 @@ def bench_command(args):
     options = _parse(BenchOptions, "bench", args)
     if options.ops + options.scale + bool(options.names) > 1:
         raise InputError("choose one: names of configurations, --ops, or --scale")
-    if options.threads is not None and not 1 <= options.threads <= bench.cores():
-        raise InputError(f"--threads is from 1 to {bench.cores()}, the cores there are, got {options.threads}")
+    if options.threads is not None and not 1 <= options.threads <= parallel.cores():
+        raise InputError(f"--threads is from 1 to {parallel.cores()}, the cores there are, got {options.threads}")
     if options.device == "cpu" and options.precision != "fp32":
         raise InputError(f"--precision {options.precision} needs --device cuda; a CPU computes in fp32")
     if options.device == "cuda":

@@ -23,10 +23,14 @@ from .nn import BatchNorm2d
 MOST_THREADS = 8  # what Python does between two ops takes turns anyway
 
 
+def cores():
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_threads():
     """One for each processor that this process may use, at most 8."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_THREADS, own)
+    return min(MOST_THREADS, cores())
 
 
 class DataParallel:

@@ -232,7 +232,7 @@ def test_a_process_keeps_to_its_threads():
         settings = Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
         assert {"OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1"} <= set(settings)
         assert len(os.sched_getaffinity(one.process.pid)) == 1
-    assert one.process.returncode is not None and len(os.sched_getaffinity(0)) == bench.cores()
+    assert one.process.returncode is not None and len(os.sched_getaffinity(0)) == parallel.cores()
 
 
 @LINUX
@@ -383,7 +383,7 @@ def test_tables():
         (["vit-tinny"], "there is no configuration 'vit-tinny'; did you mean vit-tiny"),
         (["vit-tiny", "all"], "there is no configuration 'all'; choose one of vit-tiny, "),
         (["vit-tiny", "--ops"], "choose one: names of configurations, --ops, or --scale"),
-        (["--threads", 0], f"--threads is from 1 to {bench.cores()}, the cores there are, got 0"),
+        (["--threads", 0], f"--threads is from 1 to {parallel.cores()}, the cores there are, got 0"),
         (["--threads", 10_000], "the cores there are, got 10000"),
     ],
 )

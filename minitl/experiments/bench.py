@@ -154,11 +154,6 @@ def model(name, quick=False, models=MODELS):
     return (replace(config, frames=2, widths=(4, 8)), 4) if quick else (config, batch)
 
 
-def cores():
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def machine(threads=None):
     """What the figures depend on: processor, cores, threads, versions of Python, NumPy, its BLAS, PyTorch and JAX.
 
@@ -173,7 +168,7 @@ def machine(threads=None):
     versions = {"Python": platform.python_version(), "NumPy": np.__version__}
     versions["BLAS"] = f"{blas.get('name')} {blas.get('version')}"
     versions |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items() if installed(name)}
-    found = {"cpu": cpu, "cores": cores(), "threads": threads or parallel.default_threads()}
+    found = {"cpu": cpu, "cores": parallel.cores(), "threads": threads or parallel.default_threads()}
     with contextlib.suppress(AttributeError, OSError):
         found["load"] = os.getloadavg()[0]
     return found | versions

@@ -71,7 +71,7 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
         raise ValueError(f"the kernel {(kh, kw)} is larger than the padded image {(height, width)}")
     around = kh - 1 - padding[0], kw - 1 - padding[1]  # the padding with which dy has a window for each pixel of x
     shape, dense = x.shape, stride == (1, 1) and min(around) >= 0
-    few = dense and groups == 1 and 2 * out <= Cg
+    few = dense and groups == 1 and 2 * out <= Cg  # faster then, as measured: dy is less to gather than x
     y = _few_outputs(x, W, padding) if few and 8 * out <= Cg else _convolve(x, W, stride, padding, groups)
     if b is not None:
         y += b
@@ -118,8 +118,8 @@ def _factors(x, kernel, stride, padding, groups, out):
     """Yield (part, [X_0, …]) for a few images at a time: X_i is what row i of the kernel sees at each place of y.
 
     X_i (groups, images, Ho·Wo, kw·C/groups) are views of windows that are one row high. These are gathered once, for
-    X_i and X_(i + stride) differ by one row of y, no more. Where the products would be too small, images are put
-    together: (groups, 1, images·Ho·Wo, kw·C/groups).
+    X_i and X_(i + stride) differ by one row of y, no more. Where the products of an image would be small (few places of
+    y, or more numbers in W than in them), images are put together: (groups, 1, images·Ho·Wo, kw·C/groups).
     """
     xp, (B, H, _, C), (kh, kw), (sh, sw), (ph, pw) = array_module(x), x.shape, kernel, stride, padding
     extra = -(H + 2 * ph) % sh  # rows, so that the stride divides their number
