@@ -43,7 +43,7 @@ class Minitl:
         return loss
 
     def infer(self):
-        return parallel.predict(self.model, self.images, self.threads, self.shard)
+        return parallel.predict(self.model, self.images, self.threads)
 
     def update(self):
         self.optimizer.step()
