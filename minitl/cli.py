@@ -516,4 +516,5 @@ def _print_result(result, test_set):
         print(f"flip averaging {result['flip_accuracy']:.2%} (mean logits of an image and of its mirror image)")
     if "map_mass" in result:
         even = box_share(test_set.boxes, test_set.images.shape[-3:-1])
-        print(f"map mass       {result['map_mass']:.3f} on the target object (even maps would have {even:.3f})")
+        where = "the target object" if test_set.boxes.ndim == 2 else "the actors"  # of clips
+        print(f"map mass       {result['map_mass']:.3f} on {where} (even maps would have {even:.3f})")

@@ -144,6 +144,12 @@ def test_clutter_prints_the_map_mass(capsys, monkeypatch):
     assert f"on the target object (even maps would have {even:.3f})" in capsys.readouterr().out
 
 
+def test_a_clip_has_two_actors(capsys):
+    test_set = clips.draw(np.random.default_rng(1), 4)
+    cli._print_result({"loss": 1.0, "accuracy": 0.5, "map_mass": 0.25}, test_set)
+    assert "map mass       0.250 on the actors (even maps would have 0." in capsys.readouterr().out
+
+
 def test_clips_print_their_mean_average_precision(capsys, monkeypatch):
     splits = clips.draw(np.random.default_rng(1), 16), clips.draw(np.random.default_rng(2), 16)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
