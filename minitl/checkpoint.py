@@ -4,12 +4,12 @@ What has ``state_dict()`` and ``load_state_dict()`` is a part; ``collect`` names
 ``model.head.weight`` or ``optimizer.exp_avg``. Counters, generators, configuration and metrics go into ``meta``:
 
     parts = {"model": model, "optimizer": optimizer, "ema": ema}
-    save(path, collect(parts), {"epoch": 3, "config": config, "rng": generator_state(rng)})
+    save(path, collect(parts), {"epoch": 3, "config": config, "rng": rng.bit_generator.state})
 
     arrays, meta = load(path)
     compare_config(meta["config"], config)
     restore(arrays, parts)
-    set_generator_state(rng, meta["rng"])
+    rng.bit_generator.state = meta["rng"]
 """
 
 import json
@@ -103,25 +103,6 @@ def compare_config(saved, wanted):
         raise InputError(
             "the checkpoint is of another configuration; use its options, or start a new run\n  " + "\n  ".join(wrong)
         )
-
-
-def generator_state(rng):
-    """The state of a generator made by ``numpy.random.default_rng``, as a dict for ``meta``."""
-    if not isinstance(rng.bit_generator, np.random.PCG64):
-        raise TypeError(
-            f"a generator of numpy.random.default_rng is needed, this one is {type(rng.bit_generator).__name__}"
-        )
-    return rng.bit_generator.state
-
-
-def set_generator_state(rng, state):
-    """Let ``rng`` go on from ``state``. Raises ``InputError`` for what is not a state from ``generator_state``."""
-    try:
-        rng.bit_generator.state = state
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"the state of the random generator does not fit this one ({error!r}); the checkpoint is damaged"
-        ) from error
 
 
 def _flatten(config, prefix=""):

@@ -89,14 +89,14 @@ def test_values_not_memory_order_are_saved(tmp_path):
 def test_an_interrupted_run_goes_on_bit_exactly(tmp_path):
     path, whole = tmp_path / "c", Run(0).train(20)
     first = Run(0).train(8)
-    meta = {"config": {"lr": 0.1, "size": (3, 4)}, "rng": checkpoint.generator_state(first.rng)}
+    meta = {"config": {"lr": 0.1, "size": (3, 4)}, "rng": first.rng.bit_generator.state}
     checkpoint.save(path, checkpoint.collect(first.parts), meta)
 
     second = Run(1).train(3)
     arrays, meta = checkpoint.load(path)
     checkpoint.compare_config(meta["config"], {"lr": 0.1, "size": (3, 4)})
     checkpoint.restore(arrays, second.parts)
-    checkpoint.set_generator_state(second.rng, meta["rng"])
+    second.rng.bit_generator.state = meta["rng"]
     second.train(12)
     ends = [checkpoint.collect(run.parts) for run in (whole, second)]
     assert ends[0].keys() == ends[1].keys()
@@ -278,23 +278,3 @@ def test_configurations_are_compared_field_by_field():
         "name: a in the checkpoint, b here",
         "new: absent in the checkpoint, False here",
     ]
-
-
-def test_generators_go_on_after_json():
-    rng, other = np.random.default_rng(5), np.random.default_rng(6)
-    rng.integers(10, dtype="uint32")  # leaves half of a 64-bit draw behind
-    state = json.loads(json.dumps(checkpoint.generator_state(rng)))
-    expected = [rng.integers(1000, dtype="uint32"), *rng.standard_normal(20)]
-    checkpoint.set_generator_state(other, state)
-    assert [other.integers(1000, dtype="uint32"), *other.standard_normal(20)] == expected
-
-
-def test_generators_of_another_kind_and_damaged_states_are_refused():
-    rng = np.random.default_rng(5)
-    with pytest.raises(TypeError, match="this one is MT19937"):
-        checkpoint.generator_state(np.random.Generator(np.random.MT19937(0)))
-    state = checkpoint.generator_state(rng)
-    for bad in ({}, None, state | {"bit_generator": "MT19937"}, state | {"state": {"state": "x", "inc": 1}}):
-        with pytest.raises(InputError, match="state of the random generator does not fit"):
-            checkpoint.set_generator_state(rng, bad)
-    assert checkpoint.generator_state(rng) == state
