@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from . import data, nn, ops, optim
-from .autograd import OPS, Tensor, no_grad
+from .autograd import OPS, Tensor, no_grad, plain
 from .backend import seed
 from .gradcheck import check_gradients, check_module
 from .ops.basic import tensor
@@ -18,6 +18,7 @@ __all__ = [
     "no_grad",
     "ops",
     "optim",
+    "plain",
     "seed",
     "tensor",
 ]

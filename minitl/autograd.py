@@ -5,27 +5,47 @@ Creation order is a topological order, so ``backward`` takes pending nodes newes
 """
 
 import contextlib
+import contextvars
 import functools
 import heapq
 import itertools
-import threading
 
 import numpy as np
 
 from .backend import FLOATS, array_module, describe, is_array
 
-OPS = {}  # name -> function of arrays; looked up at each call, so an entry may be swapped
-_count, _mode = itertools.count(), threading.local()
+OPS = {}  # name -> function of arrays that runs; what a person puts there comes before all other forms
+PLAIN = {}  # name -> the function as it stands in ops/
+OVERRIDES = {"cpu": {}, "cuda": {}}  # device -> {name: a faster form of the op}, see minitl/fast
+_creation_order = itertools.count()
+_grad_mode = contextvars.ContextVar("grad_mode", default=True)
+_plain_mode = contextvars.ContextVar("plain_mode", default=False)
 
 
 @contextlib.contextmanager
-def no_grad():
-    """``with no_grad():`` runs ops without recording them. It holds for its own thread only."""
-    before, _mode.off = getattr(_mode, "off", False), True
+def _set(mode, value):
+    token = mode.set(value)
     try:
         yield
     finally:
-        _mode.off = before
+        mode.reset(token)
+
+
+def no_grad():
+    """Run ops without recording them, by ``with no_grad():``. It holds for its own thread only."""
+    return _set(_grad_mode, False)
+
+
+def plain():
+    """Run the plain forms of ops, as they stand in ``ops/``, by ``with plain():``; for its own thread only."""
+    return _set(_plain_mode, True)
+
+
+def form(name, device):
+    """Return the function that runs the op ``name`` on arrays of ``device``: a person's, the fast or the plain one."""
+    fn = OPS[name]
+    replaced = fn is not PLAIN[name]
+    return fn if replaced or _plain_mode.get() else OVERRIDES[device].get(name, fn)
 
 
 class Node:
@@ -35,7 +55,7 @@ class Node:
 
     def __init__(self, name, parents, pullback, shape):
         self.name, self.parents, self.pullback, self.shape = name, parents, pullback, shape
-        self.order = next(_count)
+        self.order = next(_creation_order)
 
 
 class Tensor:
@@ -121,9 +141,19 @@ def unbroadcast(grad, shape, name="unbroadcast"):
 
 
 def op(fn):
-    """A function of Tensors made from ``fn(*arrays, **options) -> value, pullback``; ``.register("cuda", other)``."""
-    name, overrides = fn.__name__, {}
-    OPS[name] = fn
+    """Make an op, a function of Tensors, from ``fn(*arrays, **options) -> value, backward``. The contract of ``fn``:
+
+    1. Its positional arguments are arrays (or numbers), Tensors outside; its options are keyword-only.
+    2. ``backward(dy)`` returns one gradient for each argument, in order, or ``None`` where there is none. In place of a
+       gradient it may give a function without arguments, which is called only if the gradient is needed.
+    3. A gradient may be larger than its argument along broadcast axes: ``unbroadcast`` sums it.
+    4. It never writes into an argument or into ``dy``.
+    5. What ``backward`` names is kept until it runs, and nothing else.
+    6. It names no dtype: float32 in gives float32 out, float64 in gives float64 out.
+    7. It has a row in ``tests/cases.py``, which checks all of this.
+    """
+    name = fn.__name__
+    OPS[name] = PLAIN[name] = fn
     names = fn.__code__.co_varnames[: fn.__code__.co_argcount]  # options are keyword-only, so these are the arrays
 
     @functools.wraps(fn)
@@ -133,7 +163,7 @@ def op(fn):
         options = {k: v.item() if isinstance(v, np.number) else v for k, v in options.items()}
         arrays = [a.data if isinstance(a, Tensor) else a.item() if isinstance(a, np.generic) else a for a in args]
         parents = [(a.node or a) if isinstance(a, Tensor) and a.requires_grad else None for a in args]
-        run = overrides["cuda"] if overrides and not any(isinstance(a, np.ndarray) for a in arrays) else OPS[name]
+        run = form(name, "cpu" if any(isinstance(a, np.ndarray) for a in arrays) else "cuda")
         try:
             value, pullback = run(*arrays, **options)
             if any(a.dtype != value.dtype and a.dtype in FLOATS for a in arrays if is_array(a)):
@@ -142,9 +172,8 @@ def op(fn):
             kind = next(k for k in (TypeError, ValueError, IndexError) if isinstance(error, k))
             raise kind(f"{name}({', '.join(map(describe, arrays))}): {error}") from error
         out = Tensor(value)
-        if not getattr(_mode, "off", False) and any(parent is not None for parent in parents):
+        if _grad_mode.get() and any(parent is not None for parent in parents):
             out.requires_grad, out.node = True, Node(name, parents, pullback, out.shape)
         return out
 
-    call.register = overrides.__setitem__
     return call

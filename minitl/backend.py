@@ -3,11 +3,8 @@
 NumPy is always there; CuPy is looked at only when somebody asks for the GPU, so ``import minitl`` stays light.
 """
 
-import dataclasses
-import difflib
-import importlib
+import functools
 import sys
-import typing
 
 import numpy as np
 
@@ -17,21 +14,7 @@ EXTRAS = '`pip install -e ".[cuda12]"` or `".[cuda13]"`'  # in a clone
 FLOATS = (np.dtype("float32"), np.dtype("float64"))
 
 
-class InputError(ValueError):
-    """What a person gave (an option, a file, a shape) cannot be used; the message says why and what to do instead."""
-
-
 _generator = np.random.default_rng(0)
-
-
-def near(name, known, otherwise=None):
-    """What a message says of an unknown ``name``: which of the ``known`` names it may mean, whatever its case.
-
-    Where none is near: ``otherwise``, or a list of all that are known.
-    """
-    names = {str(one).lower(): str(one) for one in known}
-    found = [names[key] for key in difflib.get_close_matches(str(name).lower(), names)]
-    return f"did you mean {' or '.join(found)}?" if found else otherwise or f"choose one of {', '.join(names.values())}"
 
 
 def array_module(x):
@@ -93,8 +76,15 @@ def _no_device(cupy):
         return f" ({error})"
 
 
+@functools.cache  # an error is not kept: a GPU may still come
+def _expect_cuda():
+    """Raise RuntimeError, with the reason, unless a GPU can be used."""
+    if problem := cuda_problem():
+        raise RuntimeError(f"device 'cuda' cannot be used: {problem}")
+
+
 def to_device(x, device):
-    """The array ``x`` on ``"cpu"`` or ``"cuda"``; the same object when it is there already.
+    """Return the array ``x`` on ``"cpu"`` or ``"cuda"``; the same object if it is there already.
 
     Raises ``ValueError`` for another device name and ``RuntimeError`` when no GPU can be used.
     """
@@ -103,10 +93,7 @@ def to_device(x, device):
     if isinstance(x, np.ndarray | np.generic):
         if device == "cpu":
             return np.asarray(x)
-        if "minitl.cuda" not in sys.modules:  # the first time
-            if problem := cuda_problem():
-                raise RuntimeError(f"device 'cuda' cannot be used: {problem}")
-            importlib.import_module("minitl.cuda")  # from now on ops have their CUDA versions
+        _expect_cuda()
         return sys.modules["cupy"].asarray(x)
     return array_module(x).asnumpy(x) if device == "cpu" else x
 
@@ -129,23 +116,3 @@ def seed(n):
 def default_rng(rng=None):
     """``rng`` itself, or the package's generator when it is ``None``."""
     return _generator if rng is None else rng
-
-
-def check_types(config):
-    """Raise InputError naming the first field of the dataclass ``config`` that is not of its declared type."""
-    for field in dataclasses.fields(config):
-        value, kind = getattr(config, field.name), field.type
-        kind = typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
-        inner = typing.get_args(kind)
-        if typing.get_origin(kind) is typing.Literal:
-            fits, wanted = value in inner, f"one of {', '.join(inner)}"
-        elif typing.get_origin(kind) is tuple:
-            fits = isinstance(value, tuple | list) and all(type(x) is int for x in value)
-            fits = fits and (... in inner or len(value) == len(inner))
-            wanted = "a tuple of integers" if ... in inner else "a pair of integers"
-        else:
-            kinds = (*(inner or (kind,)), *((int,) if kind is float else ()))
-            fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-            wanted = "of type " + " or ".join("None" if k is type(None) else k.__name__ for k in inner or (kind,))
-        if not fits:
-            raise InputError(f"{field.name} is {wanted}, got {value!r}")

@@ -11,18 +11,31 @@ import sys
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
-from . import files, flops, interop, parallel, predict
-from .backend import InputError, cuda_problem, near
-from .experiments import ablate, bench, bench_cuda, bench_report, fewshot, paper, presets, seeds, speed
+from . import flops, interop
+from .errors import InputError, did_you_mean
+from .metrics import box_share
 from .nn import ViTConfig
-from .report import box_share, png
-from .train import TrainConfig, default_config, draw_maps, evaluate, load_config, load_model, load_run, resume, start
+from .paper import ablate, fewshot, seeds, tables
+from .train import (
+    TrainConfig,
+    default_config,
+    draw_maps,
+    evaluate,
+    files,
+    load_config,
+    load_model,
+    load_run,
+    predict,
+    presets,
+    resume,
+    start,
+)
+from .train.pictures import png
 
 MOST_IMAGES = 64  # in one picture
 
@@ -106,33 +119,9 @@ class FlopsOptions:
 
 
 @dataclass(frozen=True)
-class BenchOptions:
-    names: Positional[tuple[str, ...]] = ()
-    """vit-tiny, vit-tiny-tl, vit-384, vit-tl-384, video-tl, bottleneck; on a GPU the first two and cifar-r1; all of
-    them by default"""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """where to compute"""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """of matrix products on a GPU"""
-    threads: int | None = None
-    """threads of each framework; by default as `minitl train` takes them, one for each core, at most 8"""
-    ops: bool = False
-    """single layers of vit-tiny-tl, and the share of each op in a training step"""
-    scale: bool = False
-    """time and memory of minitl alone, against batch size, number of tokens and depth"""
-    quick: bool = False
-    """tiny models and few rounds, to see that everything runs"""
-    json: bool = False
-    """print for machines"""
-    out: Path | None = None
-    """folder for the picture; by default runs/bench, or runs/bench-quick"""
-
-
-@dataclass(frozen=True)
 class AblateOptions:
     kind: Positional[str]
-    """location, tokens, fuser, pooling, back, tokenizer, video; recipe and overfit, on CIFAR-10; or speed: the time of
-    a step for each location"""
+    """location, tokens, fuser, pooling, back, tokenizer, video; recipe and overfit, on CIFAR-10"""
     dataset: str | None = None
     """another data set, as for `minitl train`; by default a generated one, or cifar10 for recipe and overfit"""
     seeds: int | None = None
@@ -222,7 +211,7 @@ def predict_command(args):
     out = _picture(options.out, options.run / "predict.png")
     if not 1 <= len(options.pictures) <= MOST_IMAGES:
         raise InputError(f"give from 1 to {MOST_IMAGES} picture files, got {len(options.pictures)}")
-    found = predict.predict(options.run, options.pictures)
+    found = predict(options.run, options.pictures)
     print(found.table())
     if found.maps is None:
         print("no picture: the tokens of this model do not come from maps")
@@ -247,101 +236,25 @@ def export_command(args):
 
 def flops_command(args):
     """count parameters, multiply-adds and memory of a model, or of all that the paper names"""
-    name = paper.find(args[0]) if args and not args[0].startswith("-") else ""
-    fixed = name in paper.SPECIAL
+    name = tables.find(args[0]) if args and not args[0].startswith("-") else ""
+    fixed = name in tables.SPECIAL
     if fixed and set(args[1:]) - {"--json", "--help", "-h"}:
-        paper.preset(name)  # says that it has no options
-    model = paper.preset(name) if name and not fixed else ViTConfig()
+        tables.preset(name)  # says that it has no options
+    model = tables.preset(name) if name and not fixed else ViTConfig()
     options = _parse(FlopsOptions, "flops", args, default=FlopsOptions(name, model))
     if options.paper:
-        print(json.dumps(paper.paper(), indent=1) if options.json else paper.paper_table())
+        print(json.dumps(tables.paper(), indent=1) if options.json else tables.paper_table())
         return
     if not name:
         raise InputError("name a model first, as in `minitl flops B/16-8at6`; `minitl flops --paper` lists them")
-    parts = paper.count_preset(name) if fixed else flops.count(options.model)
+    parts = tables.count_preset(name) if fixed else flops.count(options.model)
     print(json.dumps(flops.as_dict(parts), indent=1) if options.json else flops.table(parts))
-
-
-def bench_command(args):
-    """compare speed and memory with PyTorch's, or measure how they grow"""
-    options = _parse(BenchOptions, "bench", args)
-    if options.ops + options.scale + bool(options.names) > 1:
-        raise InputError("choose one: names of configurations, --ops, or --scale")
-    if options.threads is not None and not 1 <= options.threads <= parallel.cores():
-        raise InputError(f"--threads is from 1 to {parallel.cores()}, the cores there are, got {options.threads}")
-    if options.device == "cpu" and options.precision != "fp32":
-        raise InputError(f"--precision {options.precision} needs --device cuda; a CPU computes in fp32")
-    if options.device == "cuda":
-        if options.ops or options.scale or options.threads:
-            raise InputError("--ops, --scale and --threads are for a CPU; leave them out with --device cuda")
-        if problem := cuda_problem():
-            raise InputError(f"device cuda cannot be used: {problem}")
-        machine, heading = bench_cuda.machine(), bench_report.cuda_heading
-        models, measure = bench_cuda.MODELS, _bench_cuda
-    else:
-        machine, heading = bench.machine(options.threads), bench_report.heading
-        models = bench.MODELS
-        measure = _bench_ops if options.ops else _bench_scale if options.scale else _bench_models
-    for name in options.names:
-        bench.model(name, models=models)  # says what is wrong with it
-    out = options.out or Path("runs") / ("bench-quick" if options.quick else "bench")
-    files.check_folder(out)  # now, for measuring takes minutes
-    say = (lambda text: None) if options.json else tqdm.write  # above the line that says how far it is
-    say(heading(machine) + "\n")
-    with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as progress:
-        found, name, figure = measure(options, say, progress.set_description_str)
-    if options.json:
-        print(json.dumps({"machine": machine} | found, indent=1))
-    if options.quick:
-        say("this was quick: too few steps of too small models for figures that mean anything")
-    out.mkdir(parents=True, exist_ok=True)
-    files.write(out / name, png(figure))
-    print(f"wrote {out / name}", file=sys.stderr if options.json else sys.stdout)
-
-
-def _bench_models(options, say, tick):
-    rows = []
-    for row in bench.compare(options.names, options.threads, options.quick, tick):
-        if not rows:
-            say(bench_report.head(row))
-        say(bench_report.line(row))
-        rows.append(row)
-    say("\n".join(["", *bench_report.savings(rows, bench.PAIRS)]))
-    return {"models": rows}, "bench.png", bench_report.picture(rows)
-
-
-def _bench_ops(options, say, tick):
-    rows, shares = bench.by_op(options.threads, options.quick, tick)
-    say(bench_report.by_op_table(rows, shares) + "\n")
-    return {"layers": rows, "ops": shares}, "ops.png", bench_report.by_op_picture(rows)
-
-
-def _bench_scale(options, say, tick):
-    rows = bench.scale(options.threads, options.quick, tick)
-    say(bench_report.scale_table(rows) + "\n")
-    return {"scale": rows}, "scale.png", bench_report.scale_picture(rows)
-
-
-def _bench_cuda(options, say, tick):
-    say(bench_report.cuda_head())
-    rows = []
-    for row in bench_cuda.compare(options.names, options.precision, options.quick, tick):
-        say(bench_report.cuda_line(row))
-        rows.append(row)
-    say("\n".join(["", *bench_report.cuda_notes(rows)]))
-    for row in rows:
-        say("\n" + bench_report.shares_table(f"{row['model']}, eager", row["ops"], ()))
-    return {"models": rows}, "bench-cuda.png", bench_report.cuda_picture(rows)
 
 
 def ablate_command(args):
     """train all models of one of the paper's ablations, and compare them"""
     options = _parse(AblateOptions, "ablate", args)
     folder = options.out or ablate.folder_of(options.kind, options.dataset, options.quick)
-    if options.kind == "speed":
-        if options.dataset or options.seeds is not None:
-            raise InputError("ablate speed takes random images once: leave out --dataset and --seeds")
-        return _print_speed(folder, options.quick)
     times = options.seeds if options.seeds is not None else 1 if options.quick else 2
     runs = ablate.plan(options.kind, folder, times, options.dataset, options.quick)
     score = ablate.score_of(runs[0].config)
@@ -376,15 +289,6 @@ def _unread(how):
         raise
 
 
-def _print_speed(folder, quick):
-    files.check_folder(folder)  # now, for measuring takes a while
-    models = {name: config.model for name, config in ablate.KINDS["location"].items()}
-    rows = speed.measure(models, **({"batch_size": 10, "rounds": 3} if quick else {}))
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write(folder / "speed.png", png(speed.picture(rows)))
-    print(f"{speed.table(rows)}\n\nwrote {folder / 'speed.png'}")
-
-
 def fewshot_command(args):
     """how well the features of a run serve with a few labelled images of each class"""
     options = vars(_parse(FewshotOptions, "fewshot", args))
@@ -400,22 +304,27 @@ COMMANDS = {
     "predict": predict_command,
     "export": export_command,
     "flops": flops_command,
-    "bench": bench_command,
     "ablate": ablate_command,
     "fewshot": fewshot_command,
 }
 
 
 def main(args=None):
-    """Run the command in ``args`` (``sys.argv`` by default).
-
-    What a person can mend ends in one message on stderr and exit status 2; Ctrl-C ends in exit status 130, and a
-    reader that goes away, as ``| head`` does, in 141: both are what a shell makes of the signal.
-    """
+    """Run the command in ``args`` (``sys.argv`` by default)."""
     name, *args = (sys.argv[1:] if args is None else args) or ["--help"]
+    with ending_in_words():
+        _run(name, args)
+
+
+@contextlib.contextmanager
+def ending_in_words():
+    """Inside, what a person can fix ends in one message on stderr and exit status 2.
+
+    Ctrl-C ends in exit status 130, and a reader that goes away, as ``| head`` does, in 141, as signals do in a shell.
+    """
     try:
         try:
-            _run(name, args)
+            yield
         finally:
             print(end="", flush=True)
     except BrokenPipeError:
@@ -443,7 +352,7 @@ def _run(name, args):
     elif name in COMMANDS:
         COMMANDS[name](args)
     else:
-        raise InputError(f"unknown command {name!r}; {near(name, COMMANDS)}")
+        raise InputError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
 
 
 def _picture(out, default):

@@ -13,7 +13,8 @@ from dataclasses import asdict
 import numpy as np
 
 from . import nn
-from .backend import FLOATS, InputError, describe, is_array, to_numpy
+from .backend import FLOATS, describe, is_array, to_numpy
+from .errors import InputError
 
 SUPPORTED = (
     "TokenLearner (version 1.0 or 1.1), TokenFuser with beta='mlp', EncoderBlock, ViT and VideoViT with stem='patch' "

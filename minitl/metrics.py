@@ -51,3 +51,39 @@ def confusion_counts(labels, predicted, num_classes):
         raise ValueError(f"labels and predicted are integers (N,) in 0..{num_classes - 1}, got {shapes}")
     cells = labels.astype("int64") * num_classes + predicted  # a uint8 would overflow
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def map_mass(maps, boxes, image_size):
+    """Share of the maps that lies inside the boxes, (B,): the mean over the S maps of each image.
+
+    maps (B, S, H, W), not negative; boxes (B, 4) as (top, left, bottom, right) in pixels of an image of
+    ``image_size`` (height, width), which H and W divide. A map's value is spread evenly over the pixels of its cell; a
+    map of zeros counts 0. For clips maps (B, T', S, H, W) and boxes (B, T, M, 4): what lies in any of M boxes, and the
+    mean over all frames, those of a tubelet having its maps.
+    """
+    maps = to_numpy(maps)
+    if maps.ndim == 5:
+        maps = _of_each_frame(maps, boxes.shape[1])
+    *first, _, H, W = maps.shape
+    height, width = image_size
+    shares = _inside(boxes, image_size).reshape(*first, H, height // H, W, width // W).mean((-3, -1))  # of each cell
+    inside, total = np.einsum("...shw,...hw->...s", maps, shares), maps.sum((-2, -1))
+    return (inside / np.maximum(total, np.finfo(total.dtype).tiny)).reshape(len(maps), -1).mean(1)
+
+
+def box_share(boxes, image_size):
+    """Mean share of an image's pixels that lie in its boxes: what ``map_mass`` gives for maps that are even."""
+    return float(_inside(boxes, image_size).mean())
+
+
+def _inside(boxes, image_size):
+    """Which pixels lie in a box: (B, height, width) for boxes (B, 4), (B, T, height, width) for boxes (B, T, M, 4)."""
+    top, left, bottom, right = np.moveaxis(boxes, -1, 0)[..., None]
+    y, x = (np.arange(size) for size in image_size)
+    inside = ((top <= y) & (y < bottom))[..., :, None] & ((left <= x) & (x < right))[..., None, :]
+    return inside if boxes.ndim == 2 else inside.any(2)
+
+
+def _of_each_frame(maps, frames):
+    """Maps (B, T', ...) of tubelets as maps (B, frames, ...)."""
+    return maps.repeat(frames // maps.shape[1], axis=1)

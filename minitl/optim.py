@@ -11,7 +11,8 @@ import math
 import numpy as np
 
 from .autograd import Tensor
-from .backend import InputError, array_module, describe, to_numpy
+from .backend import array_module, describe, to_numpy
+from .errors import InputError
 
 CHUNK = 2**16  # numbers that an optimiser treats at a time: with all that belongs to them, about 1 MB
 

@@ -19,7 +19,8 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minitl import checkpoint, data, nn, no_grad, report
+from minitl import data, metrics, nn, no_grad
+from minitl.train import checkpoint, pictures
 
 FAST = bool(os.environ.get("MINITL_FAST"))  # set by the tests: fewer images
 plt.rcParams["figure.dpi"] = 90
@@ -35,7 +36,7 @@ rng = np.random.default_rng(0)
 
 # %%
 B = 400 if FAST else 2000  # number of images
-test = data.draw(rng, B)
+test = data.sample(rng, B)
 print("images", test.images.shape, test.images.dtype, "   boxes", test.boxes.shape)
 print("classes", *test.classes)
 
@@ -98,7 +99,7 @@ print("maps", A.shape)
 assert (A > 0).all() and np.allclose(A.sum((2, 3)), 1, atol=1e-4)
 
 # %%
-report.show_maps(test.images[:5], A[:5], test.boxes[:5])
+pictures.show_maps(test.images[:5], A[:5], test.boxes[:5])
 
 # %% [markdown]
 # Each row is one image; to its right are the eight maps. Bright is where the weight is large. The white box marks the
@@ -133,10 +134,10 @@ def covered(start, end, cells=8, size=4):
 top, left, bottom, right = test.boxes.T
 R, K = covered(top, bottom), covered(left, right)
 mass = np.einsum("bshw,bh,bw->bs", A, R, K)  # (B, S)
-assert np.allclose(mass.mean(1), report.map_mass(A, test.boxes, (32, 32)), atol=1e-5)  # minitl's version
+assert np.allclose(mass.mean(1), metrics.map_mass(A, test.boxes, (32, 32)), atol=1e-5)  # minitl's version
 
 # %%
-chance = report.box_share(test.boxes, (32, 32))  # the mass of a map that is even everywhere
+chance = metrics.box_share(test.boxes, (32, 32))  # the mass of a map that is even everywhere
 figure, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
 ax.bar(np.arange(1, 9), mass.mean(0), color="tab:red")
 ax.axhline(chance, color="black", linestyle="--", linewidth=1)
@@ -352,7 +353,7 @@ plt.show()
 #     picture[top:bottom, left:right] = (60, 200, 120)
 # with no_grad():
 #     maps = model.maps(data.normalize(pictures, meta["mean"], meta["std"])).data
-# report.show_maps(pictures, maps, test.boxes[:4])
+# pictures.show_maps(pictures, maps, test.boxes[:4])
 # ```
 #
 # The light leaves the box and falls on whatever is reddest: patches of a red or purple background. A softmax cannot

@@ -18,7 +18,7 @@ import os
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minitl import Tensor, check_gradients, data, nn, no_grad, ops, optim, report
+from minitl import Tensor, check_gradients, data, metrics, nn, no_grad, ops, optim
 from minitl.autograd import op
 
 # %%
@@ -45,7 +45,7 @@ rng = np.random.default_rng(0)
 # | $Z$ | the learned tokens, $(B, S, C)$ | |
 
 # %%
-few = data.draw(rng, 4)
+few = data.sample(rng, 4)
 B, H, W, C, S = 4, 8, 8, 48, 8
 cells = few.images.reshape(B, H, 4, W, 4, 3) / 255  # row, pixel in row, column, pixel in column, colour
 x = cells.transpose(0, 1, 3, 2, 4, 5).reshape(B, H, W, C)
@@ -323,7 +323,7 @@ def look(model):
     with no_grad():
         logits, A = model(images).data, model.maps(images).data
     accuracy = (logits.argmax(1) == test_set.labels).mean()
-    return accuracy, report.map_mass(A, test_set.boxes, (32, 32)).mean(), A
+    return accuracy, metrics.map_mass(A, test_set.boxes, (32, 32)).mean(), A
 
 
 # %%

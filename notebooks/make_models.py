@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minitl import checkpoint
+from minitl.train import checkpoint
 
 OPTIONS = {
     "learner-8": "",

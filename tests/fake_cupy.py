@@ -25,6 +25,7 @@ import tempfile
 import types
 from pathlib import Path
 
+import cuda_reference
 import numpy as np
 
 HERE = Path(__file__).parent
@@ -280,11 +281,9 @@ class RawModule:
         hosts = [a.copy() if isinstance(a, np.ndarray) else unwrap(a) for a in args]  # a structure goes by its value
         library = compiled(self.code, self.real) if self.emulate else None
         if library is None:
-            from minitl.cuda import reference
-
             pointers = [kind.endswith("*") for kind, _ in parameters]
             hosts = [None if p and not isinstance(a, np.ndarray) else a for p, a in zip(pointers, hosts, strict=True)]
-            return launch(lambda: getattr(reference, name)(*hosts))
+            return launch(lambda: getattr(cuda_reference, name)(*hosts))
         pointer = [isinstance(a, np.ndarray) and not a.dtype.names for a in hosts]
         values = [np.array(a.ctypes.data if p else a) for p, a in zip(pointer, hosts, strict=True)]
         places = (ctypes.c_void_p * len(args))(*(v.ctypes.data for v in values))
@@ -525,34 +524,35 @@ cupyx = Module("cupyx", empty_pinned=np.empty)
 
 @contextlib.contextmanager
 def installed():
-    """The stand-in takes CuPy's place, and ``minitl.cuda`` is loaded with it; all is as before afterwards."""
+    """The stand-in takes CuPy's place, and ``minitl.fast.cuda`` is loaded with it; all is as before afterwards."""
     import importlib
 
-    import minitl
-    from minitl import OPS, ops
+    import minitl.fast
+    from minitl import backend
+    from minitl.autograd import OVERRIDES
 
     def mine(name):
-        return name.split(".")[0] in ("cupy", "cupyx") or name.startswith("minitl.cuda")
+        return name.split(".")[0] in ("cupy", "cupyx") or name.startswith("minitl.fast.cuda")
 
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if mine(name)}
-    overrides = {name: getattr(ops, name).register.__self__ for name in OPS}
-    saved = {name: dict(registered) for name, registered in overrides.items()}
+    saved = dict(OVERRIDES["cuda"])
+    backend._expect_cuda.cache_clear()
     sys.modules.update({"cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx})
     try:
-        module = importlib.import_module("minitl.cuda")
+        module = importlib.import_module("minitl.fast.cuda")
         blas = Cublas()
         module.gemm.library = lambda: blas
         yield module
     finally:
         for name in [name for name in sys.modules if mine(name)]:
             del sys.modules[name]
-        del minitl.cuda
+        del minitl.fast.cuda
         sys.modules.update(before)
-        if "minitl.cuda" in before:
-            minitl.cuda = before["minitl.cuda"]
-        for name, registered in overrides.items():
-            registered.clear()
-            registered.update(saved[name])
+        if "minitl.fast.cuda" in before:
+            minitl.fast.cuda = before["minitl.fast.cuda"]
+        OVERRIDES["cuda"].clear()
+        OVERRIDES["cuda"].update(saved)
+        backend._expect_cuda.cache_clear()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Checks come first, then figures; what fails is written down, and the rest goes o
 no more. A short table is printed last. RESULTS.json (gpu.json by default) is written after each part. The exit status
 is 1 if a check failed. Times are medians over at least 50 runs by the GPU's clock, unless it says host.
 
-What is compared with PyTorch is what `minitl bench --device cuda` compares, see minitl/experiments/bench_cuda.py.
+What is compared with PyTorch is what `python -m tests.bench --device cuda` compares, see bench/measure_cuda.py.
 """
 
 import contextlib
@@ -31,13 +31,14 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-from minitl import OPS, data, nn, ops, train  # noqa: E402
-from minitl.backend import InputError, cuda_problem, to_numpy  # noqa: E402
-from minitl.experiments import bench_cuda, bench_report, contestant, contestant_cuda  # noqa: E402
+from minitl import data, nn, ops, plain, train  # noqa: E402
+from minitl.backend import cuda_problem, to_numpy  # noqa: E402
+from minitl.errors import InputError  # noqa: E402
+from tests.bench import contestant, contestant_cuda, measure_cuda, report  # noqa: E402
 
 BUDGET = 520  # seconds
 PRECISIONS = ("fp32", "tf32", "bf16")
-TINY, BATCH = bench_cuda.MODELS["vit-tiny-tl"]
+TINY, BATCH = measure_cuda.MODELS["vit-tiny-tl"]
 STEPS = (  # the models and precisions whose steps are measured, the most wanted first, and seconds that each may take
     ("vit-tiny-tl", "tf32", 90),
     ("cifar-r1", "tf32", 120),
@@ -123,7 +124,7 @@ def expect_an_answer(path):
     """After a fault of a kernel the GPU refuses all that this process wants; then a new one goes on."""
     import cupy
 
-    from minitl import cuda
+    from minitl.fast import cuda
 
     cuda.use("fp32")
     try:
@@ -168,7 +169,7 @@ def close(own, expected, rtol, what):
 
 
 def make(config, batch, device="cuda", lr=1e-3, **options):
-    """A side of `minitl bench` with a learning rate that moves the weights."""
+    """A side of `python -m tests.bench` with a learning rate that moves the weights."""
     kind = contestant.Minitl if device == "cpu" else contestant_cuda.Minitl
     side = contestant.side_of(kind, config, batch, 1, **options)
     side.optimizer.lr = lr
@@ -180,19 +181,20 @@ def make(config, batch, device="cuda", lr=1e-3, **options):
 
 @section("figures")
 def machine():
-    from minitl.cuda import gemm
+    from minitl.fast.cuda import gemm
 
     library = gemm.library()
-    return bench_cuda.machine() | {"cublas": library and getattr(library, "_name", None)}
+    return measure_cuda.machine() | {"cublas": library and getattr(library, "_name", None)}
 
 
 @section("checks")
 def kernels_equal_their_references():
     """Every row of test_cuda.py, in float32 and float64."""
+    import cuda_reference
     import cupy
     from test_cuda import ROWS, prepared
 
-    from minitl.cuda import kernels, reference
+    from minitl.fast.cuda import kernels
 
     worst = {}
     for name, args, blocks in ROWS:
@@ -201,7 +203,7 @@ def kernels_equal_their_references():
                 continue
             expected, own = prepared(args, dtype), prepared(args, dtype)
             with np.errstate(all="ignore"):
-                getattr(reference, name)(*expected)
+                getattr(cuda_reference, name)(*expected)
             own = [cupy.asarray(a) if np.ndim(a) else a for a in own]
             kernels.launch(name, blocks, *own)
             for a, b in zip(own, expected, strict=True):
@@ -217,8 +219,8 @@ def sums_are_the_same_each_time():
     """Many times the same bits, whichever block is last, also in a graph; and NumPy's, for chunks that are not full."""
     import cupy
 
-    from minitl import cuda
-    from minitl.cuda.kernels import column_sums, norm_columns
+    from minitl.fast import cuda
+    from minitl.fast.cuda.kernels import column_sums, norm_columns
 
     worst = {}
     for rows, C in SIZES["sums"]:
@@ -249,7 +251,7 @@ def products_equal_numpys():
     import cupy
     from test_cuda import PRODUCTS, strided
 
-    from minitl import cuda
+    from minitl.fast import cuda
 
     worst = {}
     for precision, rtol in zip(PRECISIONS, (1e-5, 2e-3, 2e-2), strict=True):
@@ -293,7 +295,7 @@ def losses_equal_the_cpus():
 @section("checks")
 def captured_equals_eager():
     """20 steps with dropout and another learning rate at each, in each precision; and the model of a recipe."""
-    configs = {"tiny": replace(TINY, dropout=0.1, drop_path=0.1), "cifar-r1": bench_cuda.MODELS["cifar-r1"][0]}
+    configs = {"tiny": replace(TINY, dropout=0.1, drop_path=0.1), "cifar-r1": measure_cuda.MODELS["cifar-r1"][0]}
     seen = {}
     for name, precision in (*(("tiny", precision) for precision in PRECISIONS), ("cifar-r1", "tf32")):
         eager, captured = (make(configs[name], 64, precision=precision, graph=graph) for graph in (False, True))
@@ -344,12 +346,12 @@ def small_data():
     """A folder, and few images or clips in place of a whole data set, which takes long to draw."""
     whole = data.load
     small = {"clutter": lambda: data.clutter(400, 200), "actors": lambda: data.actors(80, 40)}
-    train.data.load = lambda name, *_, **__: small[name]()
+    data.load = lambda name, *_, **__: small[name]()
     try:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
     finally:
-        train.data.load = whole
+        data.load = whole
 
 
 def losses(trainer):
@@ -447,7 +449,7 @@ def op_tests_with_cupy():
         "-k",
         "cupy",
     ]
-    ways = {"generic": options, "overrides": [*options, "-p", "minitl.cuda"]}
+    ways = {"generic": options, "overrides": [*options, "-p", "minitl.fast.cuda"]}
     running = {
         name: subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for name, command in ways.items()
@@ -484,8 +486,8 @@ def launches():
     """Microseconds of host time for one launch, by every road."""
     import cupy
 
-    from minitl.cuda.gemm import product
-    from minitl.cuda.kernels import launch
+    from minitl.fast.cuda.gemm import product
+    from minitl.fast.cuda.kernels import launch
 
     x, y = cupy.ones((64, 64), "float32"), cupy.empty((64, 64), "float32")
     three = cupy.ones((4, 64, 64), "float32")
@@ -510,7 +512,7 @@ def captured_nothing():
     """A call that replays a graph of one small kernel."""
     import cupy
 
-    from minitl import cuda
+    from minitl.fast import cuda
 
     x = cupy.ones(64, "float32")
     step = cuda.capture(lambda x: x + 1)
@@ -522,8 +524,8 @@ def kernels():
     """Microseconds and GB/s of the memory-bound kernels and of other ways to the same."""
     import cupy
 
-    from minitl.cuda.gemm import product
-    from minitl.cuda.kernels import column_sums, each, launch, rows
+    from minitl.fast.cuda.gemm import product
+    from minitl.fast.cuda.kernels import column_sums, each, launch, rows
 
     R, C = SIZES["rows"], SIZES["columns"]
     n = R * C
@@ -554,24 +556,10 @@ def kernels():
     return found
 
 
-@contextlib.contextmanager
-def generic_ops():
-    """Without the overrides."""
-    registered = [getattr(ops, name).register.__self__ for name in OPS]
-    before = [dict(one) for one in registered]
-    for one in registered:
-        one.clear()
-    try:
-        yield
-    finally:
-        for one, overrides in zip(registered, before, strict=True):
-            one.update(overrides)
-
-
 @section("figures", 20)
 def generic():
     """Milliseconds of an eager step of the tiny model with the generic ops alone, as CuPy computes them."""
-    with generic_ops():
+    with plain():
         side = make(TINY, BATCH, graph=False)
         return {"ms": median_ms(side.step)}
 
@@ -579,7 +567,7 @@ def generic():
 def step_section(name, precision, seconds):
     def step():
         """Against PyTorch, with launches, floor and ops."""
-        (row,) = bench_cuda.compare([name], precision)
+        (row,) = measure_cuda.compare([name], precision)
         return row
 
     SECTIONS.append(("figures", f"{name} {precision}", step, seconds))
@@ -602,18 +590,18 @@ def table():
         f"{name:38} FAILED   {entry['seen'][:150]}" for name, entry in results["figures"].items() if not entry["ok"]
     ]
     rows = [entry["seen"] for entry in results["figures"].values() if entry["ok"] and "times" in entry["seen"]]
-    lines += ["", bench_report.cuda_head()]
+    lines += ["", report.cuda_head()]
     for row in rows:
-        lines.append(f"{bench_report.cuda_line(row)}  {row['precision']}")
+        lines.append(f"{report.cuda_line(row)}  {row['precision']}")
     for row in rows:
-        lines += bench_report.cuda_notes([row])
+        lines += report.cuda_notes([row])
     return "\n".join(lines)
 
 
 def main(path="gpu.json"):
     if problem := cuda_problem():
         sys.exit(f"no GPU can be used: {problem}")
-    importlib.import_module("minitl.cuda")  # so that ops have their CUDA versions
+    importlib.import_module("minitl.fast.cuda")  # so that ops have their CUDA versions
     path = Path(path)
     run_sections(path)
     results["seconds"] = round(BUDGET - left(), 1)

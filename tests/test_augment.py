@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from minitl import data, train
-from minitl.backend import InputError, cuda_problem, to_device, to_numpy
+from minitl.backend import cuda_problem, to_device, to_numpy
 from minitl.data import policies, transforms
+from minitl.errors import InputError
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -1,15 +1,17 @@
 """The engine: right sums over any graph, no recursion, nothing kept longer than needed, no gradient shared."""
 
+import contextvars
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import minitl
-from minitl import OPS, Tensor, no_grad, ops
-from minitl.autograd import op, unbroadcast
+from minitl import OPS, Tensor, no_grad, ops, plain
+from minitl.autograd import OVERRIDES, PLAIN, form, op, unbroadcast
 
 
 def leaf(*values, dtype="float64"):
@@ -385,18 +387,53 @@ def test_repr():
     assert "made by mul" in repr(x * x) and "grad" not in repr(Tensor(np.ones(1)))
 
 
-def test_register(monkeypatch, xp):
-    """The registered function runs where the arrays live on a GPU, and only there, also next to a number."""
+@pytest.fixture
+def shifted(monkeypatch):
+    """An op x + y whose forms add 0 (plain), 10 (cpu) and 100 (cuda)."""
 
-    def shifted(x, y):
-        return x + y, lambda dz: (dz, dz)
+    def form(extra):
+        def shifted(x, y):
+            return x + y + extra, lambda dz: (dz, dz)
+
+        return shifted
 
     monkeypatch.setitem(OPS, "shifted", None)  # so that it is gone after the test
-    call = op(shifted)
-    call.register("cuda", lambda x, y: (x + y + 100, lambda dz: (dz, dz)))
-    x, extra = Tensor(xp.ones(2), requires_grad=True), 0 if xp is np else 100
-    for y in (call(x, x), call(x, 1.0), call(1.0, x)):
+    monkeypatch.setitem(PLAIN, "shifted", None)
+    for device, extra in (("cpu", 10), ("cuda", 100)):
+        monkeypatch.setitem(OVERRIDES[device], "shifted", form(extra))
+    return op(form(0))
+
+
+def test_overrides(shifted, xp):
+    """Each runs where the arrays live, also next to a number."""
+    x, extra = Tensor(xp.ones(2), requires_grad=True), 10 if xp is np else 100
+    for y in (shifted(x, x), shifted(x, 1.0), shifted(1.0, x)):
         assert y.data.tolist() == [2.0 + extra] * 2 and y.node.name == "shifted"
+
+
+def test_plain(shifted, xp):
+    """Inside, and in threads that take over the context, the plain form runs; afterwards the fast one again."""
+    x = Tensor(xp.ones(2), requires_grad=True)
+    with plain():
+        assert shifted(x, x).data.tolist() == [2, 2]
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(contextvars.copy_context().run, shifted, x, x).result().data.tolist() == [2, 2]
+        with pytest.raises(ZeroDivisionError), plain():
+            1 / 0  # noqa: B018
+        assert shifted(x, x).data.tolist() == [2, 2]
+    assert shifted(x, x).data.tolist() != [2, 2]
+
+
+def test_what_a_person_puts_into_ops_comes_first(shifted, monkeypatch, xp):
+    """Before every override, on every device, and in plain mode."""
+    monkeypatch.setitem(OPS, "shifted", lambda x, y: (x - y, lambda dz: (dz, -dz)))
+    x = Tensor(xp.ones(2))
+    assert shifted(x, x).data.tolist() == [0, 0]
+    with plain():
+        assert shifted(x, x).data.tolist() == [0, 0]
+    assert form("shifted", "cuda") is form("shifted", "cpu") is OPS["shifted"]
+    monkeypatch.setitem(OPS, "shifted", PLAIN["shifted"])
+    assert form("shifted", "cuda") is OVERRIDES["cuda"]["shifted"]
 
 
 # --- unbroadcast ---

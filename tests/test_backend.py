@@ -1,12 +1,11 @@
 """Which library an array belongs to, where arrays live, and where random numbers come from."""
 
-import sys
-
 import numpy as np
 import pytest
 
 import minitl
 from minitl import Tensor, backend
+from minitl.errors import InputError
 from minitl.nn import ViTConfig
 
 
@@ -37,7 +36,7 @@ def test_to_device(xp):
 
 def test_to_device_without_a_gpu(monkeypatch):
     monkeypatch.setattr(backend, "cuda_problem", lambda: "there is none")
-    monkeypatch.delitem(sys.modules, "minitl.cuda", raising=False)  # as if asked for the first time
+    backend._expect_cuda.cache_clear()
     with pytest.raises(RuntimeError, match="device 'cuda' cannot be used: there is none"):
         backend.to_device(np.ones(2), "cuda")
 
@@ -76,6 +75,6 @@ def test_seed():
     ],
 )
 def test_a_configuration_names_the_field_of_a_wrong_type(options, message):
-    with pytest.raises(backend.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         ViTConfig(**options)
     assert ViTConfig(image_size=[32, 32], dropout=0).dropout == 0

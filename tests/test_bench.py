@@ -1,4 +1,4 @@
-"""`minitl bench`: both sides compute the same, the statistics are right, and the processes behave."""
+"""`python -m tests.bench`: both sides compute the same, the statistics are right, and the processes behave."""
 
 import json
 import os
@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import OPS, Tensor, cli, files, nn, parallel
-from minitl.backend import InputError
-from minitl.experiments import bench, bench_report, contestant
+from minitl import OPS, Tensor, nn
+from minitl.errors import InputError
+from minitl.fast import threads as sharing
+from minitl.train import files
+from tests.bench import contestant, measure, report
+from tests.bench.__main__ import main
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc, which Linux has")
 IMAGES = nn.ViTConfig(patch_size=8, dim=8, heads=2, mlp_dim=16, hidden=8, num_tokens=2, loc=1, zero_head=False)
@@ -54,7 +57,7 @@ def same_losses(ours, theirs):
 )
 def test_pytorch_computes_the_same(name, layout):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    from minitl.experiments.torch_twin import Torch
+    from tests.bench.torch_twin import Torch
 
     same_losses(*sides(Torch, CONFIGS[name], memory_format=layout))
 
@@ -62,14 +65,14 @@ def test_pytorch_computes_the_same(name, layout):
 @pytest.mark.parametrize("name", ["learner 1.1 with norm", "clips"])
 def test_jax_computes_the_same(name):
     pytest.importorskip("jax", reason="JAX is not installed")
-    from minitl.experiments.jax_twin import Jax
+    from tests.bench.jax_twin import Jax
 
     same_losses(*sides(Jax, CONFIGS[name]))
 
 
 def test_layers_compute_the_same():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from minitl.experiments.torch_twin import Torch
+    from tests.bench.torch_twin import Torch
 
     ours, theirs = sides(Torch, LEARNER)
     table = contestant.layers(LEARNER, 4)
@@ -101,10 +104,10 @@ class Fake:
 
 
 def test_they_take_turns(monkeypatch):
-    monkeypatch.setattr(bench, "PAUSE", 0)
+    monkeypatch.setattr(measure, "PAUSE", 0)
     log = []
     a, b = Fake("a", 1.0, log), Fake("b", 2.0, log)
-    times = bench.in_turns([a, b], ["train", "infer"], 2, 3, lambda text: None, "")
+    times = measure.in_turns([a, b], ["train", "infer"], 2, 3, lambda text: None, "")
     forth = [("a", "train"), ("b", "train"), ("a", "infer"), ("b", "infer")]
     back = [("b", "train"), ("a", "train"), ("b", "infer"), ("a", "infer")]
     assert log == forth + back
@@ -121,26 +124,26 @@ def test_ratio_by_hand():
         "PyTorch, quick": {"infer": quick, "train": slow},
         "JAX": {"infer": 5 * slow},
     }
-    row = bench._against(found, "infer", "train")
+    row = measure._against(found, "infer", "train")
     assert row == {"minitl": 3, "PyTorch": 2, "form": "slow", "ratio": 1.5, "low": 1.25, "high": 1.75, "JAX": 10}
-    assert bench._against(found, "infer", "infer")["form"] == "quick"
+    assert measure._against(found, "infer", "infer")["form"] == "quick"
 
 
 def test_losses_must_agree():
     losses = {"minitl": [2.0, 1.0], "PyTorch, tanh GELU": [2.0001, 1.0], "PyTorch, exact GELU": [2.01, 1.1]}
-    bench.check("vit-tiny", losses)
+    measure.check("vit-tiny", losses)
     with pytest.raises(InputError, match=r"vit-tiny: .* in minitl and .* in JAX; these are two different"):
-        bench.check("vit-tiny", losses | {"JAX": [2.0, 1.001]})
+        measure.check("vit-tiny", losses | {"JAX": [2.0, 1.001]})
 
 
 def test_pairs_are_measured_together():
-    assert bench._groups(bench.MODELS) == [
+    assert measure._groups(measure.MODELS) == [
         ["vit-tiny", "vit-tiny-tl"],
         ["vit-384", "vit-tl-384"],
         ["video-tl"],
         ["bottleneck"],
     ]
-    assert bench._groups(["vit-tl-384", "bottleneck", "vit-tl-384"]) == [["vit-tl-384"], ["bottleneck"]]
+    assert measure._groups(["vit-tl-384", "bottleneck", "vit-tl-384"]) == [["vit-tl-384"], ["bottleneck"]]
 
 
 def test_profile():
@@ -154,7 +157,7 @@ def test_profile():
 
 PEAK = """
 import numpy as np
-from minitl.experiments.contestant import _forget_peak, _peak
+from tests.bench.contestant import _forget_peak, _peak
 _forget_peak()
 before = _peak()
 np.ones(5_000_000)  # 40 MB, gone at once
@@ -190,34 +193,34 @@ class Silent:
 
 def test_a_system_that_says_little(monkeypatch, tmp_path):
     """As Windows: which cores there are, how busy they are, and how large a process is."""
-    monkeypatch.setattr(bench, "PAUSE", 0)
+    monkeypatch.setattr(measure, "PAUSE", 0)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "getloadavg", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    machine = bench.machine()
+    machine = measure.machine()
     assert machine["cores"] == machine["threads"] == 1 and "load" not in machine
-    assert "1 cores, 1 threads; Python" in bench_report.heading(machine)
+    assert "1 cores, 1 threads; Python" in report.heading(machine)
 
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.setattr(contestant, "Path", lambda name: tmp_path / "nothing")
     job = {"framework": "minitl", "config": PLAIN, "batch": 2, "threads": 1, "device": "cpu"}
     assert contestant.prepare(job | {"options": {}, "by_layer": False})["memory"](0) == {}
 
-    monkeypatch.setattr(bench, "_team", lambda *_: {"minitl": Silent(), "PyTorch, tanh GELU": Silent()})
-    rows = list(bench.compare(["vit-tiny"], quick=True))
-    assert [row["what"] for row in rows] == list(bench.TIMES)
-    labels = [text.get_text() for text in bench_report.picture(rows).legends[0].texts]
+    monkeypatch.setattr(measure, "_team", lambda *_: {"minitl": Silent(), "PyTorch, tanh GELU": Silent()})
+    rows = list(measure.compare(["vit-tiny"], quick=True))
+    assert [row["what"] for row in rows] == list(measure.TIMES)
+    labels = [text.get_text() for text in report.picture(rows).legends[0].texts]
     assert labels == ["training step", "inference"]
 
 
 def test_growth_without_sizes(monkeypatch):
-    monkeypatch.setattr(bench, "PAUSE", 0)
-    monkeypatch.setattr(bench, "Contestant", Silent)
-    rows = bench.scale(quick=True)
+    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "Contestant", Silent)
+    rows = measure.scale(quick=True)
     assert "memory" not in rows[0] and rows[0]["seconds"] == 1
-    kept = bench_report.short(rows[0]["kept"], "B")
-    assert bench_report.scale_table(rows).splitlines()[1].rstrip().endswith(f" {kept}")
-    measured, counted = bench_report.scale_picture(rows).axes[-1].lines
+    kept = report.short(rows[0]["kept"], "B")
+    assert report.scale_table(rows).splitlines()[1].rstrip().endswith(f" {kept}")
+    measured, counted = report.scale_picture(rows).axes[-1].lines
     assert np.isnan(measured.get_ydata()).all() and not np.isnan(counted.get_ydata()).any()
 
 
@@ -226,32 +229,32 @@ def test_growth_without_sizes(monkeypatch):
 
 @LINUX
 def test_a_process_keeps_to_its_threads():
-    with bench.Contestant("minitl", "minitl", PLAIN, 2, threads=1) as one:
+    with measure.Contestant("minitl", "minitl", PLAIN, 2, threads=1) as one:
         sizes = one.ask("memory")
         assert len(one.ask("train", 3)) == 3 and 0 < sizes["memory"] < sizes["process"]
         settings = Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
         assert {"OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1"} <= set(settings)
         assert len(os.sched_getaffinity(one.process.pid)) == 1
-    assert one.process.returncode is not None and len(os.sched_getaffinity(0)) == parallel.cores()
+    assert one.process.returncode is not None and len(os.sched_getaffinity(0)) == sharing.cores()
 
 
 @LINUX
 def test_threads_by_default(monkeypatch):
     """As many as training takes, on any number of cores."""
-    monkeypatch.setattr(parallel, "default_threads", lambda: 1)
-    with bench.Contestant("minitl", "minitl", PLAIN, 2) as one:
+    monkeypatch.setattr(measure, "default_threads", lambda: 1)
+    with measure.Contestant("minitl", "minitl", PLAIN, 2) as one:
         one.ask("train", 1)
         assert "OMP_NUM_THREADS=1" in Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
         assert len(os.sched_getaffinity(one.process.pid)) == 1
     monkeypatch.undo()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
-    machine = bench.machine()
-    assert (machine["cores"], machine["threads"]) == (64, parallel.MOST_THREADS)
+    machine = measure.machine()
+    assert (machine["cores"], machine["threads"]) == (64, sharing.MOST_THREADS)
 
 
 def test_a_process_that_fails_says_why():
     with (
-        bench.Contestant("minitl", "minitl", PLAIN, -1, 1) as one,
+        measure.Contestant("minitl", "minitl", PLAIN, -1, 1) as one,
         pytest.raises(InputError, match=r"(?s)the process of minitl ended with status 1:.*negative dimensions"),
     ):
         one.ask("train", 1)
@@ -259,14 +262,14 @@ def test_a_process_that_fails_says_why():
 
 def test_a_batch_that_does_not_fit():
     with (
-        bench.Contestant("minitl", "minitl", PLAIN, 10**13, 1) as one,
+        measure.Contestant("minitl", "minitl", PLAIN, 10**13, 1) as one,
         pytest.raises(InputError, match=r"with status 1:\nits model and batch do not fit into memory: .*allocate"),
     ):
         one.ask("train", 1)
 
 
 def test_a_process_that_is_killed():
-    with bench.Contestant("minitl", "minitl", PLAIN, 2, 1) as one:
+    with measure.Contestant("minitl", "minitl", PLAIN, 2, 1) as one:
         one.ask("train", 1)
         one.process.kill()
         one.process.wait()
@@ -276,10 +279,10 @@ def test_a_process_that_is_killed():
 
 @LINUX
 def test_ctrl_c_ends_all(tmp_path):
-    code = "from minitl.cli import main; main()"
-    path = os.pathsep.join([str(Path(bench.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    code = "from tests.bench.__main__ import main; main()"
+    path = os.pathsep.join([str(Path(measure.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     started = subprocess.Popen(
-        [sys.executable, "-c", code, "bench", "--scale", "--threads", "1"],
+        [sys.executable, "-c", code, "--scale", "--threads", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -309,14 +312,14 @@ def test_ctrl_c_ends_all(tmp_path):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """A function that runs `minitl bench` in an empty folder: (status, out, err)."""
+    """A function that runs `python -m tests.bench` in an empty folder: (status, out, err)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "PAUSE", 0)
+    monkeypatch.setattr(measure, "PAUSE", 0)
 
     def run(*args):
         status = 0
         try:
-            cli.main(["bench", *map(str, args)])
+            main([*map(str, args)])
         except SystemExit as end:
             status = end.code
         return status, *capsys.readouterr()
@@ -334,7 +337,7 @@ def test_command(command):
         and {"cpu", "load", "Python", "NumPy", "BLAS", "PyTorch"} < found["machine"].keys()
     )
     rows = found["models"]
-    assert [(row["model"], row["what"]) for row in rows] == [("vit-tiny-tl", w) for w in bench.TIMES + bench.SIZES]
+    assert [(row["model"], row["what"]) for row in rows] == [("vit-tiny-tl", w) for w in measure.TIMES + measure.SIZES]
     for row in rows:
         assert row["minitl"] > 0 and row["low"] <= row["ratio"] <= row["high"]
         assert row["low"] <= row["high"] and row["form"] in ("tanh GELU", "exact GELU") and row["macs"] > 0
@@ -355,8 +358,8 @@ def test_command_by_op(command):
 
 def test_command_scale(command, monkeypatch):
     """It needs no PyTorch."""
-    monkeypatch.setattr(bench, "installed", lambda framework: False)
-    monkeypatch.setattr(bench, "SCALES", {"images in a batch": {n: {"batch": n} for n in (4, 8)}})
+    monkeypatch.setattr(measure, "installed", lambda framework: False)
+    monkeypatch.setattr(measure, "SCALES", {"images in a batch": {n: {"batch": n} for n in (4, 8)}})
     status, out, _ = command("--scale", "--quick", "--threads", 1, "--json")
     small, large = json.loads(out)["scale"]
     assert status == 0 and Path("runs/bench-quick/scale.png").is_file()
@@ -368,13 +371,13 @@ def test_tables():
     """What the table, the savings and the heading say of some figures."""
     row = {"what": "train", "minitl": 0.15, "PyTorch": 0.2, "form": "tanh GELU", "ratio": 0.75, "low": 0.7, "high": 0.8}
     rows = [row | {"model": "vit-384", "macs": 4}, row | {"model": "vit-tl-384", "macs": 3, "minitl": 0.12}]
-    line = " ".join(bench_report.line(rows[0]).split())
+    line = " ".join(report.line(rows[0]).split())
     assert line == "vit-384 training step 150 ms 200 ms 0.75 0.70 to 0.80 tanh GELU"
-    assert "JAX" not in bench_report.head(row) and "JAX" in bench_report.head(row | {"JAX": 0.1})
-    (saved,) = bench_report.savings(rows, bench.PAIRS)
+    assert "JAX" not in report.head(row) and "JAX" in report.head(row | {"JAX": 0.1})
+    (saved,) = report.savings(rows, measure.PAIRS)
     assert saved == "vit-tl-384 / vit-384: multiply-adds 0.75, training step 0.80 in minitl, 1.00 in PyTorch"
-    assert bench_report.savings(rows[:1], bench.PAIRS) == []
-    assert "2 threads" in bench_report.heading(bench.machine(2))
+    assert report.savings(rows[:1], measure.PAIRS) == []
+    assert "2 threads" in report.heading(measure.machine(2))
 
 
 @pytest.mark.parametrize(
@@ -383,7 +386,7 @@ def test_tables():
         (["vit-tinny"], "there is no configuration 'vit-tinny'; did you mean vit-tiny"),
         (["vit-tiny", "all"], "there is no configuration 'all'; choose one of vit-tiny, "),
         (["vit-tiny", "--ops"], "choose one: names of configurations, --ops, or --scale"),
-        (["--threads", 0], f"--threads is from 1 to {parallel.cores()}, the cores there are, got 0"),
+        (["--threads", 0], f"--threads is from 1 to {sharing.cores()}, the cores there are, got 0"),
         (["--threads", 10_000], "the cores there are, got 10000"),
     ],
 )
@@ -409,10 +412,10 @@ def test_looking_at_a_folder_leaves_it_as_it_is(tmp_path):
 
 
 def test_without_pytorch(command, monkeypatch):
-    monkeypatch.setattr(bench, "installed", lambda framework: False)
+    monkeypatch.setattr(measure, "installed", lambda framework: False)
     for args in (["vit-tiny"], ["--ops"]):
         status, _, err = command(*args)
         assert (
             status == 2
-            and "PyTorch, which is not installed; install minitl[bench], or try `minitl bench --scale`" in err
+            and "PyTorch, which is not installed; install minitl[bench], or try `python -m tests.bench --scale`" in err
         )

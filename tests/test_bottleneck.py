@@ -6,9 +6,10 @@ import tracemalloc
 import cases
 import numpy as np
 import pytest
+from graph_memory import saved_bytes
 
-from minitl import OPS, Tensor, check_module, nn, ops, optim, report
-from minitl.backend import InputError
+from minitl import OPS, Tensor, check_module, nn, ops, optim
+from minitl.errors import InputError
 from minitl.nn import bottleneck
 from minitl.nn.bottleneck import X21D, X21DConfig
 
@@ -85,7 +86,7 @@ def test_memory_stays_bounded(rng):
     q, k, v = (Tensor(x, requires_grad=True) for x in qkv)
     tracemalloc.start()
     y = ops.vector_attention(q, k, v, chunk=2 * 128**2)
-    kept = report.saved_bytes(y)["vector_attention"]
+    kept = saved_bytes(y)["vector_attention"]
     y.backward(y.data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from minitl import checkpoint, files
 from minitl.autograd import Tensor
-from minitl.backend import InputError
+from minitl.errors import InputError
 from minitl.optim import EMA, AdamW
+from minitl.train import checkpoint, files
 
 ARRAYS = {
     "model.weight": np.array([[np.nan, -0.0, 1e-45], [np.inf, 1 / 3, -1.5]], "float32"),

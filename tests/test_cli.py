@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import checkpoint, cli, data, flops, interop, report, train
-from minitl.backend import InputError
-from minitl.data import clips
-from minitl.experiments import paper
+from minitl import cli, data, flops, interop, metrics, nn, train
+from minitl.data.actors import sample as sample_clips
+from minitl.errors import InputError
+from minitl.paper import tables
+from minitl.train import checkpoint, run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = ["--patch-size", "8", "--dim", "12", "--heads", "2", "--mlp-dim", "16", "--hidden", "8", "--num-tokens", "4"]
@@ -121,7 +122,7 @@ def test_flip_averaging(capsys, pictures, monkeypatch):
     assert minitl("eval", "plain", "--flip") == 0
     assert capsys.readouterr().out.splitlines()[-2:] == ["test accuracy  100.00%", line]
 
-    splits = clips.draw(np.random.default_rng(1), 8), clips.draw(np.random.default_rng(2), 8)
+    splits = sample_clips(np.random.default_rng(1), 8), sample_clips(np.random.default_rng(2), 8)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
     train.start(train.TrainConfig("actors", batch_size=8), "clips")
     assert "flip averaging needs images; mirrored clips show other" in fails(capsys, "eval", "clips", "--flip")
@@ -137,21 +138,21 @@ def test_images_of_any_size(here, capsys):
 
 
 def test_clutter_prints_the_map_mass(capsys, monkeypatch):
-    splits = data.draw(np.random.default_rng(1), 32), data.draw(np.random.default_rng(2), 32)
+    splits = data.sample(np.random.default_rng(1), 32), data.sample(np.random.default_rng(2), 32)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
     assert minitl("train", *TINY, "--epochs", 1) == 0
-    even = report.box_share(splits[1].boxes, (32, 32))
+    even = metrics.box_share(splits[1].boxes, (32, 32))
     assert f"on the target object (even maps would have {even:.3f})" in capsys.readouterr().out
 
 
 def test_a_clip_has_two_actors(capsys):
-    test_set = clips.draw(np.random.default_rng(1), 4)
+    test_set = sample_clips(np.random.default_rng(1), 4)
     cli._print_result({"loss": 1.0, "accuracy": 0.5, "map_mass": 0.25}, test_set)
     assert "map mass       0.250 on the actors (even maps would have 0." in capsys.readouterr().out
 
 
 def test_clips_print_their_mean_average_precision(capsys, monkeypatch):
-    splits = clips.draw(np.random.default_rng(1), 16), clips.draw(np.random.default_rng(2), 16)
+    splits = sample_clips(np.random.default_rng(1), 16), sample_clips(np.random.default_rng(2), 16)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
     assert minitl("train", "actors", *TINY, "--tubelet", 2, "--epochs", 1) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -194,22 +195,22 @@ def test_predict_without_maps(capsys, pictures):
 def test_flops(capsys):
     """A model of the paper, changed, as a table or for machines; one that has no options; and the paper's tables."""
     assert minitl("flops", "b/16-8AT6", "--back", "fuser", "--json") == 0
-    same = flops.as_dict(paper.count_preset("B/16-8at6-fuser"))
+    same = flops.as_dict(tables.count_preset("B/16-8at6-fuser"))
     assert json.loads(capsys.readouterr().out) == same
     assert minitl("flops", "B/16-8at6-fuser") == 0
-    assert capsys.readouterr().out == flops.table(paper.count_preset("B/16-8at6-fuser")) + "\n"
+    assert capsys.readouterr().out == flops.table(tables.count_preset("B/16-8at6-fuser")) + "\n"
     assert minitl("flops", "keras") == 0
-    assert capsys.readouterr().out == flops.table(paper.count_preset("keras")) + "\n"
+    assert capsys.readouterr().out == flops.table(tables.count_preset("keras")) + "\n"
     assert minitl("flops", "--paper") == 0
-    assert capsys.readouterr().out == paper.paper_table() + "\n"
+    assert capsys.readouterr().out == tables.paper_table() + "\n"
     assert minitl("flops", "--paper", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == paper.paper()
+    assert json.loads(capsys.readouterr().out) == tables.paper()
 
 
 def test_runs_of_ablations_go_on_elsewhere(capsys, monkeypatch):
-    splits = clips.draw(np.random.default_rng(1), 8), clips.draw(np.random.default_rng(2), 8)
+    splits = sample_clips(np.random.default_rng(1), 8), sample_clips(np.random.default_rng(2), 8)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
-    train.start(train.TrainConfig("actors", train.X21DConfig(widths=(4,))), "run")
+    train.start(train.TrainConfig("actors", nn.X21DConfig(widths=(4,))), "run")
     assert "run is a run of `minitl ablate`" in fails(capsys, "train", "--resume", "run")
 
 
@@ -250,7 +251,7 @@ def test_a_name_for_the_folder(here):
     "args, messages",
     [
         ("trian", ["unknown command 'trian'; did you mean train?"]),
-        ("xyz", ["unknown command 'xyz'; choose one of train, eval, maps, predict, export, flops, bench,"]),
+        ("xyz", ["unknown command 'xyz'; choose one of train, eval, maps, predict, export, flops, ablate,"]),
         ("train --epoch 2", ["Unrecognized options: --epoch", "--epochs"]),
         ("train --epochs two", ["--epochs", "'two'"]),
         ("train --epochs 0", ["epochs must be at least 1, got 0"]),
@@ -296,7 +297,6 @@ def test_a_name_for_the_folder(here):
         ("export RUN x.pt", ["x.pt is to be a safetensors file; choose a name that ends in .safetensors"]),
         ("export RUN run/checkpoint.safetensors", ["exists already; choose another name"]),
         ("export RUN no/x.safetensors", ["cannot write no/x.safetensors (No such file or directory)"]),
-        ("ablate speed --quick --out RUN/config.json", ["cannot write run/config.json (Not a directory)"]),
         ("flops", ["name a model first, as in `minitl flops B/16-8at6`; `minitl flops --paper` lists them"]),
         ("flops --loc 1 B/16", ["name a model first"]),
         ("flops B/17-8at6", ["there is no preset 'B/17-8at6'; did you mean B/16-8at6"]),
@@ -315,7 +315,7 @@ def test_errors(capsys, pictures, args, messages):
 
 def tiny_config(dataset, **options):
     model = {"patch_size": 8, "dim": 12, "heads": 2, "mlp_dim": 16, "hidden": 8, "num_tokens": 4}
-    return train.TrainConfig(dataset, train.ViTConfig(**model, layers=4, loc=3), batch_size=16, **options)
+    return train.TrainConfig(dataset, nn.ViTConfig(**model, layers=4, loc=3), batch_size=16, **options)
 
 
 def test_the_same_options_can_be_given_again(capsys, pictures):
@@ -325,7 +325,7 @@ def test_the_same_options_can_be_given_again(capsys, pictures):
 
 
 def test_one_sentence_without_a_gpu(capsys, monkeypatch):
-    monkeypatch.setattr(train, "cuda_problem", lambda: "CuPy cannot be imported")
+    monkeypatch.setattr(run, "cuda_problem", lambda: "CuPy cannot be imported")
     assert fails(capsys, "train", "--device", "cuda") == "minitl: device cuda cannot be used: CuPy cannot be imported"
 
 
@@ -372,7 +372,7 @@ def test_every_end_has_its_message(capsys, monkeypatch, error, status, message):
 
 def environment():
     """Where the package is found, whatever the folder."""
-    path = os.pathsep.join([str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(cli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path}
 
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cuda_reference
 import fake_cupy
 import numpy as np
 import pytest
@@ -27,9 +28,12 @@ from fake_cupy import State, cupy, signatures, strict
 
 import minitl
 from minitl import OPS, Tensor, backend, data, nn, ops, optim, train
-from minitl.backend import InputError, to_numpy
+from minitl.autograd import OVERRIDES, PLAIN
+from minitl.backend import to_numpy
+from minitl.errors import InputError
+from minitl.train import step
 
-FOLDER = Path(minitl.__file__).parent / "cuda"
+FOLDER = Path(minitl.__file__).parent / "fast" / "cuda"
 SOURCE = (FOLDER / "kernels.cu").read_text()
 KERNELS = signatures(SOURCE)
 HAVE_CPP = shutil.which("g++") is not None
@@ -37,7 +41,7 @@ HAVE_CPP = shutil.which("g++") is not None
 
 @pytest.fixture(scope="module")
 def cuda():
-    """``minitl.cuda`` on the stand-in."""
+    """``minitl.fast.cuda`` on the stand-in."""
     with fake_cupy.installed() as module:
         yield module
 
@@ -108,10 +112,9 @@ def test_a_kernel_that_does_not_compile_is_seen(monkeypatch):
 
 
 def test_every_kernel_has_a_reference_of_its_signature(cuda):
-    from minitl.cuda import reference
 
     for name, parameters in KERNELS.items():
-        own = list(inspect.signature(getattr(reference, name)).parameters)
+        own = list(inspect.signature(getattr(cuda_reference, name)).parameters)
         expected = [parameter for _, parameter in parameters]
         assert own == expected or own == [*expected[: len(own) - 1], "sizes"], name
 
@@ -231,11 +234,11 @@ def test_kernel_computes_its_reference(cuda, name, args, blocks, dtype):
     if not HAVE_CPP:
         pytest.skip("there is no g++ to compile kernels.cu for the CPU")
     dtype = "float32" if name == "to_bf16" else dtype
-    from minitl.cuda import kernels, reference
+    from minitl.fast.cuda import kernels
 
     expected, own = prepared(args, dtype), prepared(args, dtype)
     with np.errstate(all="ignore"):
-        getattr(reference, name)(*expected)
+        getattr(cuda_reference, name)(*expected)
     kernels.launch(name, blocks, *(fake_cupy.wrap(a) if np.ndim(a) else a for a in own))
     tolerance = {"rtol": 2e-5, "atol": 2e-5} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-11}
     for a, b in zip(own, expected, strict=True):
@@ -321,7 +324,7 @@ FUSED = ("add", "relu", "gelu", "linear", "token_pool", "softmax", "layer_norm",
 
 
 def test_these_ops_have_overrides(cuda):
-    assert {name for name in OPS if getattr(ops, name).register.__self__} == set(FUSED)
+    assert OVERRIDES["cuda"].keys() == set(FUSED)
 
 
 def evaluate(case, xp, dtype, layout=lambda x: x):
@@ -347,12 +350,17 @@ def test_override_equals_the_generic_op(case, dtype, layout, kernels):
         np.testing.assert_allclose(own, generic, **tolerance)
 
 
+def not_to_run(*_, **__):
+    pytest.fail("the plain form ran")
+
+
 @pytest.mark.parametrize("op", FUSED)
 def test_override_runs(op, cuda, monkeypatch):
     """Not the generic op, which would give the same numbers."""
     elsewhere = {"p": 0, "axis": 1, "training": False}  # options with which the generic op is right
     rows = [case for case in CASES if case.op == op and not elsewhere.items() & case.options.items() and op != "add"]
-    monkeypatch.setitem(OPS, op, lambda *_, **__: pytest.fail("the generic op ran"))
+    for table in (OPS, PLAIN):
+        monkeypatch.setitem(table, op, not_to_run)
     if op == "add":
         x, y = (Tensor(cupy.asarray(x), requires_grad=True) for x in (numbers(4, 3, 2), numbers(1, 3, 2)))
         ops.add(x, y).sum().backward()
@@ -503,7 +511,7 @@ BUDGETS = {"X21D": 300}  # launches of a step that is not captured; 300 for the 
 
 
 class Run:
-    """A tiny model with all that a step needs; on "cuda" the step is ``minitl.cuda``'s."""
+    """A tiny model with all that a step needs; on "cuda" the step is ``minitl.fast.cuda``'s."""
 
     def __init__(self, device, config, cuda=None):
         self.rng = np.random.default_rng(0)
@@ -659,8 +667,8 @@ def test_launches_of_an_attention(cuda):
 
 
 def test_launches_of_the_step_that_is_measured(cuda, monkeypatch):
-    """Of `minitl bench --device cuda vit-tiny-tl`, eager and in a graph. They are counted, and not done."""
-    from minitl.experiments import bench_cuda, contestant, contestant_cuda
+    """Of `python -m tests.bench --device cuda vit-tiny-tl`, eager and in a graph. They are counted, and not done."""
+    from tests.bench import contestant, contestant_cuda, measure_cuda
 
     def count(work):
         State.launches += 1
@@ -668,7 +676,7 @@ def test_launches_of_the_step_that_is_measured(cuda, monkeypatch):
             State.recorded.append(lambda: None)
 
     monkeypatch.setattr(fake_cupy, "launch", count)
-    side = contestant.side_of(contestant_cuda.Minitl, *bench_cuda.MODELS["vit-tiny-tl"], 1)
+    side = contestant.side_of(contestant_cuda.Minitl, *measure_cuda.MODELS["vit-tiny-tl"], 1)
     State.launches = 0
     side.step()  # to warm up
     assert 250 < State.launches <= 300
@@ -731,9 +739,9 @@ def start(cuda, monkeypatch, tmp_path):
         )
         for n in (40, 9)
     ]
-    monkeypatch.setattr(train.data, "load", lambda name, *_, **__: clips if name == "clips" else images)
+    monkeypatch.setattr(data, "load", lambda name, *_, **__: clips if name == "clips" else images)
     monkeypatch.setattr(train.Trainer, "_draw", lambda _: None)
-    monkeypatch.setattr(train.OnGPU, "every", 3)
+    monkeypatch.setattr(step.OnGPU, "every", 3)
     monkeypatch.setattr(fake_cupy.RawModule, "emulate", False)  # faster
     numbers = itertools.count()
     yield lambda device, **settings: train.start(
@@ -796,7 +804,7 @@ def test_a_run_on_a_gpu_goes_on_bit_for_bit(name, start):
 
 def test_a_model_that_cannot_be_captured_says_so(start, monkeypatch):
     """Without its override, vector attention multiplies by CuPy's own products."""
-    monkeypatch.delitem(ops.vector_attention.register.__self__, "cuda")
+    monkeypatch.delitem(OVERRIDES["cuda"], "vector_attention")
     with pytest.raises(InputError, match=r"cannot be captured \(NotImplementedError.* without a graph, by --no-graph"):
         start("cuda", **RUNS["X21D"]).fit()
     assert start("cuda", graph=False, **RUNS["X21D"]).fit()
@@ -961,7 +969,7 @@ class Broken:
 )
 def test_cuda_problem(cupy, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.delitem(sys.modules, "minitl.cuda", raising=False)
+    backend._expect_cuda.cache_clear()
     problem = backend.cuda_problem()
     assert re.search(message, problem), problem
     with pytest.raises(RuntimeError, match="device 'cuda' cannot be used: CuPy"):
@@ -970,7 +978,7 @@ def test_cuda_problem(cupy, message, monkeypatch):
 
 def test_the_checks_that_need_a_gpu_say_so():
     """`python -m tests.gpu` where none is: a sentence, no traceback."""
-    python, options = [sys.executable, "-W", "ignore"], {"capture_output": True, "text": True, "cwd": FOLDER.parents[1]}
+    python, options = [sys.executable, "-W", "ignore"], {"capture_output": True, "text": True, "cwd": FOLDER.parents[2]}
     question = "from minitl.backend import cuda_problem; print(cuda_problem())"  # in here the stand-in would answer
     if subprocess.run([*python, "-c", question], **options).stdout == "None\n":
         pytest.skip("a GPU can be used here, and then the command runs for minutes")

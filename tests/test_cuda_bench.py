@@ -1,6 +1,6 @@
 """What measures on a GPU, on the stand-in for CuPy, where each launch takes a millisecond, and in one process.
 
-That is `minitl bench --device cuda`, and `python -m tests.gpu`.
+That is `python -m tests.bench --device cuda`, and `python -m tests.gpu`.
 """
 
 import contextlib
@@ -13,9 +13,12 @@ import fake_cupy
 import numpy as np
 import pytest
 
-from minitl import cli, data, flops, nn, train
-from minitl.backend import InputError, cuda_problem
-from minitl.experiments import bench, bench_cuda, bench_report, contestant, contestant_cuda, presets
+from minitl import data, flops, nn, train
+from minitl.backend import cuda_problem
+from minitl.errors import InputError
+from minitl.train import presets
+from tests.bench import contestant, contestant_cuda, measure, measure_cuda, report
+from tests.bench.__main__ import main
 
 
 class InProcess:
@@ -50,11 +53,11 @@ class Broken(InProcess):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
-    """A function that runs `minitl bench --device cuda --quick` in an empty folder: (status, out, err)."""
+    """A function that runs `python -m tests.bench --device cuda --quick` in an empty folder: (status, out, err)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "PAUSE", 0)
-    monkeypatch.setattr(bench, "Contestant", Broken)
-    monkeypatch.setattr(cli, "cuda_problem", lambda: None)
+    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "Contestant", Broken)
+    monkeypatch.setattr("tests.bench.__main__.cuda_problem", lambda: None)
     monkeypatch.setattr(fake_cupy.RawModule, "emulate", False)  # faster
     for size in ("LARGE", "LONG"):
         monkeypatch.setattr(contestant_cuda, size, 64)
@@ -63,7 +66,7 @@ def command(monkeypatch, tmp_path, capsys):
     def run(*args):
         status = 0
         try:
-            cli.main(["bench", "--device", "cuda", "--quick", *map(str, args)])
+            main(["--device", "cuda", "--quick", *map(str, args)])
         except SystemExit as end:
             status = end.code
         return status, *capsys.readouterr()
@@ -76,7 +79,7 @@ def command(monkeypatch, tmp_path, capsys):
 TINY = nn.ViTConfig((8, 8), dim=8, heads=2, layers=1, mlp_dim=8, hidden=8, num_tokens=2, version="1.1", zero_head=False)
 
 
-@pytest.mark.parametrize(("precision", "names"), [("fp32", bench_cuda.MODELS), ("bf16", ["cifar-r1"])])
+@pytest.mark.parametrize(("precision", "names"), [("fp32", measure_cuda.MODELS), ("bf16", ["cifar-r1"])])
 def test_command(command, precision, names):
     status, out, err = command("--json", "--precision", precision, *([] if precision == "fp32" else names))
     assert (status, err) == (0, f"wrote {Path('runs/bench-quick/bench-cuda.png')}\n")
@@ -85,7 +88,7 @@ def test_command(command, precision, names):
     assert [row["model"] for row in found["models"]] == list(names)
     for row in found["models"]:
         assert row["precision"] == precision and row["batch"] == 4
-        assert row["times"].keys() == set(bench_cuda.MINITL) and row["missing"].keys() == set(bench_cuda.PYTORCH)
+        assert row["times"].keys() == set(measure_cuda.MINITL) and row["missing"].keys() == set(measure_cuda.PYTORCH)
         eager, graph = (row["times"][f"minitl {kind}"]["seconds"] for kind in ("eager", "graph"))
         assert graph == 0.003  # two inputs are brought in, then the graph is launched
         assert 0.8 * 1000 * eager < row["launches"] < 1000 * eager  # what is constant is not computed anew
@@ -115,18 +118,18 @@ def test_command_in_words(command):
 
 
 def test_ops_are_themselves_again(command):
-    from minitl import OPS, ops
+    from minitl import OPS
 
-    before = {name: dict(getattr(ops, name).register.__self__) for name in OPS}
-    side = contestant.side_of(contestant_cuda.Minitl, bench.model("vit-tiny", True)[0], 2, 1, graph=False)
+    before = dict(OPS)
+    side = contestant.side_of(contestant_cuda.Minitl, measure.model("vit-tiny", True)[0], 2, 1, graph=False)
     side.profile(2)
-    assert before == {name: dict(getattr(ops, name).register.__self__) for name in OPS}
+    assert before == OPS
 
 
 def test_pytorch_computes_the_same(command, monkeypatch):
     """Its side of the GPU, on the CPU and without its compiler."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from minitl.experiments.torch_twin import TorchOnGPU
+    from tests.bench.torch_twin import TorchOnGPU
 
     class Event:
         def __init__(self, enable_timing):
@@ -138,7 +141,7 @@ def test_pytorch_computes_the_same(command, monkeypatch):
         record = synchronize = lambda self: None
 
     compiled = []
-    monkeypatch.setattr(bench, "Contestant", InProcess)
+    monkeypatch.setattr(measure, "Contestant", InProcess)
     monkeypatch.setattr(TorchOnGPU, "device", "cpu")
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "compile", lambda fn, mode: compiled.append(mode) or fn)
@@ -150,12 +153,12 @@ def test_pytorch_computes_the_same(command, monkeypatch):
     assert status == 0, err
     (row,) = json.loads(out)["models"]
     assert row["missing"] == {} and compiled == ["reduce-overhead"]
-    assert [row["times"][label]["seconds"] for label in bench_cuda.PYTORCH] == [0.002, 0.002]
+    assert [row["times"][label]["seconds"] for label in measure_cuda.PYTORCH] == [0.002, 0.002]
 
 
 def test_without_pytorch(command, monkeypatch):
     """And with a driver that does not say how many nodes a graph has."""
-    monkeypatch.setattr(bench, "installed", lambda framework: False)
+    monkeypatch.setattr(measure, "installed", lambda framework: False)
     monkeypatch.setattr(contestant_cuda, "nodes", lambda graph: None)
     status, out, _ = command("vit-tiny")
     assert status == 0 and "vit-tiny: no PyTorch eager: PyTorch is not installed\n" in out
@@ -173,18 +176,18 @@ def test_floor_by_hand():
     config = nn.ViTConfig(tokenizer="none")
     cost = flops.total(flops.count(config))
     expected = 60 * cost.macs / 1e12 + (80 * cost.kept + 32 * cost.params) / 1e9
-    found = bench_cuda.floor(config, 10, copy=1e9, products=1e12)
+    found = measure_cuda.floor(config, 10, copy=1e9, products=1e12)
     assert found == {"parameters": cost.params, "macs": cost.macs, "floor": expected}
 
 
 def test_the_large_model_is_that_of_the_recipe():
-    config, batch = bench_cuda.MODELS["cifar-r1"]
+    config, batch = measure_cuda.MODELS["cifar-r1"]
     parameters = flops.total(flops.count(config)).params
     assert batch == presets.PRESETS["cifar-r1"]["batch_size"] == 1024 and 5.4e6 < parameters < 5.6e6
 
 
 def made_up(model, *ms, floor=1.0):
-    labels = [*bench_cuda.MINITL, *bench_cuda.PYTORCH]
+    labels = [*measure_cuda.MINITL, *measure_cuda.PYTORCH]
     times = {
         label: dict(zip(("low", "seconds", "high"), np.array([0.9, 1, 1.2]) * x / 1e3, strict=True))
         for label, x in zip(labels, ms, strict=True)
@@ -197,16 +200,16 @@ def made_up(model, *ms, floor=1.0):
 
 def test_tables_and_picture():
     rows = [made_up("vit-tiny", 2, 6, 5, 0), made_up("cifar-r1", 40, 60, 80, 50, floor=25)]
-    line = " ".join(bench_report.cuda_line(rows[0]).split())
+    line = " ".join(report.cuda_line(rows[0]).split())
     assert line == "vit-tiny 128 2 ms 6 ms 5 ms - 1 ms 50% 401"
-    assert len(bench_report.cuda_head()) == len(bench_report.cuda_line(rows[1]))
-    assert bench_report.cuda_notes(rows) == [
+    assert len(report.cuda_head()) == len(report.cuda_line(rows[1]))
+    assert report.cuda_notes(rows) == [
         "vit-tiny: a graph takes 0.33 of minitl eager, 0.40 of PyTorch eager",
         "vit-tiny: no PyTorch compiled: no compiler",
         "cifar-r1: a graph takes 0.67 of minitl eager, 0.50 of PyTorch eager, 0.80 of PyTorch compiled",
         "floor: 350 Toperations/s in large tf32 products, 4 TB/s in a copy; activations as flops counts them",
     ]
-    upper, lower = bench_report.cuda_picture(rows).axes
+    upper, lower = report.cuda_picture(rows).axes
     assert [bar.get_width() for bar in upper.patches] == [2, 6, 5] and len(lower.patches) == 4
 
 
@@ -228,7 +231,7 @@ def test_wrong_options(command, args, message):
 
 def test_without_a_gpu(command, monkeypatch):
     """The same sentence as that of `minitl train`."""
-    monkeypatch.setattr(cli, "cuda_problem", lambda: "CuPy finds no GPU")
+    monkeypatch.setattr("tests.bench.__main__.cuda_problem", lambda: "CuPy finds no GPU")
     status, _, err = command()
     assert (status, err) == (2, "minitl: device cuda cannot be used: CuPy finds no GPU\n")
 
@@ -238,8 +241,8 @@ def test_a_job_of_a_gpu_fails_where_there_is_none():
     if cuda_problem() is None:
         pytest.skip("a GPU can be used here")
     with contextlib.ExitStack() as stack:
-        config = bench.model("vit-tiny", True)[0]
-        one = stack.enter_context(bench.Contestant("minitl", "minitl", config, 2, 1, device="cuda"))
+        config = measure.model("vit-tiny", True)[0]
+        one = stack.enter_context(measure.Contestant("minitl", "minitl", config, 2, 1, device="cuda"))
         with pytest.raises(
             InputError, match=r"(?s)the process of minitl ended with status 1:.*device 'cuda' cannot be"
         ):
@@ -265,8 +268,8 @@ def checks(command, monkeypatch):
     for name, (config, allowed) in gpu.RUNS.items():
         config = dataclasses.replace(config, batch_size=10, **small[name])
         monkeypatch.setitem(gpu.RUNS, name, (config, allowed))
-    for name in bench_cuda.MODELS:
-        monkeypatch.setitem(bench_cuda.MODELS, name, (TINY, 4))
+    for name in measure_cuda.MODELS:
+        monkeypatch.setitem(measure_cuda.MODELS, name, (TINY, 4))
     monkeypatch.setattr(gpu, "TINY", TINY)
     monkeypatch.setattr(gpu, "BATCH", 4)
     monkeypatch.setattr(gpu, "SIZES", {"rows": 256, "columns": 16, "calls": 2, "scribbles": (10,), "sums": [(300, 33)]})

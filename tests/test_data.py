@@ -22,8 +22,10 @@ import pytest
 from PIL import Image
 
 from minitl import data
-from minitl.backend import InputError
-from minitl.data import archive, cifar
+from minitl.data import cifar
+from minitl.data import images as image_files
+from minitl.data.clutter import masks
+from minitl.errors import InputError
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-images.tar.xz"
 
@@ -100,7 +102,7 @@ def test_unknown_path_names_its_neighbours(tmp_path):
 def test_load_draws_clutter_once(monkeypatch):
     data._generated.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setitem(data.GENERATED, "clutter", lambda: data.shapes.clutter(20, 10))
+        patch.setitem(data.GENERATED, "clutter", lambda: data.clutter(20, 10))
         (train, test), (again, _) = data.load("clutter"), data.load("clutter")
     data._generated.cache_clear()
     assert train.images is again.images and same(test, data.clutter(20, 10)[1])
@@ -158,7 +160,7 @@ def test_clutter_is_what_it_says(clutter):
 def test_clutter_boxes_hold_the_target(clutter):
     """The target lies on top, so its colour stands unmixed wherever its shape covers a pixel whole."""
     train, _ = clutter
-    shapes = data.shapes.masks()
+    shapes = masks()
     for image, label, (top, left, bottom, right) in zip(train.images, train.labels, train.boxes, strict=True):
         window = image[top:bottom, left:right].astype(int)
         cover = shapes[label, (bottom - top) - 7, : bottom - top, : right - left]
@@ -175,7 +177,7 @@ def test_clutter_has_images(sizes):
 
 
 def test_shapes_differ_and_fill_their_boxes():
-    table = data.shapes.masks()
+    table = masks()
     assert table.min() == 0 and table.max() == 1
     for i, a in enumerate(table):
         assert not a[0, 7:].any() and not a[0, :, 7:].any()  # size 7 leaves the rest empty
@@ -469,8 +471,8 @@ def test_a_subset_decodes_only_what_it_needs(tmp_path, monkeypatch):
     write_zip(tmp_path / "x.zip", good())
     full, whole_test = data.load(tmp_path / "x.zip")
     decoded = []
-    decode = archive.decode
-    monkeypatch.setattr(archive, "decode", lambda name, load: decoded.append(name) or decode(name, load))
+    decode = image_files.decode
+    monkeypatch.setattr(image_files, "decode", lambda name, load: decoded.append(name) or decode(name, load))
     train, test = data.load(tmp_path / "x.zip", subset=2)
     assert same(train, full.subset(2, rng())) and same(test, whole_test)
     assert train.labels.tolist() == [0, 1] and len(decoded) == 5
@@ -639,7 +641,7 @@ def test_archive_refuses_files_with_holes(tmp_path):
 def test_archive_refuses_a_long_tail(tmp_path, monkeypatch):
     write_tar(tmp_path / "x.tar.gz", good())
     assert len(data.load(tmp_path / "x.tar.gz")[0]) == 5
-    monkeypatch.setattr(archive, "MAX_TAIL", 1000)
+    monkeypatch.setattr(image_files, "MAX_TAIL", 1000)
     with pytest.raises(InputError, match="more than 1000 bytes follow"):
         data.load(tmp_path / "x.tar.gz")
 
@@ -647,7 +649,7 @@ def test_archive_refuses_a_long_tail(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["folder", "x.zip", "x.tar"])
 @pytest.mark.parametrize("name", ["README.txt", "train/cat/.hidden"])
 def test_archive_refuses_large_files_that_are_no_images(tmp_path, monkeypatch, kind, name):
-    monkeypatch.setattr(archive, "MAX_FILE", 1000)
+    monkeypatch.setattr(image_files, "MAX_FILE", 1000)
     WRITERS[kind](tmp_path / kind, good() | {name: bytes(1001)})
     with pytest.raises(InputError, match=f"{name}' has 1001 bytes"):
         data.load(tmp_path / kind)
@@ -711,12 +713,12 @@ def test_archive_refuses_what_is_none(tmp_path):
 
 def test_archive_refuses_too_many_bytes(tmp_path, monkeypatch):
     write_zip(tmp_path / "x.zip", good())
-    monkeypatch.setattr(archive, "MAX_BYTES", 8 * 90 - 1)
+    monkeypatch.setattr(image_files, "MAX_BYTES", 8 * 90 - 1)
     with pytest.raises(InputError, match="8 images of 6 x 5 pixels take more than"):
         data.load(tmp_path / "x.zip")
-    monkeypatch.setattr(archive, "MAX_BYTES", 8 * 90)
+    monkeypatch.setattr(image_files, "MAX_BYTES", 8 * 90)
     assert len(data.load(tmp_path / "x.zip")[0]) == 5
-    monkeypatch.setattr(archive, "MAX_FILE", 100)
+    monkeypatch.setattr(image_files, "MAX_FILE", 100)
     with pytest.raises(InputError, match="more than any image"):
         data.load(tmp_path / "x.zip")
 

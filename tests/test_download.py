@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl.backend import InputError
 from minitl.data import download
+from minitl.errors import InputError
 
 BODY = np.random.default_rng(0).bytes(1000)
 SHA256 = hashlib.sha256(BODY).hexdigest()

@@ -1,4 +1,4 @@
-"""The ablations compare what they say, go on where they were stopped, and count what they compute; few-shot; speed."""
+"""The ablations compare what they say, go on where they were stopped, and count what they compute; few-shot."""
 
 import csv
 import signal
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from minitl import OPS, data, nn, train
-from minitl.backend import InputError
-from minitl.experiments import ablate, fewshot, speed
+from minitl.errors import InputError
 from minitl.flops import count, total
+from minitl.paper import ablate, fewshot
 from minitl.train import TrainConfig
 
 SMALL = nn.ViTConfig(patch_size=8, dim=12, heads=2, mlp_dim=16, num_tokens=4, version="1.1", pre_norm=False, hidden=8)
@@ -21,9 +21,9 @@ MODELS = [(kind, label) for kind, models in ablate.KINDS.items() for label in mo
 @pytest.fixture
 def small(monkeypatch):
     """An ablation "small" of two models on 60 images; gives the two splits."""
-    splits = data.draw(np.random.default_rng(1), 60), data.draw(np.random.default_rng(2), 40)
+    splits = data.sample(np.random.default_rng(1), 60), data.sample(np.random.default_rng(2), 40)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
-    monkeypatch.setattr(train.Trainer, "_draw", lambda self: (self.folder / train.CURVES).touch())
+    monkeypatch.setattr(train.Trainer, "_draw", lambda self: (self.folder / "curves.png").touch())
     few = {"4 tokens": PLAIN, "2 tokens": replace(PLAIN, model=replace(SMALL, num_tokens=2))}
     monkeypatch.setitem(ablate.KINDS, "small", few)
     return splits
@@ -146,8 +146,8 @@ def test_folder_of():
     ("options", "message"),
     [
         ({"kind": "tokeniser"}, "no ablation 'tokeniser'; did you mean tokenizer"),
-        ({"kind": "sped"}, "did you mean speed"),
-        ({"kind": "zzz"}, "choose one of location, tokens, .*, speed"),
+        ({"kind": "fusr"}, "did you mean fuser"),
+        ({"kind": "zzz"}, "choose one of location, tokens, .*, overfit"),
         ({"kind": "tokens", "seeds": 0}, "seeds is at least 1, got 0"),
         ({"kind": "video", "dataset": "clutter"}, "video needs clips, and clutter has images"),
         ({"kind": "tokens", "dataset": "actors"}, "tokens needs images, and actors has clips"),
@@ -311,30 +311,3 @@ def test_few_shot_that_cannot_be(trained, monkeypatch, options, message):
     monkeypatch.setattr(data, "load", lambda name, *_, **__: others.get(name, usual))
     with pytest.raises(InputError, match=message):
         fewshot.few_shot(folder, **options)
-
-
-# --- speed ---
-
-
-def test_models_take_turns(monkeypatch):
-    """The first round warms up; of the others, the median and the quartiles."""
-    order, clock = [], {"a": iter([0, 1, 2, 3, 4, 5]), "b": iter([9, 20, 20, 20, 20, 70])}
-
-    def step(config, batch_size, rng):
-        name = "a" if config.num_tokens == 4 else "b"
-        return lambda: order.append(name) or next(clock[name])
-
-    monkeypatch.setattr(speed, "_step", step)
-    a, b = speed.measure({"a": SMALL, "b": replace(SMALL, num_tokens=2)}, rounds=5)
-    assert order == ["a", "b"] * 6
-    assert (a["low"], a["seconds"], a["high"]) == (2, 3, 4)
-    assert (b["low"], b["seconds"], b["high"]) == (20, 20, 20)
-    assert a["macs"] == total(count(SMALL)).macs
-
-
-def test_a_measured_step_and_its_picture():
-    rows = speed.measure({"few": SMALL, "all": replace(SMALL, tokenizer="none")}, batch_size=2, rounds=2)
-    assert all(0 < row["low"] <= row["seconds"] <= row["high"] for row in rows)
-    assert [line.split()[0] for line in speed.table(rows).splitlines()[1:]] == ["few", "all"]
-    axes = speed.picture(rows).axes[0]
-    assert [text.get_text() for text in axes.texts] == ["few", "all"]

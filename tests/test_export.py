@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minitl import interop, nn
-from minitl.backend import InputError
+from minitl.errors import InputError
 
 SMALL = nn.ViTConfig(image_size=(16, 24), dim=12, heads=3, mlp_dim=20, layers=3, loc=1, num_tokens=4, zero_head=False)
 MODELS = {
@@ -62,7 +62,7 @@ def test_pytorch_computes_the_same_logits(name, rng, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; it is what this compares with")
     from safetensors.torch import load_file
 
-    from minitl.experiments.torch_twin import twin
+    from tests.bench.torch_twin import twin
 
     model = made(name, rng)
     (tmp_path / "model.safetensors").write_bytes(interop.torch_file(model, {}))

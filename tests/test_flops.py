@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from graph_memory import saved_bytes
 
 from minitl import OPS, flops
-from minitl.backend import InputError
-from minitl.experiments import paper
+from minitl.errors import InputError
 from minitl.nn import ViT, ViTConfig
 from minitl.nn.bottleneck import SpaceConv, TimeConv, TokenMixer
-from minitl.report import saved_bytes
+from minitl.paper import tables
 
 DERIVED = """
     S/32                         3.419   3.442   22.91
@@ -96,8 +96,8 @@ def close(value, printed, share):
 
 @pytest.mark.parametrize(
     "row, counted",
-    list(zip(paper.PAPER, paper.paper(), strict=True)),
-    ids=lambda row: f"{row.where} {row.model}" if isinstance(row, paper.Row) else "",
+    list(zip(tables.PAPER, tables.paper(), strict=True)),
+    ids=lambda row: f"{row.where} {row.model}" if isinstance(row, tables.Row) else "",
 )
 def test_published(row, counted):
     assert counted["agrees"] == (not row.note)
@@ -112,7 +112,7 @@ def test_published(row, counted):
 
 def test_remarks_are_few():
     """A row is excused for a reason that was found, not because it fails."""
-    excused = {(row.where, row.model) for row in paper.PAPER if row.note}
+    excused = {(row.where, row.model) for row in tables.PAPER if row.note}
     assert {key for key in excused if key[0] in ("Table 1", "Table 2")} == ERRATA
     assert {key[1] for key in excused if key[0].startswith("Figure")} == {"S/32@224", "S/32@224+10-8at11"}
     assert all(key[0] in ("Table 11", "Table 12", "Keras", "Figure 7") for key in excused - ERRATA)
@@ -121,14 +121,14 @@ def test_remarks_are_few():
 @pytest.mark.parametrize("line", DERIVED.strip().splitlines(), ids=lambda line: line.split()[0])
 def test_derived(line):
     name, macs, together, params = line.split()
-    cost = flops.total(paper.count_preset(name))
+    cost = flops.total(tables.count_preset(name))
     for value, printed in ((cost.macs / 1e9, macs), (cost.flops / 1e9, together), (cost.params / 1e6, params)):
         unit = 10 ** -len(printed.partition(".")[2])
         assert abs(value - float(printed)) <= 1.01 * unit  # some were rounded down
 
 
 def test_mixing_frame_by_frame_is_cheaper():
-    config = replace(paper.preset("ViViT-L/10x2+11-16at18-fuser"), fuser_mix="frame")
+    config = replace(tables.preset("ViViT-L/10x2+11-16at18-fuser"), fuser_mix="frame")
     cost = flops.total(flops.count(config))
     assert (round(cost.macs / 1e9, 1), round(cost.flops / 1e9, 1)) == (4053.3, 4092.3)
     assert round(cost.params / 1e6, 1) == 452.9
@@ -136,14 +136,14 @@ def test_mixing_frame_by_frame_is_cheaper():
 
 def test_keras():
     """The example's parameters are known exactly, its multiply-adds to five digits."""
-    costs = [flops.total(paper.count_preset(n)) for n in ("keras", "keras-8at3", "keras-4at3", "keras+4")]
+    costs = [flops.total(tables.count_preset(n)) for n in ("keras", "keras-8at3", "keras-4at3", "keras+4")]
     assert [cost.params for cost in costs[:3]] == [1_344_650, 1_355_850, 1_349_946]
     assert [round(cost.macs / 1e6, 2) for cost in costs] == [101.55, 79.84, 78.07, 202.21]
 
 
 def test_modules(rng):
     """The modules that minitl builds have the counted parameters."""
-    counted = {p.name: p.cost.params for n in paper.MODULES for p in paper.count_preset(n)}
+    counted = {p.name: p.cost.params for n in tables.MODULES for p in tables.count_preset(n)}
     assert counted["tokenlearner"] == TokenMixer(432, 8, 64, rng=rng).num_parameters()
     assert counted["conv2d"] == SpaceConv(432, 432, rng=rng).num_parameters()
     assert counted["conv1d"] == TimeConv(432, rng=rng).num_parameters()
@@ -186,21 +186,21 @@ def test_against_a_model_that_runs(options, rng, monkeypatch):
 
 def test_no_weights_are_made():
     tracemalloc.start()
-    cost = flops.total(paper.count_preset("L/8+11-16at18"))
+    cost = flops.total(tables.count_preset("L/8+11-16at18"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert cost.params > 4e8 and peak < 1e6
 
 
 def test_every_name_is_counted():
-    for name in paper.names():
-        parts = paper.count_preset(name.lower())
-        assert parts == paper.count_preset(name) and flops.total(parts).macs > 0
-        if name in paper.SPECIAL:
+    for name in tables.names():
+        parts = tables.count_preset(name.lower())
+        assert parts == tables.count_preset(name) and flops.total(parts).macs > 0
+        if name in tables.SPECIAL:
             with pytest.raises(InputError, match="no ViT with options"):
-                paper.preset(name)
+                tables.preset(name)
         else:
-            assert flops.count(paper.preset(name)) == parts
+            assert flops.count(tables.preset(name)) == parts
 
 
 @pytest.mark.parametrize(
@@ -209,26 +209,26 @@ def test_every_name_is_counted():
 )
 def test_unknown_name(name, near):
     with pytest.raises(InputError, match=f"there is no preset {name!r}".replace("?", r"\?") + f".*{near}"):
-        paper.count_preset(name)
+        tables.count_preset(name)
 
 
 def test_a_config_that_cannot_be_built():
     with pytest.raises(InputError, match="loc=12 is not the index of a block"):
-        replace(paper.preset("B/16-8at6"), loc=12)
+        replace(tables.preset("B/16-8at6"), loc=12)
     with pytest.raises(InputError, match="does not divide the image size 512 x 512"):
-        replace(paper.preset("L/14"), image_size=(512, 512))
+        replace(tables.preset("L/14"), image_size=(512, 512))
 
 
 def test_tables():
-    parts = paper.count_preset("B/16-8at6-fuser")
+    parts = tables.count_preset("B/16-8at6-fuser")
     text = flops.table(parts)
     assert [line.split("  ")[0] for line in text.splitlines()[1:-4]] == [part.name for part in parts]
     assert "87.27 M" in text and "28.46 G" in text and "28.59 GFLOPs" in text
     whole = json.loads(json.dumps(flops.as_dict(parts)))
     assert whole["total"]["params"] == sum(part["times"] * part["params"] for part in whole["parts"]) == 87_274_264
-    assert json.loads(json.dumps(paper.paper()))[0]["counted_macs"] == pytest.approx(3.419, abs=5e-4)
-    table = paper.paper_table()
-    assert len(table.splitlines()) == len(paper.PAPER) + 5
+    assert json.loads(json.dumps(tables.paper()))[0]["counted_macs"] == pytest.approx(3.419, abs=5e-4)
+    table = tables.paper_table()
+    assert len(table.splitlines()) == len(tables.PAPER) + 5
     assert "56 of 70 rows agree" in table and "erratum: Tables 4 and 5 print 184.6" in table
 
 

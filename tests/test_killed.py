@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minitl import checkpoint, data
+from minitl import data
+from minitl.train import checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a system without SIGKILL")
 
@@ -46,7 +47,7 @@ cli.main(["train", *args])
 SAVE = """
 import sys
 import numpy as np
-from minitl import checkpoint
+from minitl.train import checkpoint
 
 for i in range(10**6):
     checkpoint.save(sys.argv[1], {name: np.full(2**20, i, "float32") for name in "ab"}, {"i": i})
@@ -65,7 +66,7 @@ def photos(tmp_path):
     path = tmp_path / "photos.zip"
     with zipfile.ZipFile(path, "w") as file:
         for split, count in (("train", 100), ("test", 20)):
-            drawn = data.draw(np.random.default_rng(count), count)
+            drawn = data.sample(np.random.default_rng(count), count)
             for i, (image, label) in enumerate(zip(drawn.images, drawn.labels, strict=True)):
                 png = BytesIO()
                 Image.fromarray(image).save(png, "PNG")

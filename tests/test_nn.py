@@ -6,7 +6,7 @@ import pytest
 
 import minitl
 from minitl import Tensor, backend, check_module, nn
-from minitl.backend import InputError
+from minitl.errors import InputError
 from minitl.nn.module import lecun_normal, xavier_uniform
 
 

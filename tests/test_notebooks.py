@@ -136,7 +136,8 @@ def test_links(source):
 
 
 def test_models_are_small_and_load():
-    from minitl import checkpoint, nn
+    from minitl import nn
+    from minitl.train import checkpoint
 
     files = sorted((FOLDER / "models").glob("*.safetensors"))
     assert files

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from minitl.autograd import Tensor
-from minitl.backend import InputError, array_module, cuda_problem, to_device, to_numpy
+from minitl.backend import array_module, cuda_problem, to_device, to_numpy
+from minitl.errors import InputError
 from minitl.optim import EMA, SGD, AdamW, Flat, Muon, orthogonal, warmup_cosine
 
 SHAPES = [(5,), (4, 3), (), (2, 2, 3), (3,), (1, 6)]  # vectors and matrices mixed, so that the flat order differs

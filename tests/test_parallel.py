@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import nn, no_grad, ops, optim, parallel, step
+from minitl import nn, no_grad, ops, optim
+from minitl.fast import threads as sharing
+from minitl.fast.threads import DataParallel, in_shards
+from minitl.train import step
 
 CONFIG = nn.ViTConfig(image_size=(8, 8), patch_size=4, dim=12, heads=2, mlp_dim=16, num_tokens=3, num_classes=5)
 CLIPS = nn.X21DConfig(frames=2, image_size=(8, 8), widths=(4, 6), num_classes=5, num_tokens=3)
@@ -34,7 +37,7 @@ def batch_of(config, count, seed=1):
 def found_by(config, count, threads, shard=3, seed=SEED):
     """(loss, outputs, flat gradient, model) of a batch."""
     model, rng, flat = model_of(config)
-    runner = parallel.DataParallel(model, rng, threads, shard)
+    runner = DataParallel(model, rng, threads, shard)
     loss, outputs = runner.gradients(ops.cross_entropy, *batch_of(config, count), np.random.SeedSequence(seed.entropy))
     return loss, outputs, flat.grad, model
 
@@ -69,14 +72,14 @@ def test_each_shard_drops_something_else():
     config = nn.ViTConfig(**vars(CONFIG) | {"dropout": 0.5})
     model, rng, _ = model_of(config)
     same = np.repeat(batch_of(config, 1)[0], 4, axis=0)
-    runner = parallel.DataParallel(model, rng, threads=2, shard=1)
+    runner = DataParallel(model, rng, threads=2, shard=1)
     _, outputs = runner.gradients(ops.cross_entropy, same, np.zeros(4, int), SEED)
     assert len(np.unique(outputs.round(9), axis=0)) == 4
 
 
 def test_gradients_are_added_to_what_is_there():
     model, rng, flat = model_of(CONFIG)
-    runner, batch = parallel.DataParallel(model, rng, 2, 3), batch_of(CONFIG, 8)
+    runner, batch = DataParallel(model, rng, 2, 3), batch_of(CONFIG, 8)
     runner.gradients(ops.cross_entropy, *batch, SEED)
     once = flat.grad.copy()
     runner.gradients(ops.cross_entropy, *batch, SEED)
@@ -86,7 +89,7 @@ def test_gradients_are_added_to_what_is_there():
 def test_weights_are_shared_and_the_mode_is_followed():
     config = nn.ViTConfig(**vars(CONFIG) | {"dropout": 0.5})
     model, rng, flat = model_of(config)
-    runner, (images, labels) = parallel.DataParallel(model, rng, 2, 3), batch_of(config, 8)
+    runner, (images, labels) = DataParallel(model, rng, 2, 3), batch_of(config, 8)
     flat.data *= 0.9
     model.eval()
     _, outputs = runner.gradients(ops.cross_entropy, images, labels, SEED)
@@ -97,7 +100,7 @@ def test_weights_are_shared_and_the_mode_is_followed():
 def test_an_error_in_one_thread_ends_all(config):
     """A batch norm of the other threads must not wait for the one that failed."""
     model, rng, _ = model_of(config)
-    runner, (images, labels) = parallel.DataParallel(model, rng, 3, 2), batch_of(config, 9)
+    runner, (images, labels) = DataParallel(model, rng, 3, 2), batch_of(config, 9)
     runner.replicas[1][0].head.weight.data = np.zeros((3, 3))
     with pytest.raises(ValueError, match=r"^linear.*needs x"):
         runner.gradients(ops.cross_entropy, images, labels, SEED)
@@ -115,8 +118,8 @@ def test_predict(threads):
     images = batch_of(CONFIG, 10)[0]
     with no_grad():
         expected = model(images).data
-    np.testing.assert_allclose(parallel.predict(model, images, threads, shard=2), expected, rtol=1e-12)
-    assert parallel.predict(model.maps, images, threads, shard=2).shape == (10, 3, 2, 2)
+    np.testing.assert_allclose(in_shards(model, images, threads, shard=2), expected, rtol=1e-12)
+    assert in_shards(model.maps, images, threads, shard=2).shape == (10, 3, 2, 2)
 
 
 def test_threads_keep_the_callers_settings():
@@ -124,15 +127,15 @@ def test_threads_keep_the_callers_settings():
     model, rng, _ = model_of(CONFIG)
     images, labels = batch_of(CONFIG, 8)
     with np.errstate(all="ignore"):
-        parallel.DataParallel(model, rng, 2, 3).gradients(ops.cross_entropy, images * np.inf, labels, SEED)
+        DataParallel(model, rng, 2, 3).gradients(ops.cross_entropy, images * np.inf, labels, SEED)
 
 
 PAGES = """
 import resource, sys
 import numpy as np
-from minitl import parallel
+from minitl.fast.threads import keep_memory
 if sys.argv[1] == "keep":
-    parallel.keep_memory()
+    keep_memory()
 def use():
     for _ in range(20):
         arrays = [np.ones(1_000_000) for _ in range(5)]
@@ -154,13 +157,13 @@ def test_memory_is_kept():
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (3, 3), (64, 8)])
 def test_default_threads(monkeypatch, cores, threads):
-    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    assert parallel.default_threads() == threads
+    monkeypatch.setattr(sharing.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert sharing.default_threads() == threads
 
 
 def test_threads_for_the_work(monkeypatch):
     """A second thread has to be worth it: the model of CLUTTER takes one, a larger one takes all."""
-    monkeypatch.setattr(parallel, "default_threads", lambda: 4)
+    monkeypatch.setattr(step, "default_threads", lambda: 4)
     small, large = nn.ViTConfig(), nn.ViTConfig(dim=384, heads=6, mlp_dim=1536)
     assert (step.thread_count(small, 100), step.thread_count(large, 100)) == (1, 4)
     assert step.thread_count(small, 1) == 1, "at least"
@@ -169,26 +172,27 @@ def test_threads_for_the_work(monkeypatch):
 
 def test_a_thread_that_cannot_be_started(monkeypatch):
     """The others, which would wait for it, are told."""
-    submit, told = parallel.ThreadPoolExecutor.submit, threading.Event()
+    submit, told = sharing.ThreadPoolExecutor.submit, threading.Event()
 
     def full(self, fn, *args):
         if args[-1] == 1:
             raise RuntimeError("can't start new thread")
         return submit(self, fn, *args)
 
-    monkeypatch.setattr(parallel.ThreadPoolExecutor, "submit", full)
+    monkeypatch.setattr(sharing.ThreadPoolExecutor, "submit", full)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        parallel._run(lambda k: told.wait(), 2, on_error=told.set)
+        sharing._run(lambda k: told.wait(), 2, on_error=told.set)
 
 
 LATE = """
 import signal, sys, threading, time
 sys.path.insert(0, {tests!r})
 from test_parallel import CLIPS, SEED, batch_of, model_of
-from minitl import ops, parallel
+from minitl import ops
+from minitl.fast.threads import DataParallel
 
 model, rng, _ = model_of(CLIPS)
-runner = parallel.DataParallel(model, rng, 2)
+runner = DataParallel(model, rng, 2)
 replica = runner.replicas[1][0]
 forward = replica.forward
 
@@ -216,7 +220,7 @@ def test_ctrl_c_ends_threads_that_wait_for_each_other():
 def test_an_interrupted_call_leaves_nothing_in_the_next_gradient():
     whole = found_by(CONFIG, 9, 3)[2]
     model, rng, flat = model_of(CONFIG)
-    runner, calls = parallel.DataParallel(model, rng, 3, 3), itertools.count()
+    runner, calls = DataParallel(model, rng, 3, 3), itertools.count()
 
     def failing(outputs, targets):
         if next(calls) == 2:
@@ -233,4 +237,4 @@ def test_an_interrupted_call_leaves_nothing_in_the_next_gradient():
 def test_no_samples_at_all():
     model, _, _ = model_of(CONFIG)
     with pytest.raises(ValueError, match="there are no samples"):
-        parallel.predict(model, batch_of(CONFIG, 3)[0][:0])
+        in_shards(model, batch_of(CONFIG, 3)[0][:0])

@@ -1,15 +1,17 @@
 """Pictures of any kind are seen as the run's own images are, and what is said of them is what the model says."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from minitl import data, no_grad, predict, train
-from minitl.backend import InputError
-from minitl.data import clips
+from minitl import data, nn, no_grad, train
+from minitl.data.actors import sample as sample_clips
+from minitl.errors import InputError
 from minitl.nn import ViTConfig
+from minitl.train.predict import _read, predict
 
 MODEL = ViTConfig(patch_size=4, dim=12, heads=2, mlp_dim=16, hidden=8, num_tokens=3, version="1.1", zero_head=False)
 
@@ -41,7 +43,7 @@ def test_a_picture_of_the_right_size_is_left_alone(tmp_path, monkeypatch, ema):
     files = [tmp_path / f"{i}.png" for i in range(2)]
     for file, image in zip(files, split.images[:2], strict=True):
         Image.fromarray(image).save(file)
-    found = predict.predict(tmp_path / "run", files)
+    found = predict(tmp_path / "run", files)
     images = data.normalize(split.images[:2], mean, std)
     with no_grad():
         logits, maps = model(images).data, model.maps(images).data
@@ -62,7 +64,7 @@ def test_the_middle_is_cut_out(tmp_path, monkeypatch):
         pixels = np.full((size[1], size[0], 3), 100, "uint8")
         pixels[red] = 255, 0, 0
         Image.fromarray(pixels).save(tmp_path / "x.png")
-        seen, shown = predict._read(tmp_path / "x.png", config)
+        seen, shown = _read(tmp_path / "x.png", config)
         assert seen.shape == (16, 24, 3) and (seen == 100).all() and (shown == 100).all()
         times = shown.shape[0] // 16
         assert shown.shape == (16 * times, 24 * times, 3) and 1 < times <= size[0] // 24, "sharper than what is seen"
@@ -75,7 +77,7 @@ def test_upright_as_the_camera_was_held(tmp_path, monkeypatch):
     turned, exif = Image.fromarray(np.rot90(pixels)), Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert (predict._read(tmp_path / "turned.png", config)[0] == pixels).all()
+    assert (_read(tmp_path / "turned.png", config)[0] == pixels).all()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_upright_as_the_camera_was_held(tmp_path, monkeypatch):
 def test_kinds_of_files(tmp_path, monkeypatch, name, mode, channels):
     started(monkeypatch, tmp_path / "run", channels=channels)
     picture(tmp_path / name, (7, 90), mode)
-    found = predict.predict(tmp_path / "run", [tmp_path / name])
+    found = predict(tmp_path / "run", [tmp_path / name])
     assert found.pictures[0].shape == (16, 24, channels) and found.probabilities.sum() == pytest.approx(1)
 
 
@@ -94,7 +96,7 @@ def test_table_and_figure(tmp_path, monkeypatch):
     files = [tmp_path / "1.png", tmp_path / "2.png"]
     for file, size in zip(files, ((24, 16), (480, 320)), strict=True):
         picture(file, size)
-    found = predict.predict(tmp_path / "run", files)
+    found = predict(tmp_path / "run", files)
     found = replace(found, probabilities=np.array([[0.2, 0.7, 0.1], [0.999, 0.0, 0.001]]), names=("1", "2"))
     assert found.table(top=2) == "1\n  bee        70.0%\n  ant        20.0%\n2\n  ant        99.9%\n  a cicada    0.1%"
     axes = found.figure().axes
@@ -117,17 +119,17 @@ def test_wrong_files(tmp_path, monkeypatch):
         (".", "is a folder; give picture files"),
     ):
         with pytest.raises(InputError, match=f"{name}.* {message}".replace("(", r"\(").replace(")", r"\)")):
-            predict.predict(tmp_path / "run", [tmp_path / "x.png", tmp_path / name])
-    monkeypatch.setattr(predict, "MAX_PIXELS", 24 * 16 - 1)
+            predict(tmp_path / "run", [tmp_path / "x.png", tmp_path / name])
+    monkeypatch.setattr(sys.modules[predict.__module__], "MAX_PIXELS", 24 * 16 - 1)
     with pytest.raises(InputError, match=r"x.png has more than 383 pixels; make it smaller"):
-        predict.predict(tmp_path / "run", [tmp_path / "x.png"])
+        predict(tmp_path / "run", [tmp_path / "x.png"])
 
 
 def test_clips_are_no_pictures(tmp_path, monkeypatch):
-    split = clips.draw(np.random.default_rng(1), 8)
+    split = sample_clips(np.random.default_rng(1), 8)
     monkeypatch.setattr(data, "load", lambda *_, **__: (split, split))
-    for name, model in (("vit", MODEL), ("x21d", train.X21DConfig(widths=(4,)))):
+    for name, model in (("vit", MODEL), ("x21d", nn.X21DConfig(widths=(4,)))):
         train.start(train.TrainConfig("actors", model), tmp_path / name)
         picture(tmp_path / "x.png")
         with pytest.raises(InputError, match=f"{name} was trained on clips; predict takes pictures"):
-            predict.predict(tmp_path / name, [tmp_path / "x.png"])
+            predict(tmp_path / name, [tmp_path / "x.png"])

@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from minitl import flops
-from minitl.backend import InputError
-from minitl.experiments.presets import PRESETS, RECIPES, preset
+from minitl.errors import InputError
 from minitl.nn import ViTConfig
+from minitl.train.presets import PRESETS, RECIPES, preset
 
 COUNTED = {  # millions of parameters, and of multiply-adds for an image: counted by hand, apart from this code
     "cifar-r1": (5.5, 319),

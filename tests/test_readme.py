@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 from minitl import cli, ops, train
-from minitl.experiments import ablate, bench
+from minitl.paper import ablate
+from tests.bench import measure
+from tests.bench.__main__ import BenchOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -18,6 +21,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S))
 PROSE = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
 LINES = re.findall(r"(?:^|&& )minitl (\w+) *([^#\n]*)", SHELL, re.M) + re.findall(r"`minitl (\w+)\s*([^`]*)`", PROSE)
+BENCH = sorted(set(re.findall(r"python -m tests\.bench ?([^#\n`]*)", README)))
 COMMANDS = sorted({(name, " ".join(options.split())) for name, options in LINES if options and "--help" not in options})
 
 
@@ -58,6 +62,10 @@ def test_options_exist(name, options):
         assert cli._train_options(args)
     found = cli._parse(getattr(cli, f"{name.title()}Options"), name, args)
     if name == "ablate":
-        assert found.kind in [*ablate.KINDS, "speed"]
-    for model in found.names if name == "bench" else ():
-        bench.model(model)
+        assert found.kind in ablate.KINDS
+
+
+@pytest.mark.parametrize("options", BENCH)
+def test_options_of_the_benchmark_exist(options):
+    found = tyro.cli(BenchOptions, args=shlex.split(options))
+    assert set(found.names) <= measure.MODELS.keys()

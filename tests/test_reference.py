@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from minitl import Tensor, nn
-from minitl.backend import InputError, default_rng
+from minitl.backend import default_rng
+from minitl.errors import InputError
 from minitl.interop import from_scenic, to_scenic
 
 HERE = Path(__file__).resolve()

@@ -5,9 +5,11 @@ import weakref
 
 import numpy as np
 import pytest
+from graph_memory import saved_bytes
 
-from minitl import OPS, metrics, nn, ops, report
+from minitl import OPS, metrics, nn, ops
 from minitl.autograd import Tensor, op
+from minitl.train import activations, pictures
 
 
 def ticks(axes):
@@ -36,20 +38,20 @@ def test_map_mass_is_a_sum_over_pixels(rng, grid, size):
                 H // h * (W // w)
             )
             expected[b] += inside / maps[b, s].sum() / S
-    np.testing.assert_allclose(report.map_mass(maps, boxes, size), expected, rtol=1e-12)
+    np.testing.assert_allclose(metrics.map_mass(maps, boxes, size), expected, rtol=1e-12)
 
 
 def test_map_mass_of_even_maps_is_the_share_of_the_box(rng):
     boxes = np.array([[0, 0, 4, 4], [3, 5, 10, 31], [0, 0, 32, 32]])
-    mass = report.map_mass(Tensor(np.full((3, 2, 8, 8), 0.25)), boxes, (32, 32))
+    mass = metrics.map_mass(Tensor(np.full((3, 2, 8, 8), 0.25)), boxes, (32, 32))
     np.testing.assert_allclose(mass, [16 / 1024, 7 * 26 / 1024, 1])
-    assert report.box_share(boxes, (32, 32)) == pytest.approx(mass.mean())
+    assert metrics.box_share(boxes, (32, 32)) == pytest.approx(mass.mean())
 
 
 def test_map_mass_of_a_map_of_zeros_counts_nothing():
     maps = np.zeros((1, 2, 2, 2), "float32")
     maps[0, 1, 0, 0] = 3
-    assert report.map_mass(maps, np.array([[0, 0, 2, 2]]), (4, 4)) == 0.5
+    assert metrics.map_mass(maps, np.array([[0, 0, 2, 2]]), (4, 4)) == 0.5
 
 
 # --- what backward keeps ---
@@ -62,15 +64,15 @@ def test_saved_bytes_of_a_graph_counted_by_hand():
     loss = (y * y).sum()
     # relu and mul name the same y (4 x 16): it is counted at mul, the newer one. matmul names x (4 x 8), and W, which
     # exists anyway. sum names nothing but shapes.
-    assert report.saved_bytes(loss) == {"mul": 4 * 16 * 4, "matmul": 4 * 8 * 4, "relu": 0, "sum": 0}
+    assert saved_bytes(loss) == {"mul": 4 * 16 * 4, "matmul": 4 * 8 * 4, "relu": 0, "sum": 0}
     loss.backward()
-    assert report.saved_bytes(loss) == {"sum": 0}
+    assert saved_bytes(loss) == {"sum": 0}
 
 
 def test_saved_bytes_counts_the_whole_array_behind_a_view():
     x = Tensor(np.ones((10, 3)), requires_grad=True)
     y = ops.exp(x)
-    assert report.saved_bytes((y[2:4] * y[2:4]).sum()) == {"mul": 10 * 3 * 8, "exp": 0, "getitem": 0, "sum": 0}
+    assert saved_bytes((y[2:4] * y[2:4]).sum()) == {"mul": 10 * 3 * 8, "exp": 0, "getitem": 0, "sum": 0}
 
 
 def test_saved_bytes_looks_for_parameters_behind_their_views():
@@ -78,7 +80,7 @@ def test_saved_bytes_looks_for_parameters_behind_their_views():
     flat = np.concatenate([p.data.ravel() for p in layer.parameters()])
     layer.weight.data, layer.bias.data = flat[:15].reshape(3, 5), flat[15:]
     x = Tensor(np.ones((2, 3), "float32"))
-    assert report.saved_bytes(layer(x).sum()) == {"linear": 2 * 3 * 4, "sum": 0}
+    assert saved_bytes(layer(x).sum()) == {"linear": 2 * 3 * 4, "sum": 0}
 
 
 def test_what_backward_names_is_what_is_kept(monkeypatch):
@@ -102,7 +104,7 @@ def test_what_backward_names_is_what_is_kept(monkeypatch):
 
     loss = three_temporaries(Tensor(np.ones(10), requires_grad=True)).sum()
     assert freed[0]() is None and all(array() is not None for array in kept)
-    assert report.saved_bytes(loss) == {"three_temporaries": 10 * 8 + 4 * 8, "sum": 0}
+    assert saved_bytes(loss) == {"three_temporaries": 10 * 8 + 4 * 8, "sum": 0}
 
 
 # --- pictures ---
@@ -113,25 +115,25 @@ def test_what_backward_names_is_what_is_kept(monkeypatch):
 def test_show_maps(rng, size, grid, tokens, channels):
     images = rng.integers(0, 256, (2, *size, channels)).astype("uint8")
     maps = rng.random((2, tokens, *grid))
-    figure = report.show_maps(images, Tensor(maps), boxes=np.array([[0, 0, 5, 7], [1, 2, 9, 9]]))
+    figure = pictures.show_maps(images, Tensor(maps), boxes=np.array([[0, 0, 5, 7], [1, 2, 9, 9]]))
     assert len(figure.axes) == 2 * (tokens + 1)
     assert [axes.get_title() for axes in figure.axes[: tokens + 1]][:2] == ["image", "token 1"]
     np.testing.assert_array_equal(np.squeeze(images[1]), figure.axes[tokens + 1].images[0].get_array())
     (box,) = figure.axes[-1].patches
     assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == (1.5, 0.5, 7, 8)
-    assert report.png(figure).startswith(b"\x89PNG")
+    assert pictures.png(figure).startswith(b"\x89PNG")
 
 
 def test_show_maps_is_bright_where_a_map_is_large():
     image = np.full((1, 8, 8, 3), 200, "uint8")
     maps = np.array([[[[2.0, 2.0], [3.0, 4.0]], [[7.0, 7.0], [7.0, 7.0]]]])
-    _, first, second = (axes.images[0].get_array()[..., 0] for axes in report.show_maps(image, maps).axes)
+    _, first, second = (axes.images[0].get_array()[..., 0] for axes in pictures.show_maps(image, maps).axes)
     assert first[::4, ::4].tolist() == [[50, 50], [125, 200]] and (first[4:, :4] == 125).all()
     assert (second == 200).all()
 
 
 def test_show_maps_shows_at_most_sixteen(rng):
-    figure = report.show_maps(np.zeros((1, 8, 8, 3), "uint8"), rng.random((1, 64, 8, 8)))
+    figure = pictures.show_maps(np.zeros((1, 8, 8, 3), "uint8"), rng.random((1, 64, 8, 8)))
     assert len(figure.axes) == 17
 
 
@@ -140,13 +142,13 @@ def test_show_maps_shows_at_most_sixteen(rng):
 )
 def test_show_maps_refuses_what_is_no_picture(shape, maps):
     with pytest.raises(ValueError, match=r"needs (images|pictures)"):
-        report.show_maps(np.zeros(shape, "uint8"), np.zeros(maps))
+        pictures.show_maps(np.zeros(shape, "uint8"), np.zeros(maps))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 def test_curves(epochs):
     """Losses from 0, accuracies from 0 to 1, whole epochs, and no point at the edge."""
-    losses, accuracies = report.curves([a_row(i + 1, loss=3.0, accuracy=1.0) for i in range(epochs)]).axes
+    losses, accuracies = pictures.curves([a_row(i + 1, loss=3.0, accuracy=1.0) for i in range(epochs)]).axes
     for axes, top in ((losses, 3.0), (accuracies, 1.0)):
         assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > top
         assert [line.get_label() for line in axes.lines] == ["train", "test"]
@@ -156,7 +158,7 @@ def test_curves(epochs):
 
 def test_curves_of_a_perfect_model():
     """No warning about limits that coincide."""
-    report.png(report.curves([a_row(1, loss=0.0, accuracy=1.0)]))
+    pictures.png(pictures.curves([a_row(1, loss=0.0, accuracy=1.0)]))
 
 
 # --- clips ---
@@ -174,9 +176,9 @@ def test_map_mass_of_clips_is_a_mean_over_frames(rng):
             inside[top:bottom, left:right] = 1
         map_ = maps[b, t // 3] / maps[b, t // 3].sum((1, 2), keepdims=True)
         expected[b, t] = (map_.repeat(4, 1).repeat(4, 2) / 16 * inside).sum() / 3
-    np.testing.assert_allclose(report.map_mass(maps, boxes, (16, 16)), expected.mean(1))
-    even = report.map_mass(np.ones((2, 6, 1, 4, 4)), boxes, (16, 16))
-    assert report.box_share(boxes, (16, 16)) == pytest.approx(even.mean())
+    np.testing.assert_allclose(metrics.map_mass(maps, boxes, (16, 16)), expected.mean(1))
+    even = metrics.map_mass(np.ones((2, 6, 1, 4, 4)), boxes, (16, 16))
+    assert metrics.box_share(boxes, (16, 16)) == pytest.approx(even.mean())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -185,7 +187,7 @@ def test_show_clip_maps(rng, channels):
     clips = rng.integers(100, 256, (2, 4, 8, 8, channels)).astype("uint8")
     maps, boxes = rng.random((2, 2, 3, 2, 2)), rng.integers(1, 5, (2, 4, 2, 4))
     boxes[0, :, 1] = 0  # there is one object only
-    figure = report.show_clip_maps(clips, Tensor(maps), boxes)
+    figure = pictures.show_clip_maps(clips, Tensor(maps), boxes)
     axes = np.array(figure.axes).reshape(8, 4)
     assert [a.get_title() for a in axes[0]] == ["frame 1", "frame 2", "frame 3", "frame 4"]
     assert [a.get_ylabel() for a in axes[:, 0]] == ["clip", "token 1", "token 2", "token 3"] * 2
@@ -199,17 +201,17 @@ def test_show_clip_maps(rng, channels):
         corners = [(box.get_y(), box.get_x()) for box in axes[7, t].patches]
         assert corners == [tuple(boxes[1, t, k, :2] - 0.5) for k in (0, 1)]
         assert len(axes[3, t].patches) == 1
-    assert report.png(figure).startswith(b"\x89PNG")
+    assert pictures.png(figure).startswith(b"\x89PNG")
 
 
 def test_show_clip_maps_shows_at_most_sixteen():
-    figure = report.show_clip_maps(np.zeros((1, 18, 2, 2, 3), "uint8"), np.zeros((1, 9, 20, 1, 1)))
+    figure = pictures.show_clip_maps(np.zeros((1, 18, 2, 2, 3), "uint8"), np.zeros((1, 9, 20, 1, 1)))
     assert len(figure.axes) == 17 * 16
 
 
 def test_show_clip_maps_refuses_images():
     with pytest.raises(ValueError, match=r"needs clips .*\(2, 8, 8, 3\)"):
-        report.show_clip_maps(np.zeros((2, 8, 8, 3), "uint8"), np.zeros((2, 3, 2, 2)))
+        pictures.show_clip_maps(np.zeros((2, 8, 8, 3), "uint8"), np.zeros((2, 3, 2, 2)))
 
 
 # --- activations ---
@@ -232,7 +234,7 @@ def test_activation_maps(rng, options, stages, frames):
     tubelet, time = (1, ()) if frames == 1 else (2, (2,))
     model = nn.ViT(nn.ViTConfig(**TINY, **options, frames=frames, tubelet=tubelet), rng)
     x = rng.standard_normal((5, *[frames] * (frames > 1), 8, 12, 3), "float32")
-    maps = report.activation_maps(model, x)
+    maps = activations.activation_maps(model, x)
     assert {name: m.shape for name, m in maps.items()} == dict.fromkeys(stages, (5, *time, 2, 3))
     embedded = model._embed(x)
     np.testing.assert_allclose(maps["patches"].reshape(5, -1), (embedded.data**2).mean(2), rtol=1e-6)
@@ -243,7 +245,7 @@ def test_activation_maps(rng, options, stages, frames):
 
 def test_activation_maps_of_the_bottleneck_model(rng):
     model = nn.X21D(nn.X21DConfig(frames=2, image_size=(8, 8), widths=(4, 6), num_tokens=2), rng).eval()
-    maps = report.activation_maps(model, rng.standard_normal((3, 2, 8, 8, 3), "float32"))
+    maps = activations.activation_maps(model, rng.standard_normal((3, 2, 8, 8, 3), "float32"))
     assert {name: m.shape[1:] for name, m in maps.items()} == {
         "stage 1": (2, 4, 4),
         "stage 2": (2, 2, 2),
@@ -253,13 +255,13 @@ def test_activation_maps_of_the_bottleneck_model(rng):
 
 def test_show_stages(rng):
     stages = {"fine": rng.random((2, 8, 8)), "coarse": rng.random((2, 1, 2))}
-    figure = report.show_stages(rng.integers(0, 256, (2, 8, 8, 3)).astype("uint8"), stages)
+    figure = pictures.show_stages(rng.integers(0, 256, (2, 8, 8, 3)).astype("uint8"), stages)
     assert [axes.get_title() for axes in figure.axes] == ["image", "fine", "coarse", "", "", ""]
 
 
 def test_show_clip_stages(rng):
     stages = {"fine": rng.random((2, 4, 8, 8)), "coarse": rng.random((2, 2, 1, 2))}  # the second are of two tubelets
-    figure = report.show_clip_stages(np.full((2, 4, 8, 8, 3), 255, "uint8"), stages)
+    figure = pictures.show_clip_stages(np.full((2, 4, 8, 8, 3), 255, "uint8"), stages)
     assert [axes.get_title() for axes in figure.axes][:5] == ["frame 1", "frame 2", "frame 3", "frame 4", ""]
     assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["clip", "fine", "coarse"] * 2
     first, second, third, _ = (axes.images[0].get_array() for axes in figure.axes[8:12])
@@ -276,8 +278,8 @@ def test_names_in_the_cost_plot_can_be_read(models, spread, step):
     """None lies on another, on a point or on its bar, or outside; also where all models cost the same."""
     rows = [{"name": f"model number {i}", "macs": 1e6, "accuracy": 0.5 + step * i} for i in range(models)]
     rows = [row | ({"spread": spread} if spread else {}) for row in rows]
-    figure = report.accuracy_against_cost([*rows, {"name": "far", "macs": 9e6, "accuracy": 0.9}])
-    report.png(figure)
+    figure = pictures.accuracy_against_cost([*rows, {"name": "far", "macs": 9e6, "accuracy": 0.9}])
+    pictures.png(figure)
     (axes,) = figure.axes
     names = [text.get_window_extent() for text in axes.texts if text.get_text()]
     bars = [axes.transData.transform((1, row["accuracy"] + side * spread)) for row in rows for side in (-1, 0, 1)]
@@ -289,7 +291,7 @@ def test_names_in_the_cost_plot_can_be_read(models, spread, step):
 
 def test_a_line_leads_to_a_name_that_is_not_beside_its_point():
     rows = [{"name": f"model {i}", "macs": 1e6, "accuracy": 0.5} for i in range(3)]
-    (axes,) = report.accuracy_against_cost(rows).axes
+    (axes,) = pictures.accuracy_against_cost(rows).axes
     assert [text.get_text() for text in axes.texts] == ["model 0", "model 1", "model 2", ""]
 
 
@@ -298,7 +300,7 @@ def test_accuracy_against_cost():
         {"name": "one", "macs": 2e6, "accuracy": 0.5},
         {"name": "two", "macs": 7e6, "accuracy": 0.9, "spread": 0.02},
     ]
-    (axes,) = report.accuracy_against_cost(rows, "mAP").axes
+    (axes,) = pictures.accuracy_against_cost(rows, "mAP").axes
     assert axes.get_ylabel() == "mAP" and axes.get_xlim()[0] == 0 and axes.get_xlim()[1] > 7
     points = [
         (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines if line.get_marker() == "o"
@@ -329,7 +331,7 @@ def test_confusion_counts_refuses(labels, predicted):
 
 def test_confusion():
     """Shares of each row; what is rare is said to be rare, what is not there is left out."""
-    figure = report.confusion(np.array([[3, 1, 0], [5, 995, 0], [0, 0, 0]]), ["ant", "bee", "cicada"])
+    figure = pictures.confusion(np.array([[3, 1, 0], [5, 995, 0], [0, 0, 0]]), ["ant", "bee", "cicada"])
     (axes,) = figure.axes
     assert {text.get_position()[::-1]: text.get_text() for text in axes.texts} == {
         (0, 0): "75",
@@ -350,35 +352,35 @@ def test_confusion_of_many_classes():
     for i, (row, column) in enumerate(pairs):
         counts[row, column] = 100 + i
     counts[50, 49] = 99  # the eleventh pair
-    figure = report.confusion(counts, classes)
+    figure = pictures.confusion(counts, classes)
     (axes,) = figure.axes
     shown = sorted(k for pair in pairs for k in pair)
     assert [label.get_text() for label in axes.get_yticklabels()] == [classes[k] for k in shown]
     texts = {text.get_position()[::-1]: text.get_text() for text in axes.texts}
     assert texts[shown.index(90), shown.index(0)] == "33" and len(texts) == 30
     assert figure.get_suptitle().splitlines()[1] == "the 20 of 100 classes that are taken for one another most often"
-    (axes,) = report.confusion(np.eye(21, dtype=int), classes[:21]).axes
+    (axes,) = pictures.confusion(np.eye(21, dtype=int), classes[:21]).axes
     assert len(axes.get_yticklabels()) == len(axes.texts) == 20, "also where none is mistaken"
     with pytest.raises(ValueError, match=r"needs counts \(3, 3\) of 3 classes, got \(2, 2\)"):
-        report.confusion(np.zeros((2, 2)), "abc")
+        pictures.confusion(np.zeros((2, 2)), "abc")
 
 
 def test_confusion_of_classes_with_odd_names():
     """No formula is looked for in them, and long ones leave room for the picture and can still be told apart."""
-    figure = report.confusion(np.eye(4), ["$\\no formula$", "_private", *(f"{'long' * 30} {i}" for i in (1, 2))])
-    assert report.png(figure).startswith(b"\x89PNG")
+    figure = pictures.confusion(np.eye(4), ["$\\no formula$", "_private", *(f"{'long' * 30} {i}" for i in (1, 2))])
+    assert pictures.png(figure).startswith(b"\x89PNG")
     names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert names[2:] == ["longlonglong…glonglong 1", "longlonglong…glonglong 2"]
 
 
 @pytest.mark.parametrize("name", ["a", "M" * 40])
 def test_nothing_of_a_confusion_is_cut(name):
-    figure = report.confusion(np.full((2, 2), 10**6), [name] * 2)
-    report.png(figure)
+    figure = pictures.confusion(np.full((2, 2), 10**6), [name] * 2)
+    pictures.png(figure)
     tight = figure.get_tightbbox().extents * figure.dpi
     assert (tight[:2] >= 0).all() and (tight[2:] <= figure.bbox.extents[2:]).all()
 
 
 def test_a_character_without_a_glyph_is_no_error():
     """Warnings are errors here."""
-    assert report.png(report.confusion(np.eye(2, dtype=int), ["猫", "\ue000"]))[1:4] == b"PNG"
+    assert pictures.png(pictures.confusion(np.eye(2, dtype=int), ["猫", "\ue000"]))[1:4] == b"PNG"

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import checkpoint, cli, data, train
-from minitl.backend import InputError
-from minitl.experiments import seeds
+from minitl import cli, data, train
+from minitl.errors import InputError
+from minitl.paper import seeds
+from minitl.train import checkpoint
 
 TINY = ["--patch-size", "8", "--dim", "12", "--heads", "2", "--mlp-dim", "16", "--hidden", "8", "--num-tokens", "4"]
 TINY += ["--batch-size", "16", "--epochs", "2"]
@@ -22,7 +23,7 @@ TINY += ["--batch-size", "16", "--epochs", "2"]
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     """An empty folder, and 32 images in place of 20,000."""
-    splits = data.draw(np.random.default_rng(1), 32), data.draw(np.random.default_rng(2), 50)
+    splits = data.sample(np.random.default_rng(1), 32), data.sample(np.random.default_rng(2), 50)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -216,7 +217,7 @@ def test_seeds_with_other_options_are_not_mixed(here, monkeypatch, capsys):
 def test_seeds_on_other_images_are_not_mixed(here, monkeypatch, capsys):
     """Also where all are finished and the images of a folder have changed since."""
     assert minitl(monkeypatch, "train", *TINY, "--seeds", 1, "--out", "both") == 0
-    other = data.draw(np.random.default_rng(3), 32), data.draw(np.random.default_rng(2), 50)
+    other = data.sample(np.random.default_rng(3), 32), data.sample(np.random.default_rng(2), 50)
     monkeypatch.setattr(data, "load", lambda *_, **__: other)
     before = {path: path.read_bytes() for path in here.rglob("*.*")}
     for count in (1, 2):

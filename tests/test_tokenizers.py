@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from minitl import Tensor, check_module
-from minitl.backend import InputError
-from minitl.nn import tokenizers
-from minitl.nn.tokenizers import (
+from minitl.errors import InputError
+from minitl.nn import baselines
+from minitl.nn.baselines import (
     BACKS,
     TOKENIZERS,
     ChannelPool,
@@ -370,7 +370,7 @@ def test_every_class_is_made_here(rng):
     """A new class of the file needs a row above."""
     made = {type(m) for name in TOKENIZERS if name != "none" for m in make(make_tokenizer, name, rng).modules()}
     made |= {type(m) for name in BACKS if name != "none" for m in make(make_back, name, rng).modules()}
-    defined = {c for c in vars(tokenizers).values() if isinstance(c, type) and c.__module__ == tokenizers.__name__}
+    defined = {c for c in vars(baselines).values() if isinstance(c, type) and c.__module__ == baselines.__name__}
     assert defined <= made
 
 

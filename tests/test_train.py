@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minitl import backend, checkpoint, data, metrics, nn, no_grad, ops, optim, report, train
-from minitl.backend import InputError
-from minitl.data import clips
+from minitl import backend, data, metrics, nn, no_grad, ops, optim, train
+from minitl.data.actors import sample as sample_clips
+from minitl.errors import InputError
 from minitl.nn import ViTConfig, X21DConfig
-from minitl.nn.tokenizers import BACKS, TOKENIZERS
-from minitl.train import TrainConfig
+from minitl.nn.baselines import BACKS, TOKENIZERS
+from minitl.train import TrainConfig, checkpoint, pictures, run
 
 SMALL = ViTConfig(patch_size=8, dim=12, heads=2, mlp_dim=16, num_tokens=4, version="1.1", pre_norm=False, hidden=8)
 PLAIN = TrainConfig(model=SMALL, epochs=3, batch_size=16)  # of 70 images: 5 steps, the last one with 6 images
@@ -33,7 +33,7 @@ EVERYTHING = replace(
 def images(monkeypatch):
     """70 images to train on instead of 20,000, and 450 to test on: three batches. Gives the calls of ``load``."""
     calls = []
-    splits = data.draw(np.random.default_rng(1), 70), data.draw(np.random.default_rng(2), 450)
+    splits = data.sample(np.random.default_rng(1), 70), data.sample(np.random.default_rng(2), 450)
 
     def load(name, data_dir=None, subset=None):
         calls.append((name, data_dir, subset))
@@ -52,10 +52,10 @@ def real_pictures():
 def quick_pictures(request, monkeypatch):
     if "real_pictures" not in request.fixturenames:
         for name in ("show_maps", "show_clip_maps"):
-            monkeypatch.setattr(report, name, lambda images, maps, boxes: images.tobytes() + maps.data.tobytes())
-        monkeypatch.setattr(report, "confusion", lambda counts, classes: counts.tobytes())
-        monkeypatch.setattr(report, "curves", lambda rows, score: repr(len(rows)).encode())
-        monkeypatch.setattr(report, "png", lambda picture: picture)
+            monkeypatch.setattr(pictures, name, lambda images, maps, boxes: images.tobytes() + maps.data.tobytes())
+        monkeypatch.setattr(pictures, "confusion", lambda counts, classes: counts.tobytes())
+        monkeypatch.setattr(pictures, "curves", lambda rows, score: repr(len(rows)).encode())
+        monkeypatch.setattr(pictures, "png", lambda picture: picture)
 
 
 def before(owner, name, action):
@@ -106,7 +106,7 @@ def test_a_run_leaves_its_folder_behind(tmp_path, real_pictures):
 
 
 def test_overfits(tmp_path, monkeypatch):
-    few = data.draw(np.random.default_rng(3), 16)
+    few = data.sample(np.random.default_rng(3), 16)
     monkeypatch.setattr(data, "load", lambda *_: (few, few))
     trainer = train.start(replace(PLAIN, epochs=80, lr=1e-2, weight_decay=0.0), tmp_path)
     assert trainer.fit()
@@ -197,7 +197,7 @@ def test_flip_averaging(tmp_path):
 
 def test_a_run_that_mirrors_is_averaged_in_the_end(tmp_path, monkeypatch):
     trainer, seen = train.start(replace(PLAIN, flip=True, epochs=2), tmp_path), []
-    monkeypatch.setattr(train, "evaluate", lambda *_, flip, **__: seen.append(flip) or {"loss": 1.0, "accuracy": 0.5})
+    monkeypatch.setattr(run, "evaluate", lambda *_, flip, **__: seen.append(flip) or {"loss": 1.0, "accuracy": 0.5})
     assert trainer.result is None and trainer.fit() and seen == [False, True]
     again = train.resume(tmp_path)
     assert again.fit() and again.result == trainer.result and seen == [False, True, True]
@@ -224,7 +224,7 @@ BOTTLENECK = X21DConfig(widths=(4, 6), expansion=2, num_tokens=2)
 @pytest.fixture
 def actors(monkeypatch):
     """40 clips to train on, 50 to test on."""
-    splits = clips.draw(np.random.default_rng(1), 40), clips.draw(np.random.default_rng(2), 50)
+    splits = sample_clips(np.random.default_rng(1), 40), sample_clips(np.random.default_rng(2), 50)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
     return splits
 
@@ -321,13 +321,13 @@ def test_images_are_no_clips(tmp_path):
     ],
 )
 def test_tokens_in_words(model, text):
-    assert text in train._tokens(model)
+    assert text in run._tokens(model)
 
 
 def test_every_tokenizer_and_way_back_has_words():
     for field, values in (("tokenizer", TOKENIZERS), ("back", BACKS)):
         for name in values:
-            assert train._tokens(replace(SMALL, **{"num_tokens": 4, field: name}))
+            assert run._tokens(replace(SMALL, **{"num_tokens": 4, field: name}))
 
 
 # --- stop and go on ---
@@ -359,7 +359,7 @@ def test_ctrl_c_during_evaluation(tmp_path, monkeypatch):
     parts = train.start(EVERYTHING, tmp_path / "parts")
     batches = []
     with monkeypatch.context() as patch:
-        patch.setattr(report, "map_mass", lambda *_: batches.append(signal.raise_signal(signal.SIGINT)) or np.zeros(1))
+        patch.setattr(metrics, "map_mass", lambda *_: batches.append(signal.raise_signal(signal.SIGINT)) or np.zeros(1))
         assert not parts.fit()
     assert (len(batches), parts.step, parts.rows) == (1, 5, [])  # the second and third batch were not waited for
     parts = train.resume(parts.folder)
@@ -523,7 +523,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch, name):
 
 def test_pictures_that_cannot_be_written_lose_nothing(tmp_path, monkeypatch):
     trainer = train.start(PLAIN, tmp_path)
-    monkeypatch.setattr(report, "png", no_space)
+    monkeypatch.setattr(pictures, "png", no_space)
     with pytest.raises(OSError):
         trainer.fit()
     monkeypatch.undo()
@@ -635,7 +635,7 @@ def test_other_options_or_other_images_cannot_go_on(tmp_path, monkeypatch, image
         train.resume(tmp_path, replace(own, lr=0.1, model=replace(own.model, heads=3)))
     assert "lr: 0.004 in the checkpoint, 0.1 here" in str(error.value)
     assert "model.heads: 2 in the checkpoint, 3 here" in str(error.value) and not images
-    splits = data.draw(np.random.default_rng(8), 70), data.draw(np.random.default_rng(2), 450)
+    splits = data.sample(np.random.default_rng(8), 70), data.sample(np.random.default_rng(2), 450)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
     with pytest.raises(InputError, match="training images of clutter are not those"):
         train.resume(tmp_path)
@@ -679,7 +679,7 @@ def test_options_out_of_range(tmp_path, options, message):
 
 
 def test_no_gpu(tmp_path, monkeypatch, images):
-    monkeypatch.setattr(train, "cuda_problem", lambda: "there is none")
+    monkeypatch.setattr(run, "cuda_problem", lambda: "there is none")
     with pytest.raises(InputError, match="device cuda cannot be used: there is none"):
         train.start(replace(PLAIN, device="cuda"), tmp_path)
     assert not files(tmp_path) and not images
@@ -687,11 +687,11 @@ def test_no_gpu(tmp_path, monkeypatch, images):
 
 def test_a_run_of_a_gpu_can_be_looked_at_without_one(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(train, "cuda_problem", lambda: None)
-        patch.setattr(train.ViT, "to", lambda model, device: model)
-        patch.setattr(train, "OnGPU", train.OnCPU)
+        patch.setattr(run, "cuda_problem", lambda: None)
+        patch.setattr(run.ViT, "to", lambda model, device: model)
+        patch.setattr(run, "OnGPU", run.OnCPU)
         train.start(replace(PLAIN, device="cuda"), tmp_path)
-    monkeypatch.setattr(train, "cuda_problem", lambda: "there is none")
+    monkeypatch.setattr(run, "cuda_problem", lambda: "there is none")
     assert train.evaluate(*train.load_run(tmp_path))["loss"] == pytest.approx(np.log(8), rel=1e-3)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minitl import Tensor, check_module, nn
-from minitl.backend import InputError
+from minitl.errors import InputError
 from minitl.nn.vit import patchify
 
 TINY = nn.ViTConfig(

@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from graph_memory import saved_bytes
 
 from minitl import Tensor, check_module, flops, nn, ops
-from minitl.backend import InputError
+from minitl.errors import InputError
 from minitl.nn.vit import patchify, waves
-from minitl.report import saved_bytes
 
 TINY = nn.ViTConfig(
     image_size=(8, 12),

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..backend import InputError, near
-from . import archive, cifar
+from ..errors import InputError, did_you_mean
+from . import cifar, images
+from .actors import actors
 from .augment import channel_stats, cutmix, cutout, flip, mixup, normalize, one_hot, random_crop, random_erasing
-from .clips import actors
+from .clutter import clutter, sample
 from .dataset import Dataset
 from .loader import Loader
 from .policies import auto_augment, rand_augment
 from .recipe import training_batch
-from .shapes import clutter, draw
 
-__all__ = ["Dataset", "Loader", "actors", "auto_augment", "channel_stats", "clutter", "cutmix", "cutout", "draw"]
+__all__ = ["Dataset", "Loader", "actors", "auto_augment", "channel_stats", "clutter", "cutmix", "cutout", "sample"]
 __all__ += ["flip", "load", "mixup", "normalize", "one_hot", "rand_augment", "random_crop", "random_erasing"]
 __all__ += ["training_batch"]
 
@@ -40,7 +40,7 @@ def load(name, data_dir=None, subset=None):
     Raises ``InputError`` for an unknown name, and for files that cannot be used.
     """
     if name not in NAMES and Path(name).exists():
-        return archive.read(name, subset)
+        return images.read(name, subset)
     if name in GENERATED:
         train, test = _generated(name)
     elif name in NAMES:
@@ -49,7 +49,7 @@ def load(name, data_dir=None, subset=None):
         path = Path(name)
         remedy = "check the path; if a run was trained on it, put it back"
         remedy = remedy if path.is_absolute() else f"choose {', '.join(NAMES)}, or a path"
-        hint = near(path.name, [*NAMES, *(file.name for file in path.parent.glob("*"))], remedy)
+        hint = did_you_mean(path.name, [*NAMES, *(file.name for file in path.parent.glob("*"))], remedy)
         raise InputError(f"no data set and no file is called {name!r}; {hint}")
     return (train if subset is None else train.subset(subset, np.random.default_rng(0))), test
 

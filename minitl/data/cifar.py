@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import InputError
+from ..errors import InputError
 from . import download
 from .dataset import Dataset
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..backend import InputError, describe
+from ..backend import describe
+from ..errors import InputError
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import shutil
 
-from ..backend import InputError
+from ..errors import InputError
 
 TIMEOUT = 30  # seconds in which not one byte comes
 ATTEMPTS = 3  # connections that may break before a person has to start it again

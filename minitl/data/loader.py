@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..backend import InputError, default_rng
+from ..backend import default_rng
+from ..errors import InputError
 
 
 class Loader:

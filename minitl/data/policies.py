@@ -5,7 +5,8 @@ Names, ranges and policies are those of torchvision. uint8 images (B, H, W, C) w
 
 import numpy as np
 
-from ..backend import InputError, array_module, near
+from ..backend import array_module
+from ..errors import InputError, did_you_mean
 from . import transforms as t
 
 # Each takes images and a level of -1 to 1 for each of them; those that have no direction use its absolute value. None
@@ -88,7 +89,7 @@ def auto_augment(images, rng, policy="cifar10"):
     Raises ``InputError`` for an unknown policy.
     """
     if policy not in POLICIES:
-        raise InputError(f"there is no policy {policy!r}; {near(policy, POLICIES)}")
+        raise InputError(f"there is no policy {policy!r}; {did_you_mean(policy, POLICIES)}")
     names, p, magnitude = (np.array(column) for column in zip(*sum(POLICIES[policy], ()), strict=True))
     ops = np.array([NAMES.index(name) for name in names])
     B = len(images)

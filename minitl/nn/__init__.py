@@ -1,9 +1,6 @@
 """Modules: layers with weights, and the models made of them."""
 
-from .bottleneck import X21D, Bottleneck, VectorAttention, X21DConfig
-from .layers import BatchNorm2d, Conv2d, Dropout, DropPath, LayerNorm, Linear
-from .module import Module, Parameter
-from .tokenizers import (
+from .baselines import (
     ChannelPool,
     CrossAttention,
     DenseTokenizer,
@@ -17,6 +14,9 @@ from .tokenizers import (
     make_back,
     make_tokenizer,
 )
+from .bottleneck import X21D, Bottleneck, VectorAttention, X21DConfig
+from .layers import BatchNorm2d, Conv2d, Dropout, DropPath, LayerNorm, Linear
+from .module import Module, Parameter
 from .tokenlearner import TokenFuser, TokenLearner
 from .transformer import MLP, Attention, EncoderBlock
 from .vit import ViT, ViTConfig, inflate

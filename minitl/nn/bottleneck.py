@@ -11,7 +11,8 @@ from typing import Literal
 
 from .. import ops
 from ..autograd import Tensor
-from ..backend import InputError, check_types, default_rng
+from ..backend import default_rng
+from ..errors import InputError, check_types
 from .layers import BatchNorm2d, Conv2d, Linear
 from .module import Module
 from .tokenlearner import TokenFuser, TokenLearner

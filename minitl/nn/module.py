@@ -1,9 +1,12 @@
 """Module: parameters found by walking over attributes in the order they were set. There is nothing to register."""
 
+import importlib
+
 import numpy as np
 
 from ..autograd import Tensor
-from ..backend import FLOATS, InputError, array_module, describe, is_array, to_device, to_numpy
+from ..backend import FLOATS, array_module, describe, is_array, to_device, to_numpy
+from ..errors import InputError
 
 
 class Parameter(Tensor):
@@ -87,6 +90,8 @@ class Module:
                 value.data, value.grad = array, None
             else:
                 setattr(owner, path.rpartition(".")[2], array)
+        if device == "cuda":
+            importlib.import_module("minitl.fast.cuda")  # from now on ops have their CUDA forms
         return self
 
     def state_dict(self):

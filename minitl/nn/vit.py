@@ -12,10 +12,11 @@ import numpy as np
 
 from .. import ops
 from ..autograd import Tensor
-from ..backend import InputError, array_module, check_types, default_rng
+from ..backend import array_module, default_rng
+from ..errors import InputError, check_types
+from .baselines import grid_shape, make_back, make_tokenizer
 from .layers import Conv2d, Dropout, LayerNorm, Linear
 from .module import Module, Parameter, constant, normal
-from .tokenizers import grid_shape, make_back, make_tokenizer
 from .transformer import EncoderBlock
 
 

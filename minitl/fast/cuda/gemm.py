@@ -1,0 +1,183 @@
+"""All matrix products: one function, ``product``, on a cuBLAS handle of our own.
+
+CuPy's ``matmul`` copies transposed operands of a batch, knows no tensor cores there, and cannot be captured into a CUDA
+graph. cuBLAS itself can do all three: it takes a transpose as a flag, any distance between rows (the leading
+dimension) and between matrices, and it may be captured once it has a workspace. So libcublas is called by ctypes.
+
+cuBLAS counts along columns, where arrays here count along rows. A row-major matrix read along columns is its
+transpose, so instead of C = A B we ask for Cᵀ = Bᵀ Aᵀ and write no transpose anywhere.
+
+``use("tf32")`` rounds the factors to 10 bits of mantissa inside the product, ``use("bf16")`` to 7 bits as they are
+stored; sums are always in float32, and so are results. Arrays of float64 are always multiplied in full.
+"""
+
+import ctypes
+import functools
+import itertools
+import math
+
+import cupy
+import numpy as np
+
+from ...errors import InputError
+from .graph import constant
+from .kernels import dense, each, launch
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+KINDS = {np.dtype("float32"): 0, np.dtype("float64"): 1, np.dtype("uint16"): 14}  # cudaDataType; uint16 holds bfloat16
+COMPUTE_32F, COMPUTE_64F, COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
+PLAIN, TRANSPOSED, ANY_ALGORITHM = 0, 1, -1
+MATRICES = np.dtype([(name, np.uint64, 5) for name in ("start", "outer", "inner")])  # as in kernels.cu
+WORKSPACE = 32 << 20  # bytes, NVIDIA's recommendation for Hopper
+
+_precision = "fp32"
+
+
+def use(precision):
+    """Multiply float32 arrays as "fp32", "tf32" or "bf16" from now on. Raises InputError for another name."""
+    global _precision
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
+    _precision = precision
+
+
+def precision():
+    """The one in use."""
+    return _precision
+
+
+@functools.cache
+def library():
+    """libcublas, or None where it is not found; then CuPy multiplies, which is slower and cannot be captured."""
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        return ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+    except (ImportError, OSError, RuntimeError):  # pathfinder's own error is a RuntimeError
+        return None
+
+
+@functools.cache
+def _handle(stream):
+    """A cuBLAS handle that works on the stream at this address, and the workspace that belongs to it.
+
+    One for each stream: a handle that changes its stream loses its workspace, and then could not be captured.
+    """
+    handle, workspace = ctypes.c_void_p(), cupy.cuda.Memory(WORKSPACE)
+    _check("cublasCreate_v2", ctypes.byref(handle))
+    _check("cublasSetStream_v2", handle, ctypes.c_void_p(stream))
+    _check("cublasSetWorkspace_v2", handle, ctypes.c_void_p(workspace.ptr), ctypes.c_size_t(WORKSPACE))
+    return handle, workspace
+
+
+def _check(name, *args):
+    if status := getattr(library(), name)(*args):
+        raise RuntimeError(f"{name} failed with status {status}")
+
+
+def operand(x):
+    """``x`` as ``product`` takes it: itself, or with bf16 rounded and stored in two bytes (as uint16).
+
+    For an array that enters several products: it is then rounded once, and only the rounded one need be kept.
+    """
+    if _precision != "bf16" or x.dtype != np.float32 or library() is None:
+        return x
+    x = dense(x)
+    y = cupy.empty(x.shape, np.uint16)
+    launch("to_bf16", each(x.size), y, x, x.size)
+    return y
+
+
+def product(a, b, out=None, alpha=1.0, tables=None):
+    """alpha a b over the last two axes, (..., M, K) (..., K, N) -> (..., M, N), with the axes before broadcast.
+
+    ``a`` and ``b`` come from ``operand``. They may be transposed or parts of larger arrays, and so may ``out``, which
+    is written to where it is given. Nothing is copied as long as one of the two axes has no gaps.
+    ``tables`` is what ``locate`` has filled, and saves launches where matrices are spread unevenly.
+    """
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    (M, K), N = a.shape[-2:], b.shape[-1]
+    if out is None:
+        out = cupy.empty((*batch, M, N), np.float32 if a.dtype == np.uint16 else a.dtype)
+    if library() is None:
+        out[...] = cupy.matmul(a, b) * alpha
+        return out
+
+    (a, a_flag, a_step), (b, b_flag, b_step) = _matrix(a), _matrix(b)
+    _, out_flag, out_step = _matrix(out)
+    if out_flag == TRANSPOSED:
+        raise ValueError(f"the rows of a product have gaps: shape {out.shape}, strides {out.strides}")
+    number = ctypes.c_double if out.dtype == np.float64 else ctypes.c_float
+    one, zero = number(alpha), number(0)
+    compute = COMPUTE_TF32 if _precision == "tf32" else COMPUTE_32F
+    compute = COMPUTE_64F if out.dtype == np.float64 else compute
+    handle = _handle(cupy.cuda.get_current_stream().ptr)[0]
+
+    # Cᵀ = Bᵀ Aᵀ: b comes first
+    operands = [(b, b_step), (a, a_step), (out, out_step)]
+    count, offsets = int(np.prod(batch)), [_offsets(x, batch) for x, _ in operands]
+    if count == 1:
+        name, places, last = "cublasGemmEx", [[ctypes.c_void_p(x.data.ptr)] for x, _ in operands], []
+    elif None not in offsets:
+        name, last = "cublasGemmStridedBatchedEx", [count]
+        places = [[ctypes.c_void_p(x.data.ptr)] for x, _ in operands]
+    else:
+        name, last = "cublasGemmBatchedEx", [count]
+        found = locate({} if tables is None else tables, batch, *(x for x, _ in operands))
+        places = [[ctypes.c_void_p(table.data.ptr)] for table in found]
+    for place, (x, step), offset in zip(places, operands, offsets, strict=True):
+        place += [KINDS[x.dtype], step]
+        if name == "cublasGemmStridedBatchedEx":
+            place.append(ctypes.c_longlong(offset))
+    first, second, third = places
+    sizes = [b_flag, a_flag, N, M, K]
+    factors = [ctypes.byref(one), *first, *second, ctypes.byref(zero), *third]
+    _check(name, handle, *sizes, *factors, *last, compute, ANY_ALGORITHM)
+    return out
+
+
+def _matrix(x):
+    """``(x, flag, step)``: whether it lies transposed, and the leading dimension in numbers; a copy if neither fits."""
+    (rows, columns), (down, along) = x.shape[-2:], (s // x.itemsize for s in x.strides[-2:])
+    if (along == 1 or columns == 1) and (down >= columns or rows == 1):
+        return x, PLAIN, down if rows > 1 else columns
+    if (down == 1 or rows == 1) and (along >= rows or columns == 1):
+        return x, TRANSPOSED, along if columns > 1 else rows
+    return dense(x), PLAIN, columns
+
+
+def _axes(x, batch):
+    """(length, stride in bytes) of each axis of the batch that has a length."""
+    own = [s if n > 1 else 0 for n, s in zip(x.shape[:-2], x.strides, strict=False)]  # 0: the same matrix for all
+    strides = [0] * (len(batch) - len(own)) + own
+    return [(n, s) for n, s in zip(batch, strides, strict=True) if n > 1]
+
+
+def _offsets(x, batch):
+    """How many numbers lie from each matrix of the batch to the next, or None where that varies."""
+    axes = _axes(x, batch)
+    if any(outer != n * inner for (_, outer), (n, inner) in itertools.pairwise(axes)):
+        return None
+    return axes[-1][1] // x.itemsize if axes else 0
+
+
+def locate(tables, batch, *arrays):
+    """Tables on the GPU of where each matrix of up to five arrays begins, as cuBLAS wants to know, by one launch.
+
+    The heads of an attention need them: one step leads to the next head, another to the next sample. The dict
+    ``tables`` keeps them by what says all that they hold, so none is made twice, nor where each step is the same.
+    """
+    keys = [(x.data.ptr, *_axes(x, batch)) for x in arrays]
+    new = [key for key in dict.fromkeys(keys) if key not in tables]
+    if not new or library() is None or all(_offsets(x, batch) is not None for x in arrays):
+        return [tables.get(key) for key in keys]
+    axes = [n for n in batch if n > 1]
+    if len(axes) != 2:
+        raise ValueError(f"a batch of matrices that are spread unevenly has two axes, got {batch}")
+    count = math.prod(axes)
+    matrices, table = np.zeros((), MATRICES), cupy.empty((5, count), np.uint64)
+    for i, (start, (_, outer), (_, inner)) in enumerate(new):
+        matrices["start"][i], matrices["outer"][i], matrices["inner"][i] = start, outer, inner
+    constant(table, lambda: launch("addresses", each(count), table, matrices, axes[1], count))
+    tables.update(zip(new, table, strict=False))
+    return [tables[key] for key in keys]

@@ -1,0 +1,248 @@
+"""The paper's ablations at toy size, and what the parts of a recipe are worth: each is a table of small training runs.
+
+Each model is trained with each seed in a run folder of its own, and the results are read back from those folders. So
+the same call goes on where it was stopped, and what is finished is not done again.
+"""
+
+import csv
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+from .. import data, flops, train
+from ..errors import InputError, did_you_mean
+from ..nn import X21DConfig
+from ..train import TrainConfig, checkpoint, pictures
+from ..train.config import absolute
+from ..train.presets import preset
+from ..train.run import CHECKPOINT, CURVES
+
+IMAGES = train.default_config("clutter")  # 8 tokens by TokenLearner 1.1 in front of the first of 2 blocks
+CLIPS = train.default_config("actors")
+PHOTOS = replace(preset("cifar-cpu"), epochs=3)
+MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_until": 0.6}
+ALL = MIX | {"crop": 4, "rand_augment": 2, "label_smoothing": 0.1}  # what the presets for a GPU have beside flips
+PAPER = {"version": "1.0", "pre_norm": True}  # convolutions and sigmoid, behind Scenic's LayerNorm
+SLOW = {"epochs": 3, "batch_size": 32}  # for models that take ten times as long for a clip
+QUICK = {"epochs": 1, "subset": 200}
+FROM_DATA = ("image_size", "frames", "channels", "num_classes")  # what a run takes from its data set
+
+
+def image(**options):
+    """The usual run on images, but for some options of its model."""
+    return replace(IMAGES, model=replace(IMAGES.model, **options))
+
+
+def deep(**options):
+    """The same with twice as many blocks and half as many epochs."""
+    return replace(image(layers=4, **options), epochs=IMAGES.epochs // 2)
+
+
+def clip(**options):
+    """The usual run on clips, but for some options of its model."""
+    return replace(CLIPS, model=replace(CLIPS.model, **options))
+
+
+def photo(model=None, **options):
+    """The preset for CIFAR on a CPU with half of its epochs, but for some options of its ``model`` or the training."""
+    return replace(PHOTOS, model=replace(PHOTOS.model, **model or {}), **options)
+
+
+def few(model=None, **options):
+    """The same on plain patches and a tenth of the images, seen so often that the model learns them by heart."""
+    return replace(photo({"stem": "patch"} | (model or {}), **options), subset=5000, epochs=20)
+
+
+KINDS = {
+    # the share of the blocks that see all tokens (paper, Figure 5)
+    "location": {f"loc {i / 4:g}": deep(loc=i) for i in range(4)} | {"all tokens": deep(tokenizer="none")},
+    "tokens": {f"{n} tokens": image(num_tokens=n) for n in (1, 2, 4, 8, 16)},
+    # all tokens come back behind each block from loc on, or never (Table 4)
+    "fuser": {
+        "loc 0, off": deep(),
+        "loc 0, on": deep(back="fuser"),
+        "loc 0.5, off": deep(loc=2),
+        "loc 0.5, on": deep(loc=2, back="fuser"),
+    },
+    # how tokens are averaged; behind a first block, which carries things about, it matters less (Table 5)
+    "pooling": {
+        "1.0, mean": image(**PAPER),
+        "1.0, sum": image(**PAPER, pool="sum"),
+        "1.1": image(),
+        **{f"grid of {n}": image(tokenizer="pool", num_tokens=n) for n in (1, 4, 8, 16)},
+        "1.1, loc 0.5": image(loc=1),
+        "grid of 8, loc 0.5": image(tokenizer="pool", loc=1),
+    },
+    # ways back from the middle of the model (Figure 8)
+    "back": {name: deep(loc=2, back=name) for name in ("none", "fuser", "unpool", "reproject")},
+    # eight tokens, made in different ways; and all 64 (Table 11)
+    "tokenizer": {
+        "learner 1.1": image(),
+        "learner 1.0": image(**PAPER),
+        **{name: image(tokenizer=name) for name in ("gate", "query", "static", "pool", "dense", "mean-dense")},
+        "all tokens": image(tokenizer="none"),
+    },
+    # tokens of each frame; and the bottleneck model with tokens and without (Tables 11 and 12)
+    "video": {
+        "learner 4": clip(num_tokens=4),
+        "learner 1": clip(num_tokens=1),
+        "grid of 4": clip(num_tokens=4, tokenizer="pool"),
+        "global average": clip(num_tokens=1, tokenizer="pool"),
+        "bottleneck, tokens": replace(CLIPS, model=X21DConfig(), **SLOW),
+        "bottleneck, conv": replace(CLIPS, model=X21DConfig(last="conv"), **SLOW),
+    },
+    # a part of the recipe for CIFAR left out, put in the place of another, or added
+    "recipe": {
+        "cifar-cpu": photo(),
+        "AdamW": photo(optimizer="adamw", lr=3e-3),
+        "no flip": photo(flip=False),
+        "crop 4": photo(crop=4),
+        "patch stem": photo({"stem": "patch"}),
+        "sequence pooling": photo({"head_pool": "sequence"}),
+        "TokenLearner 1.0": photo(PAPER),
+        "grid of 16": photo({"tokenizer": "pool"}),
+        "all tokens": photo({"tokenizer": "none"}),
+        "EMA 0.99": photo(ema=0.99),
+        "all regularisation": photo(**ALL),
+    },
+    # what helps against learning by heart
+    "overfit": {
+        "flip": few(),
+        "no flip": few(flip=False),
+        "crop 4": few(crop=4),
+        "RandAugment 2": few(rand_augment=2),
+        "erasing 0.25": few(erasing=0.25),
+        "mixup and cutmix": few(**MIX),
+        "label smoothing 0.1": few(label_smoothing=0.1),
+        "drop path 0.1": few({"drop_path": 0.1}),
+        "all regularisation": few(**ALL),
+        "flip, 60 epochs": replace(few(), epochs=60),
+        "all, 60 epochs": replace(few(**ALL), epochs=60),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of an ablation."""
+
+    name: str
+    seed: int
+    config: TrainConfig
+    folder: Path
+
+    def result(self):
+        """A row of results.csv as a dict, or None as long as the run is not finished.
+
+        Raises InputError when its folder holds a run with other options, or metrics that cannot be read.
+        """
+        if not self._exists():
+            return None
+        saved = train.load_config(self.folder)
+        model = replace(self.config.model, **{name: getattr(saved.model, name) for name in FROM_DATA})
+        checkpoint.compare_config(asdict(saved), asdict(replace(self.config, model=model)))
+        if not (self.folder / CURVES).is_file():
+            return None
+        try:
+            with open(self.folder / "metrics.csv", newline="") as file:
+                last = list(csv.DictReader(file))[self.config.epochs - 1]
+            found = {"accuracy": float(last["test_accuracy"]), "seconds": float(last["seconds"])}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            path = self.folder / "metrics.csv"
+            raise InputError(
+                f"{path} is damaged ({error!r}); `minitl train --resume {self.folder}` mends it"
+            ) from error
+        cost = flops.total(flops.count(model))
+        return {"name": self.name, "seed": self.seed, "parameters": cost.params, "macs": cost.macs} | found
+
+    def finish(self, on_start=lambda trainer: None, on_epoch=lambda row: None):
+        """Train what is not trained yet. Returns ``result()``: None after Ctrl-C, with everything saved.
+
+        ``on_start`` gets the Trainer, if there is anything to train, and ``on_epoch`` what ``Trainer.fit`` gives it.
+        Raises InputError where ``train`` or ``result`` do, and says for which run.
+        """
+        try:
+            if row := self.result():
+                return row
+            trainer = train.resume(self.folder) if self._exists() else train.start(self.config, self.folder)
+            on_start(trainer)
+            return self.result() if trainer.fit(on_epoch) else None
+        except InputError as error:
+            raise InputError(f"{self.name}, seed {self.seed}, in {self.folder}: {error}") from error
+
+    def _exists(self):
+        return (self.folder / CHECKPOINT).is_file()
+
+
+def plan(kind, folder, seeds=2, dataset=None, quick=False):
+    """The Runs of an ablation in folders below ``folder``: all models with seed 0, then all with seed 1, and so on.
+
+    ``dataset`` takes the place of the generated one. ``quick`` is one epoch on few images: it shows that all models
+    run, and no more. Raises InputError for an unknown kind, fewer than one seed, and a data set that does not fit.
+    """
+    if kind not in KINDS:
+        raise InputError(f"there is no ablation {kind!r}; {did_you_mean(kind, KINDS)}")
+    if seeds < 1:
+        raise InputError(f"seeds is at least 1, got {seeds}")
+    if dataset and (kind == "video") != (dataset in data.CLIPS):
+        takes, has = ("clips", "images") if kind == "video" else ("images", "clips")
+        raise InputError(f"the ablation {kind} needs {takes}, and {dataset} has {has}; choose another data set")
+    changes = ({"dataset": dataset} if dataset else {}) | (QUICK if quick else {})
+    configs = {name: absolute(replace(config, **changes)) for name, config in KINDS[kind].items()}
+    return [
+        Run(name, seed, replace(config, seed=seed), Path(folder) / _slug(f"{name} seed{seed}"))
+        for seed in range(seeds)
+        for name, config in configs.items()
+    ]
+
+
+def folder_of(kind, dataset=None, quick=False):
+    """Where an ablation goes: runs/ablate-tokens, runs/ablate-tokens-photos-quick."""
+    name = Path(dataset).resolve().name.partition(".")[0] if dataset else ""
+    return Path("runs") / _slug(f"ablate {kind} {name} {'quick' if quick else ''}")
+
+
+def score_of(config):
+    """What the accuracy of a TrainConfig's run really is."""
+    return "mAP" if config.dataset in data.CLIPS else "accuracy"
+
+
+def summary(rows):
+    """One dict per model: the means of ``accuracy`` and ``seconds`` over its seeds, and the ``spread`` of its accuracy.
+
+    ``rows`` are results of Runs, in any order. The spread is the standard deviation; with one seed there is none.
+    """
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["name"], []).append(row)
+    means = []
+    for group in groups.values():
+        accuracy, seconds = ([row[key] for row in group] for key in ("accuracy", "seconds"))
+        spread = {"spread": stdev(accuracy)} if len(group) > 1 else {}
+        means.append(group[0] | {"accuracy": mean(accuracy), "seconds": mean(seconds), "seeds": len(group)} | spread)
+    return means
+
+
+def table(rows, score="accuracy"):
+    """The ``summary`` of ``rows`` as lines of text; ``score`` says what the accuracy is."""
+    line = "{:22}{:>12}{:>15}{:>11}{:>9}{:>7}{:>9}"
+    lines = [line.format("", "parameters", "multiply-adds", score, "spread", "seeds", "seconds")]
+    for row in summary(rows):
+        cost = flops.short(row["parameters"]), flops.short(row["macs"])
+        spread = f"{row['spread']:.2%}" if "spread" in row else ""
+        cells = f"{row['accuracy']:.2%}", spread, row["seeds"], f"{row['seconds']:.0f}"
+        lines.append(line.format(row["name"], *cost, *cells))
+    return "\n".join(lines)
+
+
+def save(rows, folder, score="accuracy"):
+    """Write ``rows`` to results.csv in ``folder``, and their means against the multiply-adds to results.png."""
+    with open(Path(folder) / "results.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    (Path(folder) / "results.png").write_bytes(pictures.png(pictures.accuracy_against_cost(summary(rows), score)))
+
+
+def _slug(words):
+    return "-".join(words.replace(",", "").split())

@@ -1,0 +1,124 @@
+"""A run in one safetensors file: written whole or not at all, and read back only where everything fits.
+
+What has ``state_dict()`` and ``load_state_dict()`` is a part; ``collect`` names its arrays ``part.name``, as in
+``model.head.weight`` or ``optimizer.exp_avg``. Counters, generators, configuration and metrics go into ``meta``:
+
+    parts = {"model": model, "optimizer": optimizer, "ema": ema}
+    save(path, collect(parts), {"epoch": 3, "config": config, "rng": rng.bit_generator.state})
+
+    arrays, meta = load(path)
+    compare_config(meta["config"], config)
+    restore(arrays, parts)
+    rng.bit_generator.state = meta["rng"]
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..backend import describe, to_numpy
+from ..errors import InputError
+from . import files
+
+FORMAT = 1  # raise it when a file is no longer read correctly by an older minitl
+DTYPES = ("float32", "float64", "int64", "uint8", "bool")
+
+
+def save(path, arrays, meta):
+    """Write ``arrays`` (name -> array of either library) and ``meta`` (a dict that JSON can hold) to the file ``path``.
+
+    At every moment ``path`` is either the old checkpoint or the new one, see ``files.write``, which raises
+    ``InputError``. ``TypeError`` is for other dtypes than ``DTYPES`` or a ``meta`` that JSON cannot hold.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    # safetensors writes the memory as it lies, so the order has to be C
+    host = {name: np.asarray(to_numpy(array), order="C") for name, array in arrays.items()}
+    for name, array in host.items():
+        if array.dtype not in DTYPES:
+            raise TypeError(f"{name} is {array.dtype}; a checkpoint holds {', '.join(DTYPES)}")
+    content = to_bytes(host, {"format": str(FORMAT), "minitl": _version(), "meta": json.dumps(meta)})
+    files.write(path, content)
+
+
+def load(path):
+    """The ``(arrays, meta)`` that ``save`` wrote to ``path``, as NumPy arrays, bit for bit.
+
+    Raises ``InputError`` for a file that is missing, cut short, not of minitl, or of a later format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}; give the path of a file that minitl saved")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            if not {"format", "minitl", "meta"} <= header.keys() or not header["format"].isdecimal():
+                raise InputError(f"{path} is a safetensors file, but not a checkpoint of minitl")
+            if int(header["format"]) > FORMAT:
+                raise InputError(
+                    f"{path} was saved by minitl {header['minitl']} in format {header['format']}, and this minitl "
+                    f"({_version()}) reads formats up to {FORMAT}; update minitl"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["meta"])  # noqa: SIM118
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is damaged, cut short, or no checkpoint at all ({error}); use another one") from error
+
+
+def collect(parts):
+    """One dict ``part.name`` -> array of everything in the ``state_dict()`` of all ``parts`` (a dict by part name)."""
+    return {f"{part}.{name}": array for part, owner in parts.items() for name, array in owner.state_dict().items()}
+
+
+def restore(arrays, parts, ignore=()):
+    """Load ``arrays``, as ``load`` gives them, into ``parts``; those of the parts named in ``ignore`` are left out.
+
+    Raises ``InputError`` with one list of every name that is missing or unknown and every array of another shape or
+    dtype; then nothing is changed.
+    """
+    found = {name: array for name, array in arrays.items() if name.split(".")[0] not in ignore}
+    wanted = collect(parts)
+    wrong = [f"missing: {name} {describe(wanted[name])}" for name in wanted if name not in found]
+    wrong += [f"unknown: {name} {describe(found[name])}" for name in found if name not in wanted]
+    both = [(name, describe(found[name]), describe(wanted[name])) for name in wanted if name in found]
+    wrong += [
+        f"different: {name} is {theirs} in the checkpoint, {ours} here" for name, theirs, ours in both if theirs != ours
+    ]
+    if wrong:
+        raise InputError("the checkpoint does not fit; nothing was loaded\n  " + "\n  ".join(wrong))
+    for part, owner in parts.items():
+        owner.load_state_dict({name: found[f"{part}.{name}"] for name in owner.state_dict()})
+
+
+def compare_config(saved, wanted):
+    """Raise ``InputError`` with a list of all fields in which two configurations (dicts, also nested) differ."""
+    saved, wanted = _flatten(saved), _flatten(wanted)
+    absent = object()
+    names = [name for name in saved | wanted if saved.get(name, absent) != wanted.get(name, absent)]
+    wrong = [
+        f"{name}: {saved.get(name, 'absent')} in the checkpoint, {wanted.get(name, 'absent')} here" for name in names
+    ]
+    if wrong:
+        raise InputError(
+            "the checkpoint is of another configuration; use its options, or start a new run\n  " + "\n  ".join(wrong)
+        )
+
+
+def _flatten(config, prefix=""):
+    """{"model": {"width": 48}} -> {"model.width": 48}, with values as JSON gives them back: a tuple is a list."""
+    flat = {}
+    for name, value in config.items():
+        nested = isinstance(value, dict)
+        flat |= _flatten(value, f"{prefix}{name}.") if nested else {prefix + name: json.loads(json.dumps(value))}
+    return flat
+
+
+def _version():
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("minitl")
+    except PackageNotFoundError:  # run from a checkout
+        return "from source"

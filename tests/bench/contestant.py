@@ -1,0 +1,258 @@
+"""One framework's side of the benchmark, in a process of its own: it makes a model and times what it is asked."""
+
+import collections
+import contextlib
+import functools
+import itertools
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from minitl import data, nn, ops, optim
+from minitl.autograd import OPS, Node, Tensor, form, no_grad
+from minitl.fast.threads import DataParallel, in_shards, keep_memory, one_blas_thread
+from minitl.train.step import shard_size
+
+TRAINING = {"lr": 1e-4, "decay": 0.05, "clip": 1.0}  # a rate at which rounding errors stay small
+
+
+class Minitl:
+    """minitl: a training step and an inference on one batch, as `minitl train` does them."""
+
+    def __init__(self, model, images, labels, threads, lr, decay, clip):
+        keep_memory()
+        one_blas_thread()
+        self.model, self.images, self.labels, self.clip = model, images, labels, clip
+        self.threads, self.shard, self.seed = threads, shard_size(model.config), np.random.SeedSequence(0)
+        self.optimizer = optim.AdamW(model.parameters(), lr, weight_decay=decay)
+        self.parallel = self._with(threads)
+
+    def _with(self, threads):
+        return DataParallel(self.model, np.random.default_rng(0), threads, self.shard)
+
+    def mode(self, training):
+        self.model.train(training)
+
+    def step(self):
+        self.optimizer.zero_grad()
+        loss, _ = self.parallel.gradients(ops.cross_entropy, self.images, self.labels, self.seed)
+        self.optimizer.clip_grad_norm(self.clip)
+        self.optimizer.step()
+        return loss
+
+    def infer(self):
+        return in_shards(self.model, self.images, self.threads)
+
+    def update(self):
+        self.optimizer.step()
+
+    def layer(self, layer, options, arrays):
+        """Of a layer or op: two functions that do it forward, and forward and backward."""
+        dy = np.ones_like(layer(*map(Tensor, arrays), **options).data)
+
+        def forward():
+            with no_grad():
+                layer(*map(Tensor, arrays), **options)
+
+        def backward():
+            layer(*(_inner(x) if x.dtype.kind == "f" else Tensor(x) for x in arrays), **options).backward(dy)
+
+        return forward, backward
+
+    def profile(self, steps):
+        """Seconds of a training step in one thread by op, {name: (forward, backward)}; those of all else are "rest".
+
+        "data" is what comes before the step: to take a batch out of a data set, crop, flip and normalise it.
+        """
+        seconds, threaded = collections.defaultdict(lambda: [0, 0]), self.parallel
+
+        def timed(name, i, call, *args, **options):
+            began = time.perf_counter()
+            result = call(*args, **options)
+            seconds[name][i] += time.perf_counter() - began
+            return result
+
+        try:
+            self.parallel = self._with(1)
+            with stopwatches("cpu", timed):
+                began = time.perf_counter()
+                for _ in range(steps):
+                    self.step()
+                whole = time.perf_counter() - began
+        finally:
+            self.parallel = threaded
+        seconds = {name: (forward / steps, backward / steps) for name, (forward, backward) in seconds.items()}
+        rest = whole / steps - sum(map(sum, seconds.values()))
+        return seconds | {"rest": (rest, 0), "data": (self._data(steps), 0)}
+
+    def _data(self, steps):
+        rng, (batch, *shape) = np.random.default_rng(0), self.images.shape
+        images = rng.integers(256, size=(5 * batch, *shape), dtype="uint8")
+        dataset = data.Dataset(images, np.zeros(len(images), "int64"), ("all",))
+        began = time.perf_counter()
+        for images, _ in itertools.islice(data.Loader(dataset, batch, shuffle=True, rng=rng), steps):
+            data.normalize(data.random_crop(images, 4, rng, flip=True), (0.5,) * 3, (0.2,) * 3)
+        return (time.perf_counter() - began) / min(steps, 5)
+
+
+def _inner(x):
+    """A Tensor inside of a graph, whose gradient goes on to an op; that of a leaf would be copied."""
+    tensor = Tensor(x, requires_grad=True)
+    tensor.node = Node("input", [], lambda dy: (), x.shape)
+    return tensor
+
+
+@contextlib.contextmanager
+def stopwatches(device, timed):
+    """Inside, each op computes by ``timed(name, i, call, *args, **options)``: i is 0 forward, and 1 backward."""
+
+    def stopwatch(fn, timed):
+        def op(*args, **options):
+            y, backward = timed(0, fn, *args, **options)
+
+            def pull(dy):
+                grads = timed(1, backward, dy)
+                grads = grads if isinstance(grads, tuple) else (grads,)
+                return tuple(functools.partial(timed, 1, g) if callable(g) else g for g in grads)
+
+            return y, pull
+
+        return op
+
+    before = dict(OPS)
+    try:
+        OPS.update({name: stopwatch(form(name, device), functools.partial(timed, name)) for name in before})
+        yield
+    finally:
+        OPS.update(before)
+
+
+def layers(config, batch):
+    """The layers and ops of a ViT with TokenLearner at their shapes: {label: (layer or op, options, arrays)}."""
+    rng = np.random.default_rng(0)
+    B, N, S, d, m = batch, config.grid[0] * config.grid[1], config.num_tokens, config.dim, config.mlp_dim
+
+    def learner(version):
+        return nn.TokenLearner(d, S, version, hidden=config.hidden, rng=rng), {}, [(B, *config.grid, d)]
+
+    rows = {
+        f"linear {d} -> {3 * d}": (nn.Linear(d, 3 * d, rng=rng), {}, [(B, N, d)]),
+        f"linear {d} -> {m}": (nn.Linear(d, m, rng=rng), {}, [(B, N, d)]),
+        "gelu": (ops.gelu, {}, [(B, N, m)]),
+        "layer_norm": (nn.LayerNorm(d), {}, [(B, N, d)]),
+        "attention": (ops.attention, {"num_heads": config.heads}, [(B, N, 3 * d)]),
+        "TokenLearner 1.1": learner("1.1"),
+        "TokenLearner 1.0": learner("1.0"),
+        "token_pool": (ops.token_pool, {}, [(B, S, N), (B, N, d)]),
+        "cross_entropy": (ops.cross_entropy, {}, [(B, config.num_classes)]),
+    }
+    table = {}
+    for label, (layer, options, shapes) in rows.items():
+        arrays = [rng.standard_normal(shape, "float32") for shape in shapes]
+        targets = [rng.integers(config.num_classes, size=B)] if layer is ops.cross_entropy else []
+        table[label] = layer, options, arrays + targets
+    return table
+
+
+def serve():
+    """Make what the first request says, and answer the others until there are no more.
+
+    The first is a job for ``prepare``; each other one is a pair of what to do and how often. Requests come by stdin,
+    pickled, and answers leave by stdout.
+    """
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    try:
+        calls = prepare(pickle.load(requests))
+        while True:
+            what, times = pickle.load(requests)
+            pickle.dump(calls[what](times), answers)
+            answers.flush()
+    except EOFError:
+        pass
+    except MemoryError as error:
+        sys.exit(f"its model and batch do not fit into memory: {error}")
+
+
+def prepare(job):
+    """{what can be done: function of how often}. A job is a dict with the arguments of ``measure.Contestant``."""
+    if job["device"] == "cuda":
+        from . import contestant_cuda
+
+        return contestant_cuda.prepare(job)
+    framework = _framework(job["framework"])
+    side_of(framework, nn.ViTConfig(tokenizer="none"), 2, job["threads"]).step()  # what is loaded at the first step
+    _forget_peak()
+    before = _peak()
+    side = side_of(framework, job["config"], job["batch"], job["threads"], **job["options"])
+    calls = _layer_calls(side, job) if job["by_layer"] else {"train": side.step, "infer": side.infer}
+
+    def seconds(what, times):
+        side.mode(what != "infer")
+        return [_seconds(calls[what]) for _ in range(times + 1)][1:]  # the first fills the caches again
+
+    return {what: functools.partial(seconds, what) for what in calls} | {
+        "names": lambda _: list(calls),
+        "losses": lambda times: [float(side.step()) for _ in range(times)],
+        "memory": lambda _: {} if before is None else {"memory": _peak() - before, "process": _peak()},
+        "profile": lambda times: side.profile(times),
+    }
+
+
+def _framework(name):
+    if name == "PyTorch":
+        from .torch_twin import Torch
+
+        return Torch
+    if name == "JAX":
+        from .jax_twin import Jax
+
+        return Jax
+    return Minitl
+
+
+def side_of(framework, config, batch, threads, **options):
+    """A model with its batch in a framework. All draw the same numbers."""
+    rng = np.random.default_rng(0)
+    model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, rng)
+    time = (config.frames,) if isinstance(config, nn.X21DConfig) or config.frames > 1 else ()
+    images = rng.standard_normal((batch, *time, *config.image_size, config.channels), "float32")
+    labels = rng.integers(config.num_classes, size=batch)
+    return framework(model, images, labels, threads, **TRAINING, **options)
+
+
+def _layer_calls(side, job):
+    calls = {}
+    for label, arguments in layers(job["config"], job["batch"]).items():
+        calls[label, "forward"], calls[label, "forward and backward"] = side.layer(*arguments)
+    side.step()  # so that there are gradients
+    return calls | {("AdamW", "step"): side.update}
+
+
+def _seconds(call):
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _forget_peak():
+    """Let the largest size of this process begin anew, on Linux; elsewhere it stays that of the whole life."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak():
+    """The largest size of this process in memory, in bytes; None where the system does not say, as Windows."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return 1024 * int(line.split()[1])
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
