@@ -114,7 +114,7 @@ def attention(qkv, num_heads, dropout=0.0, rng=None):
     return y
 
 
-def vector_attention(q, k, v, chunk=None):
+def vector_attention(q, k, v):
     y = np.zeros(q.shape)
     for b, i, c in np.ndindex(q.shape):
         y[b, i, c] = softmax(q[b, i, c] * k[b, :, c]) @ v[b, :, c]
@@ -342,8 +342,7 @@ CASES = [
     Case("attention", ((2, 5, 18),), attention, {"num_heads": 3}),
     Case("attention", ((2, 5, 12),), attention, {"num_heads": 2, "dropout": 0.4, "rng": generator}),
     Case("vector_attention", ((2, 5, 4),) * 3, vector_attention),
-    Case("vector_attention", ((2, 5, 4),) * 3, vector_attention, {"chunk": 75}),
-    Case("vector_attention", ((1, 3, 2),) * 3, vector_attention, {"chunk": 1}),
+    Case("vector_attention", ((1, 3, 2),) * 3, vector_attention),
     Case("layer_norm", ((3, 4), (4,), (4,)), layer_norm),
     Case("layer_norm", ((2, 3, 4), (4,), (4,)), layer_norm, {"eps": 0.1}),
     Case("batch_norm", ((5, 3), (3,), (3,)), batch_norm, running(True)),

@@ -10,6 +10,7 @@ from graph_memory import saved_bytes
 
 from minitl import OPS, Tensor, check_module, nn, ops, optim
 from minitl.errors import InputError
+from minitl.fast import cpu
 from minitl.nn import bottleneck
 from minitl.nn.bottleneck import X21D, X21DConfig
 
@@ -70,22 +71,24 @@ def test_module_equals_attention_with_as_many_heads_as_channels(rng):
     close(vector(x).data, heads(x).data)
 
 
-@pytest.mark.parametrize("chunk", [1, 7**2, 3 * 7**2 + 1, 9 * 7**2, 10 * 7**2])
-def test_chunks_change_nothing(chunk, rng):
+@pytest.mark.parametrize("held", [1, 7**2, 3 * 7**2 + 1, 9 * 7**2, 10 * 7**2])
+def test_weights_held_at_once_change_nothing(held, rng, monkeypatch):
     """From one channel of one sample at a time to all 2 x 5 at once."""
     qkv = rng.standard_normal((3, 2, 7, 5))
     whole = value_and_gradients(ops.vector_attention, *qkv)
-    parts = value_and_gradients(lambda q, k, v: ops.vector_attention(q, k, v, chunk=chunk), *qkv)
+    monkeypatch.setattr(cpu, "WEIGHTS", held)
+    parts = value_and_gradients(ops.vector_attention, *qkv)
     for one, other in zip(whole, parts, strict=True):
         close(one, other)
 
 
-def test_memory_stays_bounded(rng):
+def test_memory_stays_bounded(rng, monkeypatch):
     """Neither pass holds the N x N x C weights, 2 MB here, and backward keeps a few arrays of q's size only."""
     qkv = rng.standard_normal((3, 1, 128, 32)).astype("float32")
     q, k, v = (Tensor(x, requires_grad=True) for x in qkv)
+    monkeypatch.setattr(cpu, "WEIGHTS", 2 * 128**2)
     tracemalloc.start()
-    y = ops.vector_attention(q, k, v, chunk=2 * 128**2)
+    y = ops.vector_attention(q, k, v)
     kept = saved_bytes(y)["vector_attention"]
     y.backward(y.data)
     peak = tracemalloc.get_traced_memory()[1]
@@ -104,16 +107,15 @@ def test_large_scores(rng):
 
 
 @pytest.mark.parametrize(
-    "shapes, options, message",
+    "shapes, message",
     [
-        (((2, 5, 3), (2, 4, 3), (2, 4, 3)), {}, r"float64\[2, 4, 3\].*one shape \(B, N, C\)"),
-        (((5, 3),) * 3, {}, r"float64\[5, 3\].*one shape \(B, N, C\)"),
-        (((2, 5, 3),) * 3, {"chunk": 0}, "chunk >= 1; got chunk=0"),
+        (((2, 5, 3), (2, 4, 3), (2, 4, 3)), r"float64\[2, 4, 3\].*one shape \(B, N, C\)"),
+        (((5, 3),) * 3, r"float64\[5, 3\].*one shape \(B, N, C\)"),
     ],
 )
-def test_vector_attention_misuse(shapes, options, message):
+def test_vector_attention_misuse(shapes, message):
     with pytest.raises(ValueError, match=r"vector_attention\(.*" + message):
-        ops.vector_attention(*map(np.ones, shapes), **options)
+        ops.vector_attention(*map(np.ones, shapes))
 
 
 # --- the parts ---

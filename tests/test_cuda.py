@@ -803,8 +803,8 @@ def test_a_run_on_a_gpu_goes_on_bit_for_bit(name, start):
 
 
 def test_a_model_that_cannot_be_captured_says_so(start, monkeypatch):
-    """Without its override, vector attention multiplies by CuPy's own products."""
-    monkeypatch.delitem(OVERRIDES["cuda"], "vector_attention")
+    """Without its override, a linear layer multiplies by CuPy's own products."""
+    monkeypatch.delitem(OVERRIDES["cuda"], "linear")
     with pytest.raises(InputError, match=r"cannot be captured \(NotImplementedError.* without a graph, by --no-graph"):
         start("cuda", **RUNS["X21D"]).fit()
     assert start("cuda", graph=False, **RUNS["X21D"]).fit()

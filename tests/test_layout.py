@@ -19,7 +19,7 @@ FLOORS = [  # a file imports, early or late, only from the floors below its own
     ["ops.attention"],
     ["ops"],
     ["gradcheck", "optim", "fast", "paper"],
-    ["fast.cuda.graph", "fast.cuda.kernels"],
+    ["fast.cpu", "fast.cuda.graph", "fast.cuda.kernels"],
     ["fast.cuda.gemm"],
     ["fast.cuda.overrides", "fast.cuda.adamw"],
     ["fast.cuda"],
@@ -111,7 +111,7 @@ def test_there_is_little_to_read():
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in everything) <= 9700
 
 
-LONGEST = {}  # lines with decorator and docstring; 110 for all others
+LONGEST = {"softmax": 16, "layer_norm": 24, "gelu": 24}  # lines with decorator and docstring; 34 for all others
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -124,11 +124,13 @@ def test_an_op_fits_on_a_screen(name):
         op = functions[name]
         assert [ast.unparse(d) for d in op.decorator_list] == ["op"] and ast.get_docstring(op)
         used = {fn: {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} for fn, node in functions.items()}
-        alone = [
-            fn for fn in functions if fn in used[name] and not any(fn in used[o] for o in used if o not in (name, fn))
-        ]
-        size = sum(functions[fn].end_lineno - functions[fn].lineno + 1 for fn in alone)
-        assert size + op.end_lineno - op.decorator_list[0].lineno + 1 <= LONGEST.get(name, 110), alone
+        alone, more = set(), {name}
+        while more:
+            alone |= more
+            more = {fn for fn in functions if alone & (users := {o for o in used if fn in used[o]}) and users <= alone}
+            more -= alone
+        size = sum(functions[fn].end_lineno - functions[fn].lineno + 1 for fn in alone) + len(op.decorator_list)
+        assert size <= LONGEST.get(name, 34), alone
         return
     pytest.fail(f"{name} is not in minitl/ops")
 

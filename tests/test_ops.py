@@ -1,5 +1,6 @@
-"""Every row of ``cases.py`` on every array library, and what each op says to wrong input."""
+"""Every row of ``cases.py`` with every form of its op, and what each op says to wrong input."""
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -10,9 +11,23 @@ import pytest
 from cases import CASES, Case
 
 import minitl
-from minitl import OPS, Tensor, check_gradients, ops
-from minitl.autograd import unbroadcast
-from minitl.backend import to_numpy
+from minitl import OPS, Tensor, check_gradients, ops, plain
+from minitl.autograd import OVERRIDES, PLAIN, form, unbroadcast
+from minitl.backend import cuda_problem, to_numpy
+
+
+@pytest.fixture(params=["plain", "cpu", "cuda", "cuda-plain"])
+def xp(request):
+    """The array library, with each form of the ops that there is for it."""
+    library = np
+    if request.param.startswith("cuda"):
+        if problem := cuda_problem():
+            pytest.skip(problem)
+        import cupy as library
+
+    with plain() if request.param.endswith("plain") else contextlib.nullcontext():
+        yield library
+
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -79,6 +94,62 @@ def test_one_gradient_per_argument(case, xp):
     for grad, x in zip(grads, arrays, strict=False):
         if x.dtype.kind == "f":
             assert grad.dtype == x.dtype and unbroadcast(grad, x.shape).shape == x.shape
+
+
+def one_gradient_scaled(fn, i):
+    """The op ``fn``, with its i-th gradient a thousandth too large."""
+
+    def op(*arrays, **options):
+        value, backward = fn(*arrays, **options)
+
+        def wrong(dy):
+            grads = list(grads) if isinstance(grads := backward(dy), tuple) else [grads]
+            grad = grads[i]() if callable(grads[i]) else grads[i]
+            grads[i] = None if grad is None else 1.001 * grad
+            return tuple(grads)
+
+        return value, wrong
+
+    return op
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("mode", [plain, contextlib.nullcontext], ids=["plain", "cpu"])
+def test_a_thousandth_too_much_is_noticed(name, mode, monkeypatch):
+    """Each gradient of each form is looked at by some row."""
+    with mode():
+        original = form(name, "cpu")
+    rows = [case for case in CASES if case.op == name]
+    for i in range(max(len(case.inputs) for case in rows)):
+        if all(len(case.inputs) <= i or case.arrays()[i].dtype.kind != "f" for case in rows):
+            continue  # labels
+        monkeypatch.setitem(OPS, name, one_gradient_scaled(original, i))
+        noticed = 0
+        for case in rows:
+            if len(case.inputs) > i and case.arrays()[i].dtype.kind == "f":
+                try:
+                    test_gradient(case, np)
+                except AssertionError:
+                    noticed += 1
+        assert noticed, f"gradient {i}"
+
+
+@pytest.mark.parametrize("name", OVERRIDES["cpu"])
+def test_the_fast_form_runs(name, monkeypatch):
+    """In at least one row, so that rows for the CPU are not rows of the plain form."""
+    fell_back = []
+
+    def stand_in(*arrays, **options):
+        fell_back.append(True)
+        return original(*arrays, **options)
+
+    original = PLAIN[name]
+    for table in (PLAIN, OPS):
+        monkeypatch.setitem(table, name, stand_in)
+    rows = [case for case in CASES if case.op == name]
+    for case in rows:
+        call(case, case.arrays(), np)
+    assert len(fell_back) < len(rows)
 
 
 def permuted(x):
@@ -315,8 +386,14 @@ MISUSE = [
     ("concatenate", ([f(2), f(2)],), {}, TypeError, r"concatenate\(.*got list"),
     ("add", (f(2), "two"), {}, TypeError, r"add\(float64\[2\], 'two'\)"),
     ("exp", ([1.0, 2.0],), {}, TypeError, r"exp\(\[1.0, 2.0\]\).*minitl.tensor"),
-    ("gelu", (np.arange(3),), {}, TypeError, r"gelu\(int64\[3\]\)"),
-    ("linear", (np.ones((2, 3), int), np.ones((3, 2), int), f(2)), {}, TypeError, r"linear\(int64\[2, 3\]"),
+    ("gelu", (np.arange(3),), {}, ValueError, r"gelu\(int64\[3\]\): needs floats"),
+    (
+        "linear",
+        (np.ones((2, 3), int), np.ones((3, 2), int), f(2)),
+        {},
+        ValueError,
+        r"linear\(int64\[2, 3\].*of floats",
+    ),
     ("power", (f(2), 3), {}, TypeError, r"power.*by keyword"),
     ("power", (f(2),), {"exponent": f(2)}, TypeError, r"power\(float64\[2\]\).*number"),
     ("softmax", (f(2, 3), 1), {}, TypeError, r"softmax.*by keyword"),
@@ -345,15 +422,21 @@ MISUSE = [
     ("attention", (f(2, 5, 18),), {"num_heads": 0}, ValueError, r"attention\(.*num_heads=0"),
     ("attention", (f(2, 5, 18),), {"num_heads": 1, "dropout": 1.0}, ValueError, r"attention\(.*\[0, 1\).*1.0"),
     ("attention", (f(2, 5, 18),), {}, TypeError, r"attention\(.*num_heads"),
-    ("layer_norm", (f(2, 3), f(2), f(3)), {}, ValueError, r"layer_norm\(.*float64\[2\], float64\[3\]\).*shape \(3,\)$"),
-    ("batch_norm", (f(2, 3), f(3), f(2)), norm_state, ValueError, r"batch_norm\(.*float64\[2\]\).*shape \(3,\)$"),
+    (
+        "layer_norm",
+        (f(2, 3), f(2), f(3)),
+        {},
+        ValueError,
+        r"layer_norm\(.*float64\[2\], float64\[3\]\).*shape \(3,\), one",
+    ),
+    ("batch_norm", (f(2, 3), f(3), f(2)), norm_state, ValueError, r"batch_norm\(.*float64\[2\]\).*shape \(3,\), one"),
     ("batch_norm", (f(1, 3), f(3), f(3)), norm_state, ValueError, r"batch_norm\(.*two values per channel; use"),
     (
         "batch_norm",
         (f(4, 3), f(3), f(3)),
         {"running_mean": f(3), "running_var": f(1)},
         ValueError,
-        r"batch_norm\(.*running_var need the shape \(3,\); got \(3,\) and \(1,\)",
+        r"batch_norm\(.*running_var need the shape \(3,\), .*; got .*running_mean \(3,\), running_var \(1,\)",
     ),
     ("batch_norm", (f(4, 3), f(3), f(3)), {}, TypeError, r"batch_norm\(.*running_mean"),
     (
@@ -372,7 +455,7 @@ MISUSE = [
     ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2)), {"padding": (1, 1, 1)}, ValueError, r"conv2d\(.*padding.*pair"),
     ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2), f(3)), {}, ValueError, r"conv2d\(.*float64\[3\]"),
     ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2), f(1)), {}, ValueError, r"conv2d\(.*b \(2,\)"),
-    ("conv2d", (f(1, 4, 4, 2), f(0, 3, 2, 2)), {}, ValueError, r"conv2d\(.*at least 1 x 1"),
+    ("conv2d", (f(1, 4, 4, 2), f(0, 3, 2, 2)), {}, ValueError, r"conv2d\(.*kernel \(0, 3\) .*or empty"),
     ("conv2d", (f(1, 4, 4, 2), f(3, 3, 2, 2)), {"b": Tensor(f(2))}, TypeError, r"conv2d\(\) takes arrays by position"),
     ("global_avg_pool", (f(2, 3),), {}, ValueError, r"global_avg_pool\(float64\[2, 3\]\).*in between$"),
     ("max_pool2d", (f(1, 4, 4, 2),), {"kernel_size": 5}, ValueError, r"max_pool2d\(.*kernel \(5, 5\) is larger"),
@@ -403,10 +486,11 @@ MISUSE = [
     "name, arrays, options, kind, message", MISUSE, ids=[f"{m[0]}-{i}" for i, m in enumerate(MISUSE)]
 )
 def test_misuse(name, arrays, options, kind, message):
-    """The error names the op and what it was given; as Tensors the inputs give the same error."""
+    """The error names the op and what it was given; Tensors and the plain form give the same error."""
     for wrap in (lambda x: x, lambda x: Tensor(x) if isinstance(x, np.ndarray) else x):
-        with pytest.raises(kind, match=message):
-            getattr(ops, name)(*map(wrap, arrays), **options)
+        for mode in (contextlib.nullcontext, plain):
+            with pytest.raises(kind, match=message), mode():
+                getattr(ops, name)(*map(wrap, arrays), **options)
 
 
 def test_an_op_may_be_swapped():
@@ -449,7 +533,7 @@ def grade(tmp_path, source):
     "source, code, said",
     [
         (RIGHT, 0, ["graded from", ": softmax\n", " passed"]),
-        (WRONG, 1, ["test_gradient[numpy-softmax-3x4]", "wrong gradient, at (0, 0): backward gives", " failed"]),
+        (WRONG, 1, ["test_gradient[plain-softmax-3x4]", "wrong gradient, at (0, 0): backward gives", " failed"]),
         (TYPO, 0, ["sofmax (do you mean softmax?)", "helper"]),
         ("def sofmax(x):\n    pass\n", 4, ["no function named like an op, but: sofmax (do you mean softmax?)"]),
         ("import no_such_module\n", 4, ["cannot be run: ModuleNotFoundError"]),

@@ -43,7 +43,7 @@ def attention(qkv, num_heads, dropout=0.0, rng=None):
     return (mask(A, A.shape, dropout, rng) @ v).transpose(1, 2).reshape(B, N, C)
 
 
-def vector_attention(q, k, v, chunk=None):
+def vector_attention(q, k, v):
     """Each channel of its own: a batch of B·C problems with one channel and one head."""
     q, k, v = (x.mT.unsqueeze(-1) for x in (q, k, v))  # (B, C, N, 1)
     return F.scaled_dot_product_attention(q, k, v).squeeze(-1).mT

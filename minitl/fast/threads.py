@@ -5,7 +5,6 @@ shard is so small that what one op wrote is mostly still in the cache when the n
 of two threads took 0.92 to 0.96 of the time for a step: too little for models, batches and errors to be sent around.)
 """
 
-import contextlib
 import contextvars
 import copy
 import ctypes
@@ -16,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
-from ..autograd import no_grad
+from ..autograd import OVERRIDES, form, no_grad
 from ..backend import array_module
 from ..nn import BatchNorm2d
+from . import cpu
 
 MOST_THREADS = 8  # what Python does between two ops takes turns anyway
 
@@ -44,8 +44,7 @@ class DataParallel:
     def __init__(self, model, rng, threads=1, shard=32):
         self.model, self.threads = model, threads
         self.replicas = [(model, rng), *(_replica(model, rng) for _ in range(threads - 1))]
-        self.norms = [[m for m in replica.modules() if isinstance(m, BatchNorm2d)] for replica, _ in self.replicas]
-        self.shard = None if self.norms[0] else shard
+        self.has_norms, self.shard = any(isinstance(m, BatchNorm2d) for m in model.modules()), shard
 
     def gradients(self, loss, inputs, targets, seed):
         """Add the gradient of the mean loss to ``grad`` of the model's parameters. Returns (mean loss, outputs).
@@ -53,9 +52,13 @@ class DataParallel:
         ``loss`` maps outputs and targets of a shard to their mean loss. ``seed``, a ``numpy.random.SeedSequence``,
         decides what is dropped out.
         """
-        parts = _parts(len(inputs), self.threads, self.shard)
+        threads, shard = self.threads, None if self.has_norms else self.shard
+        if self.has_norms and form("batch_norm", "cpu") is not OVERRIDES["cpu"]["batch_norm"]:
+            threads = 1  # other forms know nothing of a meeting
+        parts = _parts(len(inputs), threads, shard)
         seeds, found = seed.spawn(len(parts)), [None] * len(parts)
-        threads = min(self.threads, len(parts))
+        threads = min(threads, len(parts))
+        meeting = Meeting(threads)
         for replica, _ in self.replicas[1:]:
             replica.train(self.model.training)
             for p in replica.parameters():
@@ -63,6 +66,8 @@ class DataParallel:
 
         def work(k):
             replica, rng = self.replicas[k]
+            if threads > 1:
+                meeting.attend(k)
             for i in range(k, len(parts), threads):
                 rng.bit_generator.state = np.random.PCG64(seeds[i]).state
                 outputs = replica(inputs[parts[i]])
@@ -71,8 +76,7 @@ class DataParallel:
                 mean.backward(mean.data * 0 + mean.dtype.type(share))
                 found[i] = mean.item() * share, outputs.data
 
-        with _meeting(self.norms[:threads]) as barrier:
-            _run(work, threads, on_error=barrier.abort)
+        _run(work, threads, on_error=meeting.barrier.abort)
         for replica, _ in self.replicas[1:threads]:
             for mine, other in zip(self.model.parameters(), replica.parameters(), strict=True):
                 if other.grad is not None:
@@ -137,35 +141,24 @@ def _replica(model, rng):
     return replica, rng
 
 
-@contextlib.contextmanager
-def _meeting(norms):
-    """Inside, the batch norms of thread k, ``norms[k]``, see the statistics of all threads, in order.
+class Meeting:
+    """A place where ``count`` threads exchange the statistics of their batch norms; all come equally often."""
 
-    All threads call them equally often. Gives the barrier at which they wait for each other.
-    """
-    barrier = threading.Barrier(len(norms))
-    rounds = [[None] * len(norms), [None] * len(norms)]  # two: a slow thread still reads while a fast one writes again
-    turns = [0] * len(norms)
+    def __init__(self, count):
+        self.barrier = threading.Barrier(count)
+        self.rounds = [[None] * count, [None] * count]  # two: a slow thread still reads while a fast one writes again
 
-    def member(k):
+    def attend(self, k):
+        """Let batch norms in this context, that of thread ``k``, see the statistics of all threads, in order."""
+        turns = itertools.cycle(self.rounds)
+
         def gather(x):
-            turns[k] += 1
-            brought = rounds[turns[k] % 2]
+            brought = next(turns)
             brought[k] = x
-            barrier.wait()
+            self.barrier.wait()
             return list(brought)
 
-        return gather
-
-    try:
-        for k, of_thread in enumerate(norms):
-            for norm in of_thread:
-                norm.gather = member(k)
-        yield barrier
-    finally:
-        for of_thread in norms:
-            for norm in of_thread:
-                norm.gather = None
+        cpu.meeting.set(gather)
 
 
 def one_blas_thread():

@@ -56,15 +56,13 @@ class LayerNorm(Module):
 class BatchNorm2d(Module):
     """(B, H, W, channels) -> the same: mean 0 and variance 1 for each channel, then scale and shift."""
 
-    gather = None  # how threads that share a batch list what each of them has
-
     def __init__(self, channels, eps=1e-5, momentum=0.1):
         self.weight, self.bias, self.eps, self.momentum = constant(1, channels), constant(0, channels), eps, momentum
         self.running_mean, self.running_var = np.zeros(channels, np.float32), np.ones(channels, np.float32)
 
     def forward(self, x):
         running = {"running_mean": self.running_mean, "running_var": self.running_var}
-        options = {"training": self.training, "momentum": self.momentum, "eps": self.eps, "gather": self.gather}
+        options = {"training": self.training, "momentum": self.momentum, "eps": self.eps}
         return ops.batch_norm(x, self.weight, self.bias, **running, **options)
 
 

@@ -1,17 +1,17 @@
-"""Activations. Each docstring gives the formula and its derivative; the code computes the same, partly in place."""
+"""Activations, and the softmax."""
 
 import math
 
+import numpy as np
+
 from ..autograd import op
-from ..backend import array_module
+from ..backend import array_module, to_numpy
 
 
 @op
 def relu(x):
-    """y = max(x, 0),  dx = dy where x > 0"""
-    xp = array_module(x)
-    y = xp.zeros_like(x)
-    xp.maximum(x, y, out=y)  # against an array NumPy is twice as fast as against a number
+    """y = max(x, 0),  dx = dy where y > 0"""
+    y = array_module(x).maximum(x, 0)
     return y, lambda dy: dy * (y > 0)
 
 
@@ -21,68 +21,40 @@ def sigmoid(x):
 
     The second form never overflows.
     """
-    y = array_module(x).tanh(x / 2)
-    y += 1
-    y /= 2
-    return y, lambda dy: dy * y * (1 - y)
+    y = (1 + array_module(x).tanh(x / 2)) / 2
+    return y, lambda dy: y * (1 - y) * dy
 
 
 @op
 def tanh(x):
     """y = tanh x,  dx = (1 - y²) dy"""
     y = array_module(x).tanh(x)
-    return y, lambda dy: dy * (1 - y * y)
+    return y, lambda dy: (1 - y * y) * dy
 
 
 @op
 def gelu(x, *, approximate="tanh"):
-    """y = x Φ(x), with the normal distribution function Φ exact ("none") or as tanh (paper, Scenic)
+    """y = x Φ,  dx = (Φ + x φ) dy, with the normal distribution function Φ(x) and its derivative φ(x)
 
-    tanh:  y = x (1 + t) / 2,   t = tanh u,   u = √(2/π) (x + 0.044715 x³)
-           dx = ((1 + t) / 2 + x (1 - t²) u' / 2) dy,   u' = √(2/π) (1 + 3·0.044715 x²)
-    none:  y = x Φ,   Φ = (1 + erf(x/√2)) / 2
-           dx = (Φ + x φ) dy,   φ = e^(-x²/2) / √(2π)
+    "none":  Φ = (1 + erf(x/√2)) / 2,  φ = e^(-x²/2) / √(2π)
+    "tanh" (paper, Scenic):  Φ = (1 + t) / 2,  φ = (1 - t²) u' / 2,  t = tanh u,  u = √(2/π) (x + 0.044715 x³)
     """
+    if approximate not in ("tanh", "none") or x.dtype.kind != "f":
+        raise ValueError(f"needs floats, and approximate 'tanh' or 'none', not {approximate!r}")
     xp = array_module(x)
     if approximate == "none":
-        Phi = (1 + erf(x / math.sqrt(2))) / 2
-        return x * Phi, lambda dy: dy * (Phi + x * (xp.exp(-x * x / 2) / math.sqrt(2 * math.pi)))
-    if approximate != "tanh":
-        raise ValueError(f"approximate is 'tanh' or 'none', not {approximate!r}")
-    c, k = math.sqrt(2 / math.pi), 0.044715
-    t = x * x  # in place from here on: u = x (c + c k x²)
-    t *= c * k
-    t += c
-    t *= x
-    xp.tanh(t, out=t)
-    y = t + 1
-    y *= x
-    y *= 0.5
-
-    def backward(dy):
-        dx = x * x
-        dx *= 3 * c * k
-        dx += c  # u'
-        dx *= x
-        sech2 = t * t
-        dx *= xp.subtract(1, sech2, out=sech2)
-        dx += t
-        dx += 1
-        dx *= dy
-        dx *= 0.5
-        return dx
-
-    return y, backward
+        Phi, phi = (1 + erf(x / math.sqrt(2))) / 2, xp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    else:
+        c, k = math.sqrt(2 / math.pi), 0.044715
+        t = xp.tanh(c * (x + k * x * x * x))
+        Phi, phi = (1 + t) / 2, (1 - t * t) * c * (1 + 3 * k * x * x) / 2
+    return x * Phi, lambda dy: (Phi + x * phi) * dy
 
 
 def erf(x):
-    """The error function of an array. NumPy has none, so Python's own is called for each entry, which is slow."""
-    if array_module(x).__name__ == "cupy":
-        from cupyx.scipy.special import erf as cuda_erf
-
-        return cuda_erf(x)
-    xp = array_module(x)
-    return xp.asarray(xp.frompyfunc(math.erf, 1, 1)(x)).astype(x.dtype)
+    """Return the error function of an array. NumPy has none, so Python's own is called for each entry, slowly."""
+    y = np.asarray(np.frompyfunc(math.erf, 1, 1)(to_numpy(x))).astype(x.dtype)
+    return array_module(x).asarray(y)
 
 
 @op
@@ -92,15 +64,11 @@ def softmax(x, *, axis=-1):
     dx_i = y_i (dy_i - Σ_j dy_j y_j)
     """
     xp = array_module(x)
-    x = xp.ascontiguousarray(x)  # several times as fast as to sum along a turned array
-    y = x - x.max(axis, keepdims=True)
-    xp.exp(y, out=y)
-    y /= y.sum(axis, keepdims=True)
+    e = xp.exp(x - x.max(axis, keepdims=True))
+    y = e / e.sum(axis, keepdims=True)
 
     def backward(dy):
-        dx = dy * y
-        dx -= y * dx.sum(axis, keepdims=True)
-        return dx
+        return y * (dy - (dy * y).sum(axis, keepdims=True))
 
     return y, backward
 
@@ -112,6 +80,6 @@ def log_softmax(x, *, axis=-1):
     dx_i = dy_i - exp(y_i) Σ_j dy_j
     """
     xp = array_module(x)
-    y = x - x.max(axis, keepdims=True)
-    y -= xp.log(xp.exp(y).sum(axis, keepdims=True))
+    x = x - x.max(axis, keepdims=True)
+    y = x - xp.log(xp.exp(x).sum(axis, keepdims=True))
     return y, lambda dy: dy - xp.exp(y) * dy.sum(axis, keepdims=True)

@@ -11,35 +11,31 @@ def cross_entropy(logits, targets, *, label_smoothing=0.0):
     logits (B, K); targets are classes (B) as integers, or soft targets (B, K) of the logits' dtype.
     ``label_smoothing`` s replaces t by (1 - s) t + s / K. Raises ValueError for a class outside 0 … K-1.
     """
-    xp = array_module(logits)
-    if logits.ndim != 2:
-        raise ValueError("needs logits (B, K)")
+    xp, s = array_module(logits), label_smoothing
+    if logits.ndim != 2 or not 0 <= s < 1:
+        raise ValueError(f"needs logits (B, K) and label_smoothing in [0, 1), got {s}")
     B, K = logits.shape
-    soft = _soft(targets, B, K, logits.dtype, xp)
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing lies in [0, 1), got {label_smoothing}")
-    t = soft * (1 - label_smoothing) + label_smoothing / K
-    log_p = logits - logits.max(1, keepdims=True)
-    log_p -= xp.log(xp.exp(log_p).sum(1, keepdims=True))
+    soft = _probabilities(xp.asarray(targets), B, K, logits.dtype)
+    t = (1 - s) * soft + s / K
+    z = logits - logits.max(1, keepdims=True)
+    log_p = z - xp.log(xp.exp(z).sum(1, keepdims=True))
 
     def backward(dL):
-        dlogits = xp.exp(log_p) * t.sum(1, keepdims=True) - t
-        dtargets = log_p * (dL * (label_smoothing - 1) / B) if soft is targets else None
-        return dlogits * (dL / B), dtargets
+        dlogits = (xp.exp(log_p) * t.sum(1, keepdims=True) - t) * (dL / B)
+        return dlogits, log_p * (dL * (s - 1) / B) if soft is targets else None
 
     return -(t * xp.where(t == 0, 0, log_p)).sum() / B, backward  # 0 ln 0 = 0
 
 
-def _soft(targets, B, K, dtype, xp):
-    """Targets as probabilities (B, K)."""
-    targets = xp.asarray(targets)
+def _probabilities(targets, B, K, dtype):
+    """Return classes (B) as rows of probabilities (B, K); soft targets (B, K) as they are."""
     if targets.dtype == dtype and targets.shape == (B, K):
         return targets
     if targets.dtype.kind not in "iu" or targets.shape != (B,):
         raise ValueError(f"targets are classes ({B},) as integers or soft targets ({B}, {K}) as {dtype}")
     if B and not 0 <= int(targets.min()) <= int(targets.max()) < K:
         raise ValueError(f"a class in targets is outside 0 … {K - 1}: they span {targets.min()} … {targets.max()}")
-    return (targets[:, None] == xp.arange(K)).astype(dtype)
+    return (targets[:, None] == array_module(targets).arange(K)).astype(dtype)
 
 
 @op

@@ -165,14 +165,14 @@ def layer_norm(x, weight, bias, *, eps=1e-6):
     return y, backward
 
 
-def _batch_fits(x, weight, bias, running_mean, running_var, training=True, momentum=0.1, eps=1e-5, gather=None):
+def _batch_fits(x, weight, bias, running_mean, running_var, training=True, momentum=0.1, eps=1e-5):
     vectors = weight, bias, running_mean, running_var
     alike = all(v.shape == x.shape[-1:] and v.dtype == x.dtype for v in vectors)
-    return alike and training and gather is None and x.size > weight.size
+    return alike and training and x.size > weight.size
 
 
 @override(_batch_fits)
-def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, momentum=0.1, eps=1e-5, gather=None):
+def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, momentum=0.1, eps=1e-5):
     """Sums down the columns, then a thread for each number. Kept are x and two numbers for each channel."""
     x, weight, C = dense(x), dense(weight), x.shape[-1]
     table = x.reshape(-1, C)
@@ -234,8 +234,8 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
     return y.reshape(B, N, C), backward
 
 
-@override(lambda q, k, v, chunk=1: q.ndim == 3 and q.shape == k.shape == v.shape and chunk >= 1)
-def vector_attention(q, k, v, *, chunk=1):
+@override(lambda q, k, v: q.ndim == 3 and q.shape == k.shape == v.shape)
+def vector_attention(q, k, v):
     """A thread for each number of y. No weight is ever stored; from the sums of a row backward makes them again."""
     q, k, v = dense(q), dense(k), dense(v)
     y, lse, sizes = cupy.empty_like(q), cupy.empty_like(q), (q.size, *q.shape[1:])
