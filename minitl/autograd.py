@@ -1,25 +1,23 @@
 """The engine: tensors that remember the op that made them, and one walk back over that record.
 
-An op is a plain function of arrays that returns its one value and its pullback; ``@op`` makes it accept Tensors.
-Creation order is a topological order, so ``backward`` takes pending nodes newest first from a heap: no recursion.
+An op is a function of arrays that returns its value and its pullback; ``@op`` makes it accept Tensors. Creation order
+is a topological order, so ``backward`` takes pending nodes from a heap, newest first, without recursion.
 """
 
 import contextlib
-import contextvars
 import functools
 import heapq
 import itertools
+from contextvars import ContextVar
 
 import numpy as np
 
 from .backend import FLOATS, array_module, describe, is_array
 
-OPS = {}  # name -> function of arrays that runs; what a person puts there comes before all other forms
-PLAIN = {}  # name -> the function as it stands in ops/
+OPS, PLAIN = {}, {}  # name -> function of arrays: that which runs, where a person may put another; as it is in ops/
 OVERRIDES = {"cpu": {}, "cuda": {}}  # device -> {name: a faster form of the op}, see minitl/fast
 _creation_order = itertools.count()
-_grad_mode = contextvars.ContextVar("grad_mode", default=True)
-_plain_mode = contextvars.ContextVar("plain_mode", default=False)
+_grad_mode, _plain_mode = ContextVar("grad_mode", default=True), ContextVar("plain_mode", default=False)
 
 
 @contextlib.contextmanager
@@ -44,8 +42,7 @@ def plain():
 def form(name, device):
     """Return the function that runs the op ``name`` on arrays of ``device``: a person's, the fast or the plain one."""
     fn = OPS[name]
-    replaced = fn is not PLAIN[name]
-    return fn if replaced or _plain_mode.get() else OVERRIDES[device].get(name, fn)
+    return fn if fn is not PLAIN[name] or _plain_mode.get() else OVERRIDES[device].get(name, fn)
 
 
 class Node:
@@ -61,22 +58,18 @@ class Node:
 class Tensor:
     """A NumPy or CuPy array ``data`` that may have a gradient; it lives where its array lives.
 
-    After ``loss.backward()`` the gradient has been added to ``grad`` of every leaf that has ``requires_grad=True``.
-    Raises ``TypeError`` for anything but an array of real numbers or booleans, and for ``requires_grad`` of a type
-    other than float32 or float64.
+    ``loss.backward()`` adds the gradient to ``grad`` of every leaf that has ``requires_grad=True``. Raises TypeError
+    unless ``data`` is an array of real numbers or booleans, and for a gradient unless it is float32 or float64.
     """
 
     __array_ufunc__ = None  # so that `array + tensor` asks the Tensor, not NumPy
-    shape = property(lambda self: self.data.shape)
-    ndim = property(lambda self: self.data.ndim)
-    size = property(lambda self: self.data.size)
-    dtype = property(lambda self: self.data.dtype)
+    shape, ndim = property(lambda self: self.data.shape), property(lambda self: self.data.ndim)
+    size, dtype = property(lambda self: self.data.size), property(lambda self: self.data.dtype)
 
     def __init__(self, data, requires_grad=False):
-        if not is_array(data):
-            raise TypeError(f"Tensor expects an array, got {type(data).__name__}; use minitl.tensor(...) to convert")
-        if data.dtype.kind not in "biuf":
-            raise TypeError(f"Tensor holds real numbers or booleans, got {describe(data)}; convert the array first")
+        if not is_array(data) or data.dtype.kind not in "biuf":
+            got = describe(data) if is_array(data) else type(data).__name__
+            raise TypeError(f"a Tensor holds an array of real numbers or booleans, got {got}; convert by minitl.tensor")
         self.data = np.asarray(data) if isinstance(data, np.generic) else data
         if requires_grad and self.dtype not in FLOATS:
             raise TypeError(f"only float32 and float64 have gradients, got {self.dtype}; convert the array first")
@@ -89,8 +82,7 @@ class Tensor:
     def backward(self, grad=None):
         """Add the gradient of this Tensor to ``grad`` of every leaf that it was computed from.
 
-        ``grad`` is an array like ``data``, by default 1 for a single element. What the ops kept is freed on the way,
-        so a second call through the same graph raises ``RuntimeError``.
+        ``grad`` is an array like ``data``, by default 1 for one element. The graph is freed: a second call is an error.
         """
         if not self.requires_grad:
             raise RuntimeError("backward() needs a Tensor computed, outside no_grad, from one with requires_grad=True")
@@ -141,15 +133,14 @@ def unbroadcast(grad, shape, name="unbroadcast"):
 
 
 def op(fn):
-    """Make an op, a function of Tensors, from ``fn(*arrays, **options) -> value, backward``. The contract of ``fn``:
+    """Make an op, a function of Tensors, from ``fn(*arrays, **options) -> value, backward``. The rules for ``fn``:
 
-    1. Its positional arguments are arrays (or numbers), Tensors outside; its options are keyword-only.
-    2. ``backward(dy)`` returns one gradient for each argument, in order, or ``None`` where there is none. In place of a
-       gradient it may give a function without arguments, which is called only if the gradient is needed.
+    1. Its arguments are arrays or numbers (for the op, Tensors as well); its options are keyword-only.
+    2. ``backward(dy)`` returns one gradient per argument, in order: an array, None, or a function to call if needed.
     3. A gradient may be larger than its argument along broadcast axes: ``unbroadcast`` sums it.
     4. It never writes into an argument or into ``dy``.
     5. What ``backward`` names is kept until it runs, and nothing else.
-    6. It names no dtype: float32 in gives float32 out, float64 in gives float64 out.
+    6. It names no dtype: float32 in, float32 out; float64 in, float64 out.
     7. It has a row in ``tests/cases.py``, which checks all of this.
     """
     name = fn.__name__

@@ -360,7 +360,7 @@ def test_integer_tensors():
 
 @pytest.mark.parametrize("data", [[1.0], 1.0, "a", None])
 def test_tensor_takes_arrays_only(data):
-    with pytest.raises(TypeError, match=rf"expects an array, got {type(data).__name__}; use minitl\.tensor"):
+    with pytest.raises(TypeError, match=rf"holds an array of .*, got {type(data).__name__}; convert by minitl\.tensor"):
         Tensor(data)
 
 
