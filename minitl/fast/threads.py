@@ -53,7 +53,7 @@ class DataParallel:
         decides what is dropped out.
         """
         threads, shard = self.threads, None if self.has_norms else self.shard
-        if self.has_norms and form("batch_norm", "cpu") is not OVERRIDES["cpu"]["batch_norm"]:
+        if self.has_norms and form("batch_norm", "cpu") is not OVERRIDES["cpu"].get("batch_norm"):
             threads = 1  # other forms know nothing of a meeting
         parts = _parts(len(inputs), threads, shard)
         seeds, found = seed.spawn(len(parts)), [None] * len(parts)
