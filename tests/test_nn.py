@@ -96,7 +96,7 @@ def test_load_state_dict_lists_everything_that_is_wrong(rng):
         "  missing: scale float32[4]",
         "  missing: blocks.1.bias float32[4]",
         "  unknown: head.weight float64[2, 2]",
-        "  shape: stem.weight is float32[3, 4] here, float64[4, 3] there",
+        "  differs: stem.weight is float32[3, 4] here, float64[4, 3] there",
     ]
     assert all((x == before[name]).all() for name, x in net.state_dict().items())
 
@@ -105,7 +105,7 @@ def test_load_state_dict_reads_everything_before_it_writes(rng):
     net, state = Net(rng), {name: x + 1 for name, x in Net(rng).state_dict().items()}
     before = {name: x.copy() for name, x in net.state_dict().items()}
     net.load_state_dict({name: x.tolist() for name, x in before.items()})
-    with pytest.raises(InputError, match=r"not numbers: count is float32\[2\] here, object\[2\] there"):
+    with pytest.raises(InputError, match=r"differs: count is float32\[2\] here, object\[2\] there"):
         net.load_state_dict(state | {"count": np.array(["a", None])})
     assert all((x == before[name]).all() for name, x in net.state_dict().items())
 
@@ -374,10 +374,10 @@ def test_encoder_block_drops_in_training_only(rng):
         (lambda: nn.Attention(6, 0), "num_heads=0 does not divide dim=6"),
         (lambda: nn.EncoderBlock(6, 5, 8), "num_heads=5 does not divide dim=6"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups=2 must divide both 3 and 4 channels"),
-        (lambda: nn.Conv2d(3, 4, 3, groups=0), "groups=0 are at least 1"),
+        (lambda: nn.Conv2d(3, 4, 3, groups=0), "groups=0 must be at least 1"),
         (lambda: nn.Conv2d(3, 4, 3, stride=0), "stride is an integer >= 1 .* got 0"),
         (lambda: nn.Conv2d(3, 4, 0), "kernel_size is an integer >= 1 .* got 0"),
-        (lambda: nn.Linear(0, 4), "in_features=0 and out_features=4 are at least 1"),
+        (lambda: nn.Linear(0, 4), "in_features=0 and out_features=4 must be at least 1"),
         (lambda: nn.Dropout(2.0), r"\[0, 1\), got 2.0"),
         (lambda: nn.DropPath(-0.5), r"\[0, 1\), got -0.5"),
     ],

@@ -142,8 +142,8 @@ def test_dropout_is_for_training(rng):
     [
         ({"mix": "clip"}, "mix is 'all' or 'frame', not 'clip'"),
         ({"beta": "mlp64"}, "beta is 'linear' or 'mlp', not 'mlp64'"),
-        ({"num_tokens": 0}, "num_tokens=0 and frames=1 are at least 1"),
-        ({"frames": 0}, "frames=0 are at least 1"),
+        ({"num_tokens": 0}, "num_tokens=0 and frames=1 must be at least 1"),
+        ({"frames": 0}, "frames=0 must be at least 1"),
     ],
 )
 def test_wrong_options(options, message):

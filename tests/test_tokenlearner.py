@@ -150,7 +150,7 @@ def test_dropout_is_for_training(rng):
         ({"version": 1.0}, r"version is '1\.0' or '1\.1', not 1\.0"),
         ({"pool": "max"}, "pool is 'mean' or 'sum', not 'max'"),
         ({"num_tokens": 0}, "num_tokens=0 .* at least 1"),
-        ({"n_conv": 0}, "n_conv=0 are at least 1"),
+        ({"n_conv": 0}, "n_conv=0 must be at least 1"),
         ({"groups": 3}, "groups=3 must divide both 8 and 8 channels"),
     ],
 )
