@@ -267,7 +267,7 @@ def test_gradients(make, shape, rng):
 
 
 def test_every_layer_has_its_gradients_checked(rng):
-    """Those of three files; test_tokenfuser, test_tokenizers, test_bottleneck and test_vit have the rest."""
+    """Those of three files; test_tokenfuser, test_baselines, test_bottleneck and test_vit have the rest."""
     modules = {kind for kind in vars(nn).values() if isinstance(kind, type) and issubclass(kind, nn.Module)}
     files = {f"minitl.nn.{name}" for name in ("layers", "transformer", "tokenlearner")}
     expected = {kind for kind in modules if kind.__module__ in files} - {nn.TokenFuser}

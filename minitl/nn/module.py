@@ -34,10 +34,14 @@ class Module:
         if any(self is module for module in above):
             raise TypeError(f"{path[:-1]} is a {type(self).__name__} that contains itself")
         for attribute, value in vars(self).items():
-            for key, member in _members(attribute, value):
+            for key, member in _held(attribute, value):
                 yield path + key, member, self
                 if isinstance(member, Module):
                     yield from member._walk(f"{path}{key}.", (*above, self))
+
+    def _members(self):
+        """Return (path, member, owner) for each Parameter and buffer."""
+        return [found for found in self._walk() if not isinstance(found[1], Module)]
 
     def named_parameters(self):
         """Return pairs (path, Parameter), in the order in which the attributes were set."""
@@ -78,9 +82,7 @@ class Module:
         """
         if dtype not in (None, *FLOATS):
             raise ValueError(f"modules compute in float32 or float64, not {dtype}")
-        for path, member, owner in list(self._walk()):
-            if isinstance(member, Module):
-                continue
+        for path, member, owner in self._members():
             array = member.data if isinstance(member, Parameter) else member
             array = array if device is None else to_device(array, device)
             array = array if dtype is None or array.dtype.kind != "f" else array.astype(dtype, copy=False)
@@ -94,8 +96,7 @@ class Module:
 
     def state_dict(self):
         """Return all parameters and buffers by path: the arrays themselves, not copies."""
-        members = ((path, member) for path, member, _ in self._walk() if not isinstance(member, Module))
-        return {path: member.data if isinstance(member, Parameter) else member for path, member in members}
+        return {path: member.data if isinstance(member, Parameter) else member for path, member, _ in self._members()}
 
     def load_state_dict(self, state):
         """Copy arrays by path into this module, keeping its device and dtype.
@@ -115,7 +116,7 @@ class Module:
             array[...] = array_module(array).asarray(state[name])
 
 
-def _members(attribute, value):
+def _held(attribute, value):
     """Return (path, member) for each Module, Parameter and buffer of an attribute; NumPy scalars count as options."""
     if isinstance(value, Module | Parameter) or (is_array(value) and not isinstance(value, np.generic)):
         return [(attribute, value)]

@@ -27,11 +27,11 @@ class TokenLearner(Module):
     ``pre_norm=False`` omits the LayerNorm before them. Only the maps see it; what is pooled is the input itself.
     There may be more tokens than pixels, which saves nothing.
 
-    Differences: version 1.0 pools by the paper's mean over the pixels, Scenic by their sum (``pool="sum"``). The
-    LayerNorm is Scenic's; the paper has none. The last layer of version 1.1 starts ten times smaller than Scenic's, so
-    all maps start nearly even: a token that starts sharp may never move. The defaults, version 1.0 with LayerNorm, are
-    Scenic's; ``minitl train`` defaults to version 1.1 without it, which does not scale up faint patches and makes
-    sharper maps.
+    Differences: version 1.0 pools by the paper's mean over the pixels; Scenic sums (``pool="sum"``). The LayerNorm is
+    Scenic's; the paper's formula has none. The last layer of version 1.1 starts ten times smaller than Scenic's, so all
+    maps start nearly even: a token that starts sharp may never move. The default is the paper's version 1.0 with the
+    LayerNorm; that of ``minitl train`` is version 1.1 without it, so that faint patches are not scaled up and the maps
+    are sharper.
 
     Raises ValueError for another version or pool, or sizes below 1.
     """
@@ -70,8 +70,14 @@ class TokenLearner(Module):
         if x.ndim != 4:
             raise ValueError(f"TokenLearner needs (B, H, W, channels), got {x.shape}; reshape tokens to their grid")
         B, H, W, _ = x.shape
-        logits = self._logits(x if self.norm is None else self.norm(x)).reshape(B, H * W, self.num_tokens)
-        logits = logits.transpose(0, 2, 1)  # (B, P, S) -> (B, S, P): a transpose, not a reshape
+        y = x if self.norm is None else self.norm(x)
+        if self.version == "1.0":
+            y = self.convs[0](y)
+            for conv in self.convs[1:]:
+                y = conv(ops.gelu(y))
+        else:
+            y = self.mlp(y)
+        logits = y.reshape(B, H * W, self.num_tokens).transpose(0, 2, 1)  # (B, H, W, S) -> (B, H·W, S) -> (B, S, H·W)
         A = ops.sigmoid(logits) if self.version == "1.0" else ops.softmax(logits, axis=-1)
         return A.reshape(B, self.num_tokens, H, W)
 
@@ -82,22 +88,15 @@ class TokenLearner(Module):
         mean = self.version == "1.0" and self.pool == "mean"
         return ops.token_pool(maps.reshape(B, -1, H * W), x.reshape(B, H * W, C), mean=mean)
 
-    def _logits(self, x):
-        if self.version == "1.1":
-            return self.mlp(x)
-        for conv in self.convs[:-1]:
-            x = ops.gelu(conv(x))
-        return self.convs[-1](x)
-
 
 class TokenFuser(Module):
-    """(tokens, grid) -> grid + B_w M(tokens), of the grid's shape (paper, section 3.2): few tokens act on all pixels.
+    """(tokens, grid) -> grid + B_w M(tokens), of the grid's shape: the few tokens act on all pixels.
 
     tokens (B, S, channels) and grid (B, H, W, channels); for clips, with ``frames`` T > 1, tokens (B, T·S, channels)
     in order of time and grid (B, T, H, W, channels).
     M mixes the tokens, each channel by itself: LayerNorm, a learned matrix with bias over all T·S tokens of a clip
     (``mix="all"``, paper) or over each frame's S (``mix="frame"``, Scenic), LayerNorm; ``normalize=False`` omits both
-    norms, which are Scenic's. The matrix starts at zero, hence the module as the identity.
+    norms, which are Scenic's. The matrix starts at zero, so the module starts as the identity.
     B_w (H·W, S) = sigmoid(β(LayerNorm(grid))) holds the weights of each frame's tokens at each of its pixels, where β
     is linear (``beta="linear"``, paper) or an MLP with ``hidden`` units (``beta="mlp"``, Scenic).
 
