@@ -36,7 +36,7 @@ def test_to_device(xp):
 
 def test_to_device_without_a_gpu(monkeypatch):
     monkeypatch.setattr(backend, "cuda_problem", lambda: "there is none")
-    backend._expect_cuda.cache_clear()
+    backend._require_cuda.cache_clear()
     with pytest.raises(RuntimeError, match="device 'cuda' cannot be used: there is none"):
         backend.to_device(np.ones(2), "cuda")
 
