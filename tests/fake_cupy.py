@@ -485,7 +485,6 @@ cuda = Module(
     Graph=Graph,
     MemoryPool=MemoryPool,
     Memory=Memory,
-    is_available=lambda: True,
     Device=Device,
     get_elapsed_time=lambda start, end: float(end.at - start.at),
     runtime=types.SimpleNamespace(

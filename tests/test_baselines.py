@@ -1,4 +1,4 @@
-"""The tokenizers and ways back that TokenLearner and TokenFuser are compared with, against loops over single pixels."""
+"""The alternatives to TokenLearner and TokenFuser against loops over single pixels."""
 
 import cases
 import numpy as np
@@ -230,7 +230,7 @@ def test_unpool(rng):
 
 
 def test_unpool_of_clips(rng):
-    """Frame by frame, tokens in the order of time."""
+    """Frame by frame, tokens in order of time."""
     T = 3
     x, tokens, maps = (rng.standard_normal((B, *shape)) for shape in ((T, H, W, C), (T * S, C), (T, S, H, W)))
     y = Unpool()(Tensor(tokens), Tensor(x), Tensor(maps)).data
@@ -246,7 +246,7 @@ def test_unpool_without_maps(rng):
 
 @pytest.mark.parametrize("frames", [(), (3,)], ids=["image", "clip"])
 def test_reproject(frames, rng):
-    """All pixels are the queries, and all tokens, of a clip also those of other frames, the keys."""
+    """All pixels are queries; all tokens, in a clip those of all frames, are keys."""
     back, x = randomise(Reproject(C, 3, rng), rng), rng.standard_normal((B, *frames, H, W, C))
     tokens = rng.standard_normal((B, S * len(frames) + S, C))
     expected = x + attention(back.attn, x.reshape(B, -1, C), tokens)[0].reshape(x.shape)

@@ -250,7 +250,7 @@ def test_kernel_computes_its_reference(cuda, name, args, blocks, dtype):
 @pytest.mark.parametrize("rows, C", [(256, 3), (257, 33), (1000, 64), (3001, 70)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sums_down_columns(rows, C, dtype, kernels, cuda):
-    """By one launch, for chunks and strips that are not full too; and again, for the counts must be as before."""
+    """In one launch, also for incomplete chunks and strips; and twice, as the counters must be left at 0."""
     x, dy, mean = (a.astype(dtype) for a in (numbers(rows, C), numbers(C, rows).T, numbers(C)))
     x, dy, mean, inv_std = map(cupy.asarray, (x, np.ascontiguousarray(dy), mean, 1 + mean * mean))
     n = (to_numpy(x) - to_numpy(mean)) * to_numpy(inv_std)
@@ -267,7 +267,7 @@ def test_sums_down_columns(rows, C, dtype, kernels, cuda):
 
 
 def test_more_columns_than_are_counted(kernels, cuda, monkeypatch):
-    """Then each strip has one block, and nothing to count."""
+    """Each strip then has one block, and there is nothing to count."""
     grids, launch = [], cuda.kernels.launch
     monkeypatch.setattr(cuda.kernels, "launch", lambda name, *args: (grids.append(args[0]), launch(name, *args)))
     x = numbers(300, 33)
@@ -296,7 +296,7 @@ def test_sums_do_not_depend_on_which_block_is_last(cuda):
 
 
 def test_counts_of_a_stream(kernels, cuda):
-    """They are there also if a graph is recorded first, and a graph leaves them as they were."""
+    """They exist also if a graph is recorded first, and a graph leaves them at 0."""
     x, calls, sums = numbers(700, 33), [], cuda.kernels.column_sums
 
     def step(x):
@@ -357,7 +357,7 @@ def not_to_run(*_, **__):
 
 @pytest.mark.parametrize("op", FUSED)
 def test_override_runs(op, cuda, monkeypatch):
-    """Not the generic op, which would give the same numbers."""
+    """Not the plain form, which would give the same numbers."""
     elsewhere = {"p": 0, "axis": 1, "training": False}  # options with which the generic op is right
     rows = [case for case in CASES if case.op == op and not elsewhere.items() & case.options.items() and op != "add"]
     for table in (OPS, PLAIN):
@@ -372,7 +372,7 @@ def test_override_runs(op, cuda, monkeypatch):
 
 @pytest.mark.parametrize("op", ["dropout", "drop_path"])
 def test_masks_are_those_of_numpy(op, kernels):
-    """The same ones, bit for bit, from the same generator."""
+    """The same masks, bit for bit, from the same generator."""
     x = numbers(70, 31).astype("float32")
     own, generic = (getattr(ops, op)(a, p=0.3, rng=np.random.default_rng(4)) for a in (cupy.asarray(x), x))
     assert (to_numpy(own) == generic.data).all() and 0.6 < (generic.data != 0).mean() < 0.8
@@ -392,7 +392,7 @@ def test_what_kernels_cannot_do_is_left_to_the_generic_op(cuda):
 
 
 def test_batch_norm_moves_its_running_statistics(kernels):
-    """As the generic op does; columns far from zero, and more rows than a block adds up."""
+    """As in the plain form; columns far from zero, and more rows than a block adds up."""
     x, weight, bias = 100 + numbers(60, 5, 3), numbers(3), numbers(4)[1:]
     options = {"momentum": 0.3, "eps": 0.1}
     own, generic = ([xp.asarray(a) for a in (x, weight, bias, numbers(3), abs(numbers(3)))] for xp in (cupy, np))
@@ -545,7 +545,7 @@ def batches(name, count, size=4):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_step_equals_numpys_within_the_budget(name, kernels, cuda):
-    """The same losses and gradients; few launches; nothing that the host would have to wait for."""
+    """The same losses and gradients; few launches; nothing the host would have to wait for."""
     host, device = Run("cpu", MODELS[name]), Run("cuda", MODELS[name], cuda)
     for images, labels in batches(name, 3):
         expected, inputs = host.step(images, labels), (cupy.asarray(images), cupy.asarray(labels))
@@ -582,7 +582,7 @@ def test_update_equals_clipping_adamw_and_ema(kernels, cuda):
 
 
 def test_gradients_wait_for_the_update(kernels, cuda):
-    """One launch for all; two for a parameter add up, one that is turned is put straight, one without gets zeros."""
+    """One launch for all; two for one parameter add up, a transposed one is made contiguous, a missing one is 0."""
     params = [Tensor(cupy.asarray(numbers(*shape)), True) for shape in ((3, 4), (4, 3), (5,), (2,))]
     optimizer = optim.AdamW(params, 0.01)
     before = to_numpy(optimizer.flat.data)
@@ -631,7 +631,7 @@ def test_captured_equals_eager(name, cuda, monkeypatch):
 
 
 def test_recording_a_step_does_nothing_yet(cuda):
-    """What is captured runs only when it is replayed, once."""
+    """A captured launch runs only when it is replayed, and once."""
     total = cupy.asarray(np.zeros(1))
 
     def step(x):
@@ -645,7 +645,7 @@ def test_recording_a_step_does_nothing_yet(cuda):
 
 
 def test_addresses_are_computed_once(cuda):
-    """Where the heads of an attention lie: the graph has two products and a softmax, and no launch for that."""
+    """The addresses of an attention's heads: the graph has two products and a softmax, and no launch for them."""
     x = numbers(2, 5, 18)
     captured = cuda.capture(lambda x: ops.attention(x, num_heads=3).data, warmup=1)
     for i in range(1, 5):
@@ -655,7 +655,7 @@ def test_addresses_are_computed_once(cuda):
 
 
 def test_launches_of_an_attention(cuda):
-    """In each direction one that says where the heads lie; none where the step from each to the next is the same."""
+    """One in each direction for the addresses of the heads; none if these lie at a single distance."""
     for B, heads, spread in ((2, 3, 1), (1, 3, 0), (2, 1, 0)):
         x = Tensor(cupy.asarray(numbers(B, 5, 6 * heads)), requires_grad=True)
         State.launches = 0
@@ -812,7 +812,7 @@ def test_a_model_that_cannot_be_captured_says_so(start, monkeypatch):
 
 
 def test_the_step_that_is_not_finite_is_named(start):
-    """Although nobody looks before step 6."""
+    """Although results are not read before step 6."""
     trainer = start("cuda")
     step = trainer.take_step.step
 
@@ -916,7 +916,7 @@ def test_the_stand_in_checks_the_arguments_of_kernels(cuda):
 
 
 def test_the_names_are_those_of_the_real_cupy():
-    """Where the release that the list was made from is installed; it need not find a GPU."""
+    """If the release that the list was made from is installed; it need not find a GPU."""
     try:
         version = importlib.metadata.version("cupy-cuda12x")
     except importlib.metadata.PackageNotFoundError:
@@ -972,7 +972,7 @@ def test_cuda_problem(cupy, message, monkeypatch):
 
 
 def test_the_checks_that_need_a_gpu_say_so():
-    """`python -m tests.gpu` where none is: a sentence, no traceback."""
+    """`python -m tests.gpu` without a GPU: a sentence, no traceback."""
     python, options = [sys.executable, "-W", "ignore"], {"capture_output": True, "text": True, "cwd": FOLDER.parents[2]}
     question = "from minitl.backend import cuda_problem; print(cuda_problem())"  # in here the stand-in would answer
     if subprocess.run([*python, "-c", question], **options).stdout == "None\n":

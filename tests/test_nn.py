@@ -1,4 +1,4 @@
-"""Modules: what they find in themselves, how they move and load, and each layer's gradients, parameters included."""
+"""Modules: their state, moving and loading; and the gradients of each layer, parameters included."""
 
 import cases
 import numpy as np
@@ -74,7 +74,7 @@ def test_unknown_attribute():
 
 
 def test_load_state_dict(rng):
-    """The arrays stay the same objects: an optimiser that holds them goes on working."""
+    """The arrays stay the same objects, so an optimiser that holds them keeps working."""
     one, two = Net(rng), Net(rng).to(dtype="float64")
     one.count[...] = 7
     held = two.state_dict()
@@ -267,7 +267,7 @@ def test_gradients(make, shape, rng):
 
 
 def test_every_layer_has_its_gradients_checked(rng):
-    """Those of three files; test_tokenfuser, test_baselines, test_bottleneck and test_vit have the rest."""
+    """Layers of three files; test_tokenfuser, test_baselines, test_bottleneck and test_vit have the rest."""
     modules = {kind for kind in vars(nn).values() if isinstance(kind, type) and issubclass(kind, nn.Module)}
     files = {f"minitl.nn.{name}" for name in ("layers", "transformer", "tokenlearner")}
     expected = {kind for kind in modules if kind.__module__ in files} - {nn.TokenFuser}
@@ -299,7 +299,7 @@ def test_values(rng):
 
 
 def test_batch_norm(rng):
-    """Training normalises with the batch and moves the running values; evaluation uses them and moves nothing."""
+    """Training normalises with the batch and updates the running values; evaluation uses them and updates nothing."""
     norm = randomise(nn.BatchNorm2d(3, momentum=0.5), rng)
     batches = [rng.standard_normal((4, 2, 2, 3)) + 2 for _ in range(20)]
     mean, var = np.zeros(3), np.ones(3)

@@ -1,4 +1,4 @@
-"""The optimisers against steps computed by hand and against PyTorch; clipping, the schedule, the average of weights."""
+"""Optimisers against steps by hand and against PyTorch; clipping, the schedule, the average of weights."""
 
 import itertools
 import math
@@ -167,7 +167,7 @@ def test_sgd_by_hand():
     w, b = Tensor(np.array([[2.0]]), True), Tensor(np.array([1.0]), True)
     optimizer = SGD([b, w], lr=0.1, momentum=0.5, weight_decay=0.25)
     w.grad[...], b.grad[...] = 1.0, 4.0
-    optimizer.step()  # w: u = 1 + 0.25*2 = 1.5, v = 1.5; b is no matrix: v = 4
+    optimizer.step()  # w: u = 1 + 0.25*2 = 1.5, v = 1.5; b is not a matrix: v = 4
     assert np.allclose([w.item(), b.item()], [2 - 0.15, 1 - 0.4], rtol=1e-15)
     optimizer.step()  # w: u = 1 + 0.25*1.85 = 1.4625, v = 0.75 + 1.4625; b: v = 2 + 4
     assert np.allclose([w.item(), b.item()], [1.85 - 0.22125, 0.6 - 0.6], rtol=1e-15, atol=1e-15)

@@ -55,7 +55,7 @@ class LayerNorm(Module):
 class BatchNorm2d(Module):
     """(B, H, W, channels) -> the same: mean 0 and variance 1 for each channel, then scale and shift."""
 
-    gather = None  # set by fast.threads: the list of what each thread of a shared batch has
+    gather = None  # set by fast.threads while threads share a batch: lists what each of them has
 
     def __init__(self, channels, eps=1e-5, momentum=0.1):
         self.weight, self.bias, self.eps, self.momentum = constant(1, channels), constant(0, channels), eps, momentum

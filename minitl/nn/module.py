@@ -19,9 +19,9 @@ class Parameter(Tensor):
 class Module:
     """Base of all layers. Subclasses set attributes in ``__init__`` and define ``forward``.
 
-    Its state are the attributes that are a Parameter, a Module, an array (a buffer: state that is not learned), or a
-    list of Parameters and Modules; paths like ``blocks.3.attn.qkv.weight`` are the names in ``state_dict``. Any method
-    raises TypeError if weights are kept deeper (in a dict, in a list of lists) or a module contains itself.
+    Its state consists of all attributes that are a Parameter, a Module, an array (a buffer, which is not learned) or a
+    list of Parameters and Modules; their paths, as ``blocks.3.attn.qkv.weight``, are the names in ``state_dict``. Any
+    method raises TypeError if weights are kept deeper (in a dict, in a list of lists) or a module contains itself.
     """
 
     training = True
