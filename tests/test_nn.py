@@ -253,7 +253,7 @@ LAYERS = [
     (lambda rng: nn.EncoderBlock(6, 2, 5, rng=rng), (2, 4, 6)),
     (lambda rng: nn.EncoderBlock(6, 2, 5, 0.2, 0.2, 0.2, rng).eval(), (2, 4, 6)),
     (lambda rng: nn.TokenLearner(4, 3, version="1.0", pool="sum", n_conv=2, rng=rng), (2, 3, 4, 4)),
-    (lambda rng: nn.TokenLearner(4, 4, version="1.0", groups=2, pre_norm=False, rng=rng), (2, 3, 4, 4)),
+    (lambda rng: nn.TokenLearner(4, 4, version="1.0", pre_norm=False, rng=rng), (2, 3, 4, 4)),
     (lambda rng: nn.TokenLearner(4, 3, version="1.1", hidden=5, rng=rng), (2, 3, 4, 4)),
 ]
 

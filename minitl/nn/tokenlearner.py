@@ -20,8 +20,7 @@ from .transformer import MLP
 class TokenLearner(Module):
     """(B, H, W, channels) -> (B, num_tokens, channels).
 
-    ``version="1.0"`` (paper): ``n_conv`` 3x3 convolutions with GELU between them, then a sigmoid. ``groups`` splits the
-    convolutions after the first into groups.
+    ``version="1.0"`` (paper): ``n_conv`` 3x3 convolutions with GELU between them, then a sigmoid.
     ``version="1.1"`` (Scenic since 2022): an MLP with ``hidden`` units at each pixel, then a softmax over the pixels,
     so each token is a convex combination of pixels and ``pool`` does not apply.
     ``pre_norm=False`` omits the LayerNorm before them. Only the maps see it; what is pooled is the input itself.
@@ -43,7 +42,6 @@ class TokenLearner(Module):
         version="1.0",
         pool="mean",
         n_conv=4,
-        groups=1,
         pre_norm=True,
         hidden=64,
         dropout=0.0,
@@ -59,8 +57,8 @@ class TokenLearner(Module):
         self.num_tokens, self.version, self.pool = num_tokens, version, pool
         self.norm = LayerNorm(channels) if pre_norm else None
         if version == "1.0":
-            layers = [(channels, 1)] + [(num_tokens, groups)] * (n_conv - 1)
-            self.convs = [Conv2d(c, num_tokens, 3, padding=1, groups=g, bias=False, rng=rng) for c, g in layers]
+            widths = [channels] + [num_tokens] * (n_conv - 1)
+            self.convs = [Conv2d(C, num_tokens, 3, padding=1, bias=False, rng=rng) for C in widths]
         else:
             self.mlp = MLP(channels, hidden, num_tokens, dropout, rng)
             self.mlp.fc2.weight.data *= 0.1  # start near the pixel mean
