@@ -1,4 +1,4 @@
-"""Errors for people: what they gave cannot be used, and what to do instead."""
+"""Errors about input that cannot be used, saying what to do instead."""
 
 import dataclasses
 import difflib
@@ -6,13 +6,13 @@ import typing
 
 
 class InputError(ValueError):
-    """An option, a file or a shape that cannot be used; the message says why and what to do instead."""
+    """An option, a file or a shape that cannot be used; the message says why, and what to do."""
 
 
 def did_you_mean(name, known, otherwise=None):
-    """Return a hint on an unknown ``name``: the ``known`` names that it resembles, ignoring case.
+    """Return a hint for an unknown ``name``: the ``known`` names that it resembles, ignoring case.
 
-    Where it resembles none: ``otherwise``, or the list of all known names.
+    If it resembles none, return ``otherwise``, or else the list of all known names.
     """
     names = {str(one).lower(): str(one) for one in known}
     found = [names[key] for key in difflib.get_close_matches(str(name).lower(), names)]
@@ -20,7 +20,7 @@ def did_you_mean(name, known, otherwise=None):
 
 
 def check_types(config):
-    """Raise InputError naming the first field of the dataclass ``config`` that is not of its declared type."""
+    """Raise InputError for the first field of the dataclass ``config`` that is not of its declared type."""
     for field in dataclasses.fields(config):
         value, kind = getattr(config, field.name), field.type
         kind = typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind

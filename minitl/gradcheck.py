@@ -1,6 +1,6 @@
-"""Is a handwritten backward right? Compare it with finite differences along random directions, in float64.
+"""Checks of handwritten backward functions against finite differences along random directions, in float64.
 
-For y = f(x), a random direction v and a random cotangent c, two ways to the same number:
+For y = f(x), a random direction v and a random cotangent c, the same number is computed in two ways:
     analytic   ⟨backward(c), v⟩
     numeric    ⟨c, f(x + h v) - f(x - h v)⟩ / 2h
 The cotangent matters: Σ softmax(x) is constant, so with c = 1 any wrong softmax backward would pass.
@@ -17,51 +17,43 @@ STEP = 1e-5  # near the cube root of float64's rounding, where truncation and ro
 def check_gradients(fn, *inputs, tolerance=1e-6, seed=0):
     """Check the backward of ``fn``, a deterministic function of Tensors that returns one Tensor.
 
-    ``inputs`` are float64 arrays (or Tensors) of any shape. Each input is checked along a random direction of its
-    own. Raises ``AssertionError`` naming the input, the index and both numbers where they differ by more than
-    ``tolerance`` relative to the larger one; ``TypeError`` when an input is not float64.
+    ``inputs`` are float64 arrays or Tensors of any shape, each checked along a random direction of its own. Raises
+    AssertionError naming the input, an index and both numbers if they differ by more than ``tolerance`` relative to the
+    larger one, and TypeError for an input that is not float64.
     """
-    tensors = _leaves(inputs)
-    _check(lambda: fn(*tensors), _named(tensors), tolerance, seed)
+    _check(fn, inputs, [], tolerance, seed)
 
 
 def check_module(module, *inputs, tolerance=1e-6, seed=0):
-    """Check the backward of a float64 ``module`` for every parameter, by name, and for every input.
+    """Check the backward of a float64 ``module`` for every input and every parameter, as ``check_gradients`` does.
 
-    ``inputs`` and errors as in ``check_gradients``; the module is left as it was, with its gradients cleared.
+    The module is left as it was, with its gradients cleared.
     """
-    tensors = _leaves(inputs)
-    before = {name: array.copy() for name, array in module.state_dict().items()}  # batch norm moves its buffers
+    before = {name: array.copy() for name, array in module.state_dict().items()}  # batch norm updates its buffers
     try:
-        _check(lambda: module(*tensors), _named(tensors) + module.named_parameters(), tolerance, seed)
+        _check(module, inputs, module.named_parameters(), tolerance, seed)
     finally:
         module.load_state_dict(before)
         module.zero_grad()
 
 
-def _leaves(inputs):
-    return [Tensor(x.data if isinstance(x, Tensor) else x, requires_grad=True) for x in inputs]
-
-
-def _named(tensors):
-    return [(f"input {i}", tensor) for i, tensor in enumerate(tensors)]
-
-
-def _check(run, named, tolerance, seed):
+def _check(fn, inputs, parameters, tolerance, seed):
+    tensors = [Tensor(x.data if isinstance(x, Tensor) else x, requires_grad=True) for x in inputs]
+    named = [*((f"input {i}", tensor) for i, tensor in enumerate(tensors)), *parameters]
     for name, tensor in named:
         if tensor.dtype != np.float64:
             raise TypeError(f"{name} is {tensor.dtype}; finite differences need float64")
         tensor.grad = None
     rng = np.random.default_rng(seed)
-    y = run()
+    y = fn(*tensors)
     xp = array_module(y.data)
     if not xp.isfinite(y.data).all():
         raise AssertionError("the output has infinite or NaN entries; check at other inputs")
-    if not (y.data == run().data).all():
+    if not (y.data == fn(*tensors).data).all():
         raise AssertionError("two calls with equal inputs differ; give random ops a generator made in each call")
     cotangent = xp.asarray(rng.standard_normal(y.shape))
     y.backward(cotangent)
-    noise = 10 * np.finfo(np.float64).eps * float(xp.abs(y.data * cotangent).sum()) / STEP  # rounding of y, magnified
+    noise = 10 * np.finfo(np.float64).eps * float(xp.abs(y.data * cotangent).sum()) / STEP  # rounding of y over STEP
 
     def agree(analytic, numeric):
         return abs(analytic - numeric) <= tolerance * max(abs(analytic), abs(numeric)) + noise
@@ -69,9 +61,9 @@ def _check(run, named, tolerance, seed):
     def slope(tensor, direction):  # of ⟨cotangent, y⟩
         before = tensor.data
         tensor.data = before + STEP * direction
-        up = run().data
+        up = fn(*tensors).data
         tensor.data = before - STEP * direction
-        down = run().data
+        down = fn(*tensors).data
         tensor.data = before
         return float((cotangent * (up - down)).sum()) / (2 * STEP)
 
@@ -79,15 +71,15 @@ def _check(run, named, tolerance, seed):
         grad = xp.zeros_like(tensor.data) if tensor.grad is None else tensor.grad
         direction = xp.asarray(rng.standard_normal(tensor.shape))
         if not agree(float((grad * direction).sum()), slope(tensor, direction)):
-            raise AssertionError(f"{name} {tensor.shape}: wrong gradient, {_worst(grad, tensor, slope, agree)}")
+            raise AssertionError(f"{name} {tensor.shape}: wrong gradient, {_first_wrong(grad, tensor, slope, agree)}")
 
 
-def _worst(grad, tensor, slope, agree):
-    """The first of up to 1,000 entries where both numbers differ, for the message."""
+def _first_wrong(grad, tensor, slope, agree):
+    """Return the first entry at which both numbers differ, for the message."""
     for index in np.ndindex(tensor.shape):
         unit = array_module(grad).zeros_like(grad)
         unit[index] = 1
         numeric = slope(tensor, unit)
         if not agree(float(grad[index]), numeric):
             return f"at {index}: backward gives {float(grad[index]):.9g}, finite differences {numeric:.9g}"
-    return "though each single entry agrees within rounding"
+    return "though each entry alone agrees within rounding"

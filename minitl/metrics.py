@@ -1,4 +1,4 @@
-"""Scores of predictions: mean average precision, as Charades is scored; and which classes are taken for which."""
+"""Scores of predictions and maps: mean average precision (as for Charades), confusion counts, map mass."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from .backend import describe, to_numpy
 
 
 def average_precision(scores, targets):
-    """The average precision of each class, float64 (K,): nan for a class that no sample has.
+    """Return the average precision of each class, float64 (K,): nan for a class that no sample has.
 
         AP_k = mean over the samples i of class k of: the share of class k among all j with scores_jk >= scores_ik
 
-    scores (N, K) are of any scale, the higher the surer; targets (N, K) are 0 or 1. Equal scores share one rank, so the
-    order of the samples never matters. Raises ValueError for shapes that differ, other targets, or nan.
+    scores (N, K) are on any scale, higher meaning more confident; targets (N, K) are 0 or 1. Equal scores share a rank,
+    so the order of the samples does not matter. Raises ValueError for shapes that differ, other targets, or nan.
     """
     scores, targets = to_numpy(scores), to_numpy(targets)
     if scores.ndim != 2 or scores.shape != targets.shape:
@@ -24,24 +24,26 @@ def average_precision(scores, targets):
     for k, (score, target) in enumerate(zip(scores.T, targets.T, strict=True)):
         ranked, of_class = np.sort(score), np.sort(score[target == 1])
         if of_class.size:
-            found = of_class.size - np.searchsorted(of_class, of_class)  # how many of the class score at least as high,
-            among = len(ranked) - np.searchsorted(ranked, of_class)  # and how many of all
-            precisions[k] = (found / among).mean()
+            hits = of_class.size - np.searchsorted(
+                of_class, of_class
+            )  # samples of the class that score at least as high
+            rank = len(ranked) - np.searchsorted(ranked, of_class)  # all samples that do
+            precisions[k] = (hits / rank).mean()
     return precisions
 
 
 def mean_average_precision(scores, targets):
-    """The mean of ``average_precision`` over the classes that any sample has; ValueError where there is none."""
+    """Return the mean of ``average_precision`` over the classes that occur. Raises ValueError if none does."""
     precisions = average_precision(scores, targets)
     if np.isnan(precisions).all():
-        raise ValueError("no sample has any class, so there is nothing to average")
+        raise ValueError("no sample has any class: there is nothing to average")
     return float(np.nanmean(precisions))
 
 
 def confusion_counts(labels, predicted, num_classes):
-    """int64 (K, K): how many samples of the class of the row were taken for that of the column.
+    """Return int64 (K, K): the number of samples of the row's class that were predicted as the column's.
 
-    Both are integers (N,) in 0 … K-1; ValueError otherwise.
+    labels and predicted are integers (N,) in 0 … K-1; raises ValueError otherwise.
     """
     labels, predicted = to_numpy(labels), to_numpy(predicted)
     pairs = np.concatenate([labels, predicted])
@@ -54,12 +56,12 @@ def confusion_counts(labels, predicted, num_classes):
 
 
 def map_mass(maps, boxes, image_size):
-    """Share of the maps that lies inside the boxes, (B,): the mean over the S maps of each image.
+    """Return the share of each image's maps that lies inside its boxes, (B,), as the mean over the S maps.
 
-    maps (B, S, H, W), not negative; boxes (B, 4) as (top, left, bottom, right) in pixels of an image of
+    maps (B, S, H, W) are not negative; boxes (B, 4) are (top, left, bottom, right) in pixels of an image of
     ``image_size`` (height, width), which H and W divide. A map's value is spread evenly over the pixels of its cell; a
-    map of zeros counts 0. For clips maps (B, T', S, H, W) and boxes (B, T, M, 4): what lies in any of M boxes, and the
-    mean over all frames, those of a tubelet having its maps.
+    map of zeros counts as 0. For clips, maps (B, T', S, H, W) and boxes (B, T, M, 4): the share inside any of M boxes,
+    as the mean over all frames; the frames of a tubelet share its maps.
     """
     maps = to_numpy(maps)
     if maps.ndim == 5:
@@ -72,12 +74,12 @@ def map_mass(maps, boxes, image_size):
 
 
 def box_share(boxes, image_size):
-    """Mean share of an image's pixels that lie in its boxes: what ``map_mass`` gives for maps that are even."""
+    """Return the mean share of an image's pixels that lie in its boxes: the ``map_mass`` of uniform maps."""
     return float(_inside(boxes, image_size).mean())
 
 
 def _inside(boxes, image_size):
-    """Which pixels lie in a box: (B, height, width) for boxes (B, 4), (B, T, height, width) for boxes (B, T, M, 4)."""
+    """Return a mask of the pixels in boxes (B, 4) or (B, T, M, 4): (B, height, width) or (B, T, height, width)."""
     top, left, bottom, right = np.moveaxis(boxes, -1, 0)[..., None]
     y, x = (np.arange(size) for size in image_size)
     inside = ((top <= y) & (y < bottom))[..., :, None] & ((left <= x) & (x < right))[..., None, :]
@@ -85,5 +87,5 @@ def _inside(boxes, image_size):
 
 
 def _of_each_frame(maps, frames):
-    """Maps (B, T', ...) of tubelets as maps (B, frames, ...)."""
+    """Return maps (B, frames, ...) of frames for maps (B, T', ...) of tubelets."""
     return maps.repeat(frames // maps.shape[1], axis=1)

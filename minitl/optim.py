@@ -1,8 +1,8 @@
-"""SGD, AdamW, Muon, gradient clipping, the schedule and the average of weights, all on one flat buffer.
+"""SGD, AdamW, Muon, gradient clipping, the learning rate schedule and the average of weights, on one flat buffer.
 
-A model has many small parameters; one update, one norm or one average over all of them is a handful of whole-array
-operations when they lie side by side. Formulas and names are PyTorch's, so settings can be taken over from there, but
-weight decay moves matrices only, and Muon is PyTorch's with ``adjust_lr_fn="match_rms_adamw"``.
+A model has many small parameters; laid side by side, an update, a norm or an average of all of them is a handful of
+whole-array operations. Formulas and names are PyTorch's, so settings carry over, but weight decay acts on matrices
+only, and Muon is PyTorch's with ``adjust_lr_fn="match_rms_adamw"``.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ from .autograd import Tensor
 from .backend import array_module, describe, to_numpy
 from .errors import InputError
 
-CHUNK = 2**16  # numbers that an optimiser treats at a time: with all that belongs to them, about 1 MB
+CHUNK_NUMBERS = 2**17  # weights that AdamW updates at a time: in float32 and with all that belongs to them, 3 MB
 
 
 class Flat:
     """All parameters side by side: each ``p.data`` and ``p.grad`` becomes a view of the flat ``data`` and ``grad``.
 
-    Matrices (two axes or more) come first, so that what weight decay acts on is the slice ``data[:decayed]``; biases,
-    norms and other vectors follow. Raises ``TypeError`` for anything but leaf Tensors with ``requires_grad=True``, and
-    ``ValueError`` for no parameters, one of them twice, or a mix of dtypes or devices; nothing is changed then.
+    Matrices (two axes or more) come first, so weight decay acts on the slice ``data[:decayed]``; biases, norms and
+    other vectors follow. Raises ``TypeError`` for anything but leaf Tensors with ``requires_grad=True``, and
+    ``ValueError`` for no parameters, one listed twice, or mixed dtypes or devices; nothing is changed then.
     """
 
     def __init__(self, params):
@@ -30,82 +30,77 @@ class Flat:
         if not params:
             raise ValueError("no parameters to train; pass module.parameters()")
         for i, p in enumerate(params):
-            if not isinstance(p, Tensor):
-                raise TypeError(f"parameter {i} is a {type(p).__name__}, not a Tensor; pass module.parameters()")
-            if not p.requires_grad or p.node is not None:
-                raise TypeError(f"parameter {i} is no leaf with requires_grad=True: {describe(p.data)}; leave it out")
+            if not isinstance(p, Tensor) or not p.requires_grad or p.node is not None:
+                kind = describe(p.data) if isinstance(p, Tensor) else type(p).__name__
+                raise TypeError(
+                    f"parameter {i} ({kind}) is not a leaf with requires_grad=True; pass module.parameters()"
+                )
         if len({id(p) for p in params}) < len(params):
             raise ValueError("the same parameter is listed twice; pass each one once")
-        for what, of in (("dtype", lambda p: p.dtype), ("device", lambda p: p.data.device)):
-            kinds = " and ".join(sorted({str(of(p)) for p in params}))
-            if " and " in kinds:
-                raise ValueError(f"parameters of more than one {what}: {kinds}; bring them together by module.to(...)")
+        kinds = sorted({f"{p.dtype} on {p.data.device}" for p in params})
+        if len(kinds) > 1:
+            raise ValueError(f"parameters are {' and '.join(kinds)}; make them alike with module.to(...)")
 
         params.sort(key=lambda p: p.ndim < 2)  # stable: the given order is kept within both groups
         self.decayed = sum(p.size for p in params if p.ndim >= 2)
         self.xp = array_module(params[0].data)
         self.data = self.xp.concatenate([p.data.ravel() for p in params])
         self.grad = self.xp.zeros_like(self.data)
-        self.views, start = [], 0
+        self.views, start = [], 0  # (parameter, its part of data, its part of grad)
         for p in params:
-            part = slice(start, start + p.size)
-            self.views.append((p, self.data[part].reshape(p.shape), self.grad[part].reshape(p.shape)))
-            start += p.size
-        for p, data, _ in self.views:
-            p.data = data
+            data, grad = (x[start : start + p.size].reshape(p.shape) for x in (self.data, self.grad))
+            self.views.append((p, data, grad))
+            p.data, start = data, start + p.size
         self.gather()
 
     def check(self):
-        """Raise ``RuntimeError`` when the data of a parameter is no longer its part of the flat array."""
-        for p, data, _ in self.views:
-            if p.data is not data:
-                raise RuntimeError(
-                    f"the data of a parameter ({describe(p.data)}) was replaced after the optimiser was made; make the "
-                    "optimiser after module.to(...), one per parameter, and write values with p.data[...] = values"
-                )
+        """Raise ``RuntimeError`` if the data of a parameter is no longer its part of the flat array."""
+        if any(p.data is not data for p, data, _ in self.views):
+            raise RuntimeError(
+                "the data of a parameter was replaced after the optimiser was made; make one optimiser, after "
+                "module.to(...), and write values with p.data[...] = values"
+            )
 
     def gather(self):
-        """Bring gradients that were set from outside into the flat array; a parameter without one gets zeros."""
+        """Copy gradients that were set from outside into the flat array; a parameter without one gets zeros."""
         self.check()
         for p, data, grad in self.views:
-            if p.grad is grad:
-                continue
-            if p.grad is not None and describe(p.grad) != describe(data):
-                raise ValueError(f"a gradient is {describe(p.grad)}, but its parameter is {describe(data)}")
-            grad[...] = 0 if p.grad is None else p.grad
-            p.grad = grad
+            if p.grad is not grad:
+                if p.grad is not None and describe(p.grad) != describe(data):
+                    raise ValueError(f"a gradient is {describe(p.grad)}, but its parameter is {describe(data)}")
+                grad[...] = 0 if p.grad is None else p.grad
+                p.grad = grad
 
 
 class Stateful:
-    """Saving and loading: ``numbers`` and ``arrays`` list the attributes that make up the state."""
+    """Saving and loading of the attributes in ``numbers``, pairs (name, type), and ``arrays``, names."""
 
-    numbers = arrays = ()  # (name, dtype) pairs, names
+    numbers = arrays = ()
 
     def state_dict(self):
-        """Name -> array; numbers are host arrays with no axes. The arrays are the live ones, not copies."""
-        numbers = {name: np.asarray(getattr(self, name), dtype) for name, dtype in self.numbers}
+        """Return name -> array. Numbers become arrays without axes; the arrays are the live ones, not copies."""
+        numbers = {name: np.asarray(getattr(self, name), kind) for name, kind in self.numbers}
         return numbers | {name: getattr(self, name) for name in self.arrays}
 
     def load_state_dict(self, state):
-        """Go on from ``state``, bit for bit. Raises ``InputError``, with nothing changed, when it does not fit."""
+        """Continue from ``state``, bit for bit. Raises ``InputError``, with nothing changed, if it does not fit."""
         found, wanted = ({name: describe(x) for name, x in d.items()} for d in (state, self.state_dict()))
         if found != wanted:
             raise InputError(f"the saved state does not fit {type(self).__name__}: it has {found}, expected {wanted}")
-        for name, _ in self.numbers:
-            setattr(self, name, state[name].item())
+        for name, kind in self.numbers:
+            setattr(self, name, kind(state[name]))
         for name in self.arrays:
-            mine = getattr(self, name)
-            mine[...] = array_module(mine).asarray(to_numpy(state[name]))
+            getattr(self, name)[...] = self.flat.xp.asarray(to_numpy(state[name]))
 
 
 class Optimizer(Stateful):
-    """What all optimisers share. ``lr`` may be written between steps, which is how a schedule acts.
+    """Base of the optimisers. ``lr`` may be written between steps, which is how a schedule acts.
 
-    Weight decay acts on matrices only (parameters of two axes or more). A parameter that got no gradient is treated
-    as having a gradient of zeros. Errors: those of ``Flat``, and ``InputError`` for an option out of range.
+    Weight decay acts on matrices only (parameters with two axes or more). A parameter without a gradient counts as
+    having a gradient of zeros. Raises the errors of ``Flat``, and ``InputError`` for an option out of range.
     """
 
-    numbers = (("lr", "float64"),)
+    numbers = (("lr", float),)
 
     def __init__(self, params, lr, weight_decay):
         _require("lr", lr, 0 < lr < math.inf, "above 0")
@@ -122,8 +117,8 @@ class Optimizer(Stateful):
     def clip_grad_norm(self, max_norm):
         """Scale all gradients by one factor so that their common norm is at most ``max_norm``.
 
-        Returns the norm before clipping. An infinite or NaN norm is returned with the gradients left as they are, so
-        that the caller can stop.
+        Returns the norm before clipping. If it is infinite or NaN, the gradients are left as they are, so that the
+        caller can stop.
         """
         _require("max_norm", max_norm, 0 < max_norm < math.inf, "above 0")
         self.flat.gather()
@@ -145,7 +140,7 @@ class SGD(Optimizer):
             self.arrays = ("momentum_buffer",)
 
     def step(self):
-        """Move all parameters once along their gradients."""
+        """Update all parameters once."""
         self.flat.gather()
         w, n = self.flat.data, self.flat.decayed
         u = self.flat.grad.copy()
@@ -160,11 +155,11 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """w ← (1 - lr λ) w - lr m̂ / (√v̂ + ε): Adam with decoupled weight decay λ (Loshchilov and Hutter, 2019).
 
-    m ← β₁ m + (1-β₁) g and v ← β₂ v + (1-β₂) g² (``exp_avg`` and ``exp_avg_sq``); after t steps
-    m̂ = m / (1-β₁ᵗ) and v̂ = v / (1-β₂ᵗ) undo their start at zero.
+    m ← β₁ m + (1-β₁) g  and  v ← β₂ v + (1-β₂) g²  are ``exp_avg`` and ``exp_avg_sq``. Both start at zero, which after
+    t steps m̂ = m / c₁ and v̂ = v / c₂ correct, with c₁ = 1 - β₁ᵗ and c₂ = 1 - β₂ᵗ.
     """
 
-    numbers = (("lr", "float64"), ("steps", "int64"))
+    numbers = (("lr", float), ("steps", int))
     arrays = ("exp_avg", "exp_avg_sq")
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
@@ -175,89 +170,84 @@ class AdamW(Optimizer):
         self.exp_avg, self.exp_avg_sq = (self.flat.xp.zeros_like(self.flat.data) for _ in range(2))
 
     def step(self):
-        """Move all parameters once; in place, and so few of them at a time that they stay in the cache."""
+        """Update all parameters once."""
         self.flat.gather()
         self.steps += 1
-        n, size = self.flat.decayed, self.flat.data.size
-        for first in (*range(0, n, CHUNK), *range(n, size, CHUNK)):
-            last = min(first + CHUNK, n if first < n else size)
-            self._move(slice(first, last), self.weight_decay if first < n else 0)
+        self._move(0)
 
-    def _move(self, part, weight_decay):
-        xp, (beta1, beta2) = self.flat.xp, self.betas
-        w, g, m, v = (x[part] for x in (self.flat.data, self.flat.grad, self.exp_avg, self.exp_avg_sq))
-        w *= 1 - self.lr * weight_decay
-        s = g * (1 - beta1)
-        m *= beta1
-        m += s
-        xp.multiply(g, g, out=s)
-        s *= 1 - beta2
-        v *= beta2
-        v += s
-
-        xp.sqrt(v, out=s)
-        s /= (1 - beta2**self.steps) ** 0.5
-        s += self.eps
-        xp.divide(m, s, out=s)
-        s *= self.lr / (1 - beta1**self.steps)
-        w -= s
+    def _move(self, start):
+        """Update the flat array from index ``start`` on, a chunk at a time."""
+        sqrt, (beta1, beta2) = self.flat.xp.sqrt, self.betas
+        c1, c2 = 1 - beta1**self.steps, 1 - beta2**self.steps
+        for i in range(start, self.flat.data.size, CHUNK_NUMBERS):
+            chunk = slice(i, i + CHUNK_NUMBERS)
+            w, g, m, v = (x[chunk] for x in (self.flat.data, self.flat.grad, self.exp_avg, self.exp_avg_sq))
+            m *= beta1
+            m += (1 - beta1) * g
+            v *= beta2
+            v += (1 - beta2) * g**2
+            matrices = w[: max(0, self.flat.decayed - i)]
+            matrices *= 1 - self.lr * self.weight_decay
+            w -= self.lr / c1 * (m / (sqrt(v) / c2**0.5 + self.eps))
 
 
 class Muon(AdamW):
-    """Vectors move as by AdamW, and matrices (r, c) so: W ← (1 - lr λ) W - 0.2 √max(r, c) lr O (Jordan et al., 2024).
+    """Vectors are updated as in AdamW, matrices (r, c) by W ← (1 - lr λ) W - 0.2 √max(r, c) lr O (Jordan et al., 2024).
 
-    m ← μ m + (1-μ) g, and O is ``orthogonal`` of (1-μ) g + μ m, so a matrix learns in all directions equally fast; the
-    factor makes a step as large as AdamW's (Liu et al., 2025). An array of more axes is taken as a matrix (-1, c).
+    m ← m + (1-μ) (g - m)  and  u = g + μ (m - g), momentum as Nesterov has it. O is ``orthogonal(u)``, so a matrix
+    learns equally fast in all directions; the factor makes a step as large as AdamW's (Liu et al., 2025). An array of
+    more axes counts as a matrix (-1, c).
     """
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, momentum=0.95):
         _require("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         super().__init__(params, lr, betas, eps, weight_decay)
-        self.momentum, self.alike, start = momentum, {}, 0  # alike: (r, c) -> where such matrices lie
+        self.momentum, self.by_shape, start = momentum, {}, 0  # by_shape: (r, c) -> slices of such matrices
         for p in (p for p, _, _ in self.flat.views if p.ndim >= 2):
-            self.alike.setdefault((p.size // p.shape[-1], p.shape[-1]), []).append(slice(start, start + p.size))
+            self.by_shape.setdefault((p.size // p.shape[-1], p.shape[-1]), []).append(slice(start, start + p.size))
             start += p.size
 
     def step(self):
-        """Move all parameters once."""
+        """Update all parameters once."""
         self.flat.gather()
         self.steps += 1
-        self._move(slice(self.flat.decayed, None), 0)
+        self._move(self.flat.decayed)
         self.move_matrices(self.flat.grad[: self.flat.decayed], self.lr)
 
     def move_matrices(self, g, lr, product=np.matmul):
-        """With their gradient ``g``; those of one shape are made orthogonal together. ``lr`` may be an array (1,)."""
-        xp, w, m = self.flat.xp, self.flat.data[: g.size], self.exp_avg[: g.size]
+        """Update the matrices, those of one shape together; ``g`` is their gradient, ``lr`` a number or array (1,)."""
+        w, m = self.flat.data[: g.size], self.exp_avg[: g.size]
         m += (1 - self.momentum) * (g - m)
-        ahead = g + self.momentum * (m - g)
+        u = g + self.momentum * (m - g)
         w *= 1 - lr * self.weight_decay
-        for shape, parts in self.alike.items():
-            moves = orthogonal(xp.stack([ahead[part].reshape(shape) for part in parts]), product)
-            for part, move in zip(parts, moves, strict=True):
-                xp.subtract(w[part], 0.2 * max(shape) ** 0.5 * lr * move.ravel(), out=w[part])
+        for shape, parts in self.by_shape.items():
+            matrices = self.flat.xp.stack([u[part].reshape(shape) for part in parts])
+            for part, move in zip(parts, orthogonal(matrices, product), strict=True):
+                W = w[part]
+                W -= 0.2 * max(shape) ** 0.5 * lr * move.ravel()
 
 
 def orthogonal(x, product=np.matmul):
-    """Matrices (..., r, c) with singular values of about 1: X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X, five times.
+    """Return matrices (..., r, c) with singular values near 1: five times X ← a X + (b X Xᵀ + c (X Xᵀ)²) X.
 
-    That acts on each singular value alone. With Jordan's a, b, c those above 1/500 of the norm end at 0.68 to 1.21.
+    This acts on each singular value alone. With Jordan's a, b, c those above 1/500 of the norm end at 0.68 to 1.21.
     """
     if x.shape[-2] > x.shape[-1]:
         return orthogonal(x.swapaxes(-1, -2), product).swapaxes(-1, -2)
-    xp = array_module(x)
+    xp, a, b, c = array_module(x), 3.4445, -4.775, 2.0315
     x = x / xp.maximum(xp.sqrt((x * x).sum((-2, -1), keepdims=True)), 1e-7)
     for _ in range(5):
-        s = product(x, x.swapaxes(-1, -2))
-        x = 3.4445 * x + product(2.0315 * product(s, s) - 4.775 * s, x)
+        s = product(x, x.swapaxes(-1, -2))  # X Xᵀ
+        x = a * x + product(b * s + c * product(s, s), x)
     return x
 
 
 def warmup_cosine(step, total, warmup, peak, final=0.0):
-    """The learning rate of update ``step`` (counted from 0) out of ``total``: a linear rise, then half a cosine.
+    """Return the learning rate of update ``step`` (from 0) out of ``total``: a linear rise, then half a cosine.
 
-    It is ``peak / (warmup + 1)`` at step 0, ``peak`` at step ``warmup``, halfway between ``peak`` and ``final`` in the
-    middle of the rest, and ``final`` from step ``total`` on. So every one of the ``total`` updates moves the weights.
-    Raises ``InputError`` unless ``step >= 0``, ``0 <= warmup < total`` and ``0 <= final <= peak < inf``.
+    It is ``peak / (warmup + 1)`` at step 0, ``peak`` at step ``warmup``, and ``final`` from step ``total`` on, so each
+    of the ``total`` updates moves the weights. Raises ``InputError`` unless ``step >= 0``, ``0 <= warmup < total`` and
+    ``0 <= final <= peak < inf``.
     """
     _require("step", step, step >= 0, "0 or more")
     _require("warmup", warmup, 0 <= warmup < total, f"at least 0 and below the {total} steps of the run")
@@ -269,10 +259,10 @@ def warmup_cosine(step, total, warmup, peak, final=0.0):
 
 
 class EMA(Stateful):
-    """A moving average of weights: a ← decay a + (1 - decay) w at each ``update()``; it starts at the weights.
+    """Moving average of weights, starting at the weights: a ← decay a + (1 - decay) w at each ``update()``.
 
-    ``source`` is the optimiser, whose flat buffer is then shared, or the parameters where there is no optimiser (one
-    made later would take them over, and ``update()`` says so). Raises ``InputError`` for a decay outside [0, 1).
+    ``source`` is the optimiser, whose flat buffer is shared, or the parameters if there is no optimiser (one made
+    later would replace their data, which ``update()`` reports). Raises ``InputError`` for a decay outside [0, 1).
     """
 
     arrays = ("average",)
@@ -283,14 +273,14 @@ class EMA(Stateful):
         self.decay, self.average = decay, self.flat.data.copy()
 
     def update(self):
-        """Take the present weights into the average; call it after each step of the optimiser."""
+        """Take the current weights into the average; call it after each step of the optimiser."""
         self.flat.check()
         self.average *= self.decay
         self.average += (1 - self.decay) * self.flat.data
 
     @contextlib.contextmanager
     def weights(self):
-        """``with ema.weights():`` the model has the averaged weights; afterwards its own, also after an error."""
+        """Give the model the averaged weights inside ``with ema.weights():``, and its own again afterwards."""
         self.flat.check()
         own = self.flat.data.copy()
         self.flat.data[...] = self.average

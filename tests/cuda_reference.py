@@ -1,6 +1,6 @@
-"""What each kernel of ``kernels.cu`` computes, in NumPy, with the kernel's own name and arguments.
+"""The kernels of ``kernels.cu`` in NumPy, each with the kernel's own name and arguments.
 
-The first arrays are written to. Tests hold the kernels to these functions, and these to the generic ops.
+The first arrays are written to. Tests hold the kernels to these functions, and these to the plain forms of the ops.
 """
 
 import ctypes
@@ -67,7 +67,7 @@ def relu_dx(dx, dy, y, n):
 
 
 def _gelu(x, exact):
-    """Φ(x) and its derivative."""
+    """Return Φ(x) and its derivative."""
     if exact:
         erf = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2))).astype(x.dtype)
         return (1 + erf) / 2, np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
@@ -166,7 +166,7 @@ def adamw(w, m, v, average, grad, norm2, now, n, decayed, max_norm, decay, beta1
 
 
 def _windows(B, H, W, G, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw):
-    """For each entry of the columns, in order: where in x (B, H, W, G·Cg), flat, it is read, and whether inside."""
+    """Return, for each entry of the columns in order, its index in the flat x, and if it lies inside."""
     g, b, i, j, u, v, c = np.indices((G, B, Ho, Wo, kh, kw, Cg)).reshape(7, -1)
     row, column = i * sh + u - ph, j * sw + v - pw
     inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
@@ -185,7 +185,7 @@ def col2im(x, columns, n, *sizes):
 
 
 def _pooled(n, H, W, C, Ho, Wo, kh, kw, sh, sw, ph, pw):
-    """For n numbers of y and each offset of a window: where in x it is read, and whether inside; (n, kh·kw) both."""
+    """Return, for n numbers of y and each offset of a window, the index in x and if it lies inside, (n, kh·kw)."""
     index = np.arange(n)
     b, i, j, c = index // (Ho * Wo * C), index // (Wo * C) % Ho, index // C % Wo, index % C
     u, v = np.divmod(np.arange(kh * kw), kw)

@@ -485,7 +485,6 @@ cuda = Module(
     Graph=Graph,
     MemoryPool=MemoryPool,
     Memory=Memory,
-    is_available=lambda: True,
     Device=Device,
     get_elapsed_time=lambda start, end: float(end.at - start.at),
     runtime=types.SimpleNamespace(
@@ -536,7 +535,7 @@ def installed():
 
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if mine(name)}
     saved = dict(OVERRIDES["cuda"])
-    backend._expect_cuda.cache_clear()
+    backend._require_cuda.cache_clear()
     sys.modules.update({"cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx})
     try:
         module = importlib.import_module("minitl.fast.cuda")
@@ -552,7 +551,7 @@ def installed():
             minitl.fast.cuda = before["minitl.fast.cuda"]
         OVERRIDES["cuda"].clear()
         OVERRIDES["cuda"].update(saved)
-        backend._expect_cuda.cache_clear()
+        backend._require_cuda.cache_clear()
 
 
 if __name__ == "__main__":

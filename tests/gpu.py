@@ -265,7 +265,7 @@ def products_equal_numpys():
                     own.append(cupy.asarray(np.ascontiguousarray(x, "float32")))
                 else:
                     own.append(cupy.lib.stride_tricks.as_strided(cupy.asarray(flat.copy()), shape, strides))
-            y = cuda.gemm.product(*map(cuda.gemm.operand, own))
+            y = cuda.gemm.product(*map(cuda.gemm.to_precision, own))
             worst[f"{precision} {name}"] = close(y, a @ b, rtol, f"{precision} {name}")
     cuda.use("fp32")
     return worst
@@ -525,7 +525,7 @@ def kernels():
     import cupy
 
     from minitl.fast.cuda.gemm import product
-    from minitl.fast.cuda.kernels import column_sums, each, launch, rows
+    from minitl.fast.cuda.kernels import blocks_for, blocks_for_rows, column_sums, launch
 
     R, C = SIZES["rows"], SIZES["columns"]
     n = R * C
@@ -535,16 +535,16 @@ def kernels():
     m, v, half = cupy.zeros_like(x), cupy.ones_like(x), cupy.empty((R, C), "uint16")
     numbers = (1.0, 0.1, 0.9, 0.1, 0.99, 0.01, 1e-8, 0.9, 0.1)
     calls = {  # name: passes over the array, call
-        "layer_norm": (2, lambda: launch("layer_norm", rows(R), y, mean, inv, x, w, w, R, C, 1e-6)),
-        "layer_norm_dx": (3, lambda: launch("layer_norm_dx", rows(R), y, x, x, w, mean, inv, R, C)),
-        "softmax": (2, lambda: launch("softmax", rows(R), y, x, R, C)),
-        "softmax of 64": (2, lambda: launch("softmax", rows(n // 64), y, x, n // 64, 64)),
-        "batch_norm": (2, lambda: launch("batch_norm", each(n), y, x, w, w, w, w, R, C)),
-        "gelu": (2, lambda: launch("gelu", each(n), y, x, n, 0)),
-        "bias": (2, lambda: launch("bias_drop_path", each(n), y, x, w, None, n, C, 1)),
-        "dropout": (2, lambda: launch("dropout", each(n // 8), y, x, key, 0.1, 1.1, n)),
-        "to_bf16": (1.5, lambda: launch("to_bf16", each(n), half, x, n)),
-        "adamw": (7, lambda: launch("adamw", each(n), y, m, v, None, x, norm2, now, n, n, *numbers)),
+        "layer_norm": (2, lambda: launch("layer_norm", blocks_for_rows(R), y, mean, inv, x, w, w, R, C, 1e-6)),
+        "layer_norm_dx": (3, lambda: launch("layer_norm_dx", blocks_for_rows(R), y, x, x, w, mean, inv, R, C)),
+        "softmax": (2, lambda: launch("softmax", blocks_for_rows(R), y, x, R, C)),
+        "softmax of 64": (2, lambda: launch("softmax", blocks_for_rows(n // 64), y, x, n // 64, 64)),
+        "batch_norm": (2, lambda: launch("batch_norm", blocks_for(n), y, x, w, w, w, w, R, C)),
+        "gelu": (2, lambda: launch("gelu", blocks_for(n), y, x, n, 0)),
+        "bias": (2, lambda: launch("bias_drop_path", blocks_for(n), y, x, w, None, n, C, 1)),
+        "dropout": (2, lambda: launch("dropout", blocks_for(n // 8), y, x, key, 0.1, 1.1, n)),
+        "to_bf16": (1.5, lambda: launch("to_bf16", blocks_for(n), half, x, n)),
+        "adamw": (7, lambda: launch("adamw", blocks_for(n), y, m, v, None, x, norm2, now, n, n, *numbers)),
         "column_sums": (1, lambda: column_sums(x)),
         "sum(axis=0) of CuPy": (1, lambda: x.sum(0)),
         "ones times x": (1, lambda: product(ones, x)),

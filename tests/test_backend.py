@@ -1,4 +1,4 @@
-"""Which library an array belongs to, where arrays live, and where random numbers come from."""
+"""The array library of an array, transfers between devices, and the package's generator."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_array_module(xp):
 
 
 @pytest.mark.parametrize("x", [[1.0], 1.0, None])
-def test_other_things_are_no_arrays(x):
+def test_other_things_are_not_arrays(x):
     assert not backend.is_array(x)
     with pytest.raises(TypeError, match=rf"NumPy or CuPy array, got {type(x).__name__}; .*minitl\.tensor"):
         backend.array_module(x)
@@ -36,7 +36,7 @@ def test_to_device(xp):
 
 def test_to_device_without_a_gpu(monkeypatch):
     monkeypatch.setattr(backend, "cuda_problem", lambda: "there is none")
-    backend._expect_cuda.cache_clear()
+    backend._require_cuda.cache_clear()
     with pytest.raises(RuntimeError, match="device 'cuda' cannot be used: there is none"):
         backend.to_device(np.ones(2), "cuda")
 

@@ -83,7 +83,7 @@ def test_what_does_not_fit(rng, tmp_path):
     del arrays["norm.bias"]
     with pytest.raises(InputError) as error:
         interop.from_torch(model, arrays)
-    for line in ("missing: norm.bias", "unknown: extra", "shape: head.weight is float32[12, 8] here, float32[12, 5]"):
+    for line in ("missing: norm.bias", "unknown: extra", "differs: head.weight is float32[12, 8] here, float32[12, 5]"):
         assert line in str(error.value)
     assert all((array == before[name]).all() for name, array in model.state_dict().items())
 

@@ -101,7 +101,7 @@ def test_the_second_number_is_the_derivative(monkeypatch):
 
 
 def test_wrong_shape_fails(rng, monkeypatch):
-    """A gradient that no sum over broadcast axes brings to its input's shape; too few of them."""
+    """A gradient that no sum over broadcast axes brings to its input's shape; too few gradients."""
     x, y = rng.standard_normal((2, 3)), rng.standard_normal((3, 4))
     monkeypatch.setitem(OPS, "matmul", lambda x, y: (x @ y, lambda dz: ((dz @ y.T).T, x.T @ dz)))
     with pytest.raises(RuntimeError, match=r"matmul: a gradient of shape \(3, 2\) for an input of shape \(2, 3\)"):

@@ -1,4 +1,4 @@
-"""Muon on a GPU, on the stand-in for CuPy: the same steps as on a CPU, also captured, and none that is not finite."""
+"""Muon on the stand-in for CuPy: the steps of the CPU, also captured, and none for gradients that are not finite."""
 
 import math
 
@@ -21,7 +21,7 @@ def cuda(monkeypatch):
 
 
 class Run:
-    """Parameters, and the steps of Muon on them with gradients that are given."""
+    """Parameters, and steps of Muon with given gradients."""
 
     def __init__(self, device, dtype="float64", shapes=SHAPES):
         rng, self.device = np.random.default_rng(0), device
@@ -43,7 +43,7 @@ class Run:
 
 
 def gradients(count, size):
-    """Below and above what is clipped."""
+    """Gradients below and above the clipping norm."""
     rng = np.random.default_rng(1)
     return [(0.01, 1.0, 5.0)[i % 3] * rng.standard_normal(size) / size**0.5 for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""Modules: what they find in themselves, how they move and load, and each layer's gradients, parameters included."""
+"""Modules: their state, moving and loading; and the gradients of each layer, parameters included."""
 
 import cases
 import numpy as np
@@ -74,7 +74,7 @@ def test_unknown_attribute():
 
 
 def test_load_state_dict(rng):
-    """The arrays stay the same objects: an optimiser that holds them goes on working."""
+    """The arrays stay the same objects, so an optimiser that holds them keeps working."""
     one, two = Net(rng), Net(rng).to(dtype="float64")
     one.count[...] = 7
     held = two.state_dict()
@@ -96,7 +96,7 @@ def test_load_state_dict_lists_everything_that_is_wrong(rng):
         "  missing: scale float32[4]",
         "  missing: blocks.1.bias float32[4]",
         "  unknown: head.weight float64[2, 2]",
-        "  shape: stem.weight is float32[3, 4] here, float64[4, 3] there",
+        "  differs: stem.weight is float32[3, 4] here, float64[4, 3] there",
     ]
     assert all((x == before[name]).all() for name, x in net.state_dict().items())
 
@@ -105,7 +105,7 @@ def test_load_state_dict_reads_everything_before_it_writes(rng):
     net, state = Net(rng), {name: x + 1 for name, x in Net(rng).state_dict().items()}
     before = {name: x.copy() for name, x in net.state_dict().items()}
     net.load_state_dict({name: x.tolist() for name, x in before.items()})
-    with pytest.raises(InputError, match=r"not numbers: count is float32\[2\] here, object\[2\] there"):
+    with pytest.raises(InputError, match=r"differs: count is float32\[2\] here, object\[2\] there"):
         net.load_state_dict(state | {"count": np.array(["a", None])})
     assert all((x == before[name]).all() for name, x in net.state_dict().items())
 
@@ -253,7 +253,7 @@ LAYERS = [
     (lambda rng: nn.EncoderBlock(6, 2, 5, rng=rng), (2, 4, 6)),
     (lambda rng: nn.EncoderBlock(6, 2, 5, 0.2, 0.2, 0.2, rng).eval(), (2, 4, 6)),
     (lambda rng: nn.TokenLearner(4, 3, version="1.0", pool="sum", n_conv=2, rng=rng), (2, 3, 4, 4)),
-    (lambda rng: nn.TokenLearner(4, 4, version="1.0", groups=2, pre_norm=False, rng=rng), (2, 3, 4, 4)),
+    (lambda rng: nn.TokenLearner(4, 4, version="1.0", pre_norm=False, rng=rng), (2, 3, 4, 4)),
     (lambda rng: nn.TokenLearner(4, 3, version="1.1", hidden=5, rng=rng), (2, 3, 4, 4)),
 ]
 
@@ -267,7 +267,7 @@ def test_gradients(make, shape, rng):
 
 
 def test_every_layer_has_its_gradients_checked(rng):
-    """Those of three files; test_tokenfuser, test_tokenizers, test_bottleneck and test_vit have the rest."""
+    """Layers of three files; test_tokenfuser, test_baselines, test_bottleneck and test_vit have the rest."""
     modules = {kind for kind in vars(nn).values() if isinstance(kind, type) and issubclass(kind, nn.Module)}
     files = {f"minitl.nn.{name}" for name in ("layers", "transformer", "tokenlearner")}
     expected = {kind for kind in modules if kind.__module__ in files} - {nn.TokenFuser}
@@ -299,7 +299,7 @@ def test_values(rng):
 
 
 def test_batch_norm(rng):
-    """Training normalises with the batch and moves the running values; evaluation uses them and moves nothing."""
+    """Training normalises with the batch and updates the running values; evaluation uses them and updates nothing."""
     norm = randomise(nn.BatchNorm2d(3, momentum=0.5), rng)
     batches = [rng.standard_normal((4, 2, 2, 3)) + 2 for _ in range(20)]
     mean, var = np.zeros(3), np.ones(3)
@@ -374,10 +374,10 @@ def test_encoder_block_drops_in_training_only(rng):
         (lambda: nn.Attention(6, 0), "num_heads=0 does not divide dim=6"),
         (lambda: nn.EncoderBlock(6, 5, 8), "num_heads=5 does not divide dim=6"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups=2 must divide both 3 and 4 channels"),
-        (lambda: nn.Conv2d(3, 4, 3, groups=0), "groups=0 are at least 1"),
+        (lambda: nn.Conv2d(3, 4, 3, groups=0), "groups=0 must be at least 1"),
         (lambda: nn.Conv2d(3, 4, 3, stride=0), "stride is an integer >= 1 .* got 0"),
         (lambda: nn.Conv2d(3, 4, 0), "kernel_size is an integer >= 1 .* got 0"),
-        (lambda: nn.Linear(0, 4), "in_features=0 and out_features=4 are at least 1"),
+        (lambda: nn.Linear(0, 4), "in_features=0 and out_features=4 must be at least 1"),
         (lambda: nn.Dropout(2.0), r"\[0, 1\), got 2.0"),
         (lambda: nn.DropPath(-0.5), r"\[0, 1\), got -0.5"),
     ],

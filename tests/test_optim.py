@@ -1,4 +1,4 @@
-"""The optimisers against steps computed by hand and against PyTorch; clipping, the schedule, the average of weights."""
+"""Optimisers against steps by hand and against PyTorch; clipping, the schedule, the average of weights."""
 
 import itertools
 import math
@@ -90,11 +90,15 @@ def test_gradients_existing_before_or_set_from_outside_count():
         (
             [("weight", Tensor(np.ones(2), True))],
             TypeError,
-            r"parameter 0 is a tuple, not a Tensor; pass module\.param",
+            r"parameter 0 \(tuple\) is not a leaf .*module\.parameters",
         ),
-        ([np.ones(2)], TypeError, "parameter 0 is a ndarray"),
-        ([Tensor(np.ones(2))], TypeError, r"no leaf with requires_grad=True: float64\[2\]"),
-        ([Tensor(np.ones(2), True), Tensor(np.ones(2, "float32"), True)], ValueError, "dtype: float32 and float64"),
+        ([np.ones(2)], TypeError, r"parameter 0 \(ndarray\) is not a leaf"),
+        ([Tensor(np.ones(2))], TypeError, r"\(float64\[2\]\) is not a leaf with requires_grad=True"),
+        (
+            [Tensor(np.ones(2), True), Tensor(np.ones(2, "float32"), True)],
+            ValueError,
+            "parameters are float32 on cpu and float64 on cpu",
+        ),
         ([Tensor(np.ones(2), True)] * 2, ValueError, "listed twice"),
     ],
 )
@@ -107,7 +111,7 @@ def test_unusable_parameters_are_refused(params, error, message):
 def test_a_refusal_changes_nothing():
     good, bad = Tensor(np.ones(2), True), Tensor(np.ones(2, "float32"), True)
     data = good.data
-    with pytest.raises(ValueError, match="dtype"):
+    with pytest.raises(ValueError, match="float32 on cpu"):
         AdamW([good, bad])
     assert good.data is data and good.grad is None
 
@@ -116,7 +120,7 @@ def test_parameters_on_two_devices_are_refused():
     class Elsewhere(np.ndarray):
         device = "gpu:0"
 
-    with pytest.raises(ValueError, match="more than one device: cpu and gpu:0"):
+    with pytest.raises(ValueError, match="parameters are float64 on cpu and float64 on gpu:0"):
         AdamW([Tensor(np.ones(2), True), Tensor(np.ones(2).view(Elsewhere), True)])
 
 
@@ -126,7 +130,7 @@ def test_replaced_data_is_noticed():
     ema = EMA(optimizer, 0.9)
     params[3].data = params[3].data.copy()
     for use in (optimizer.step, lambda: optimizer.clip_grad_norm(1.0), ema.update, ema.weights().__enter__):
-        with pytest.raises(RuntimeError, match=r"make the optimiser after module\.to"):
+        with pytest.raises(RuntimeError, match=r"make one optimiser, after module\.to"):
             use()
     assert optimizer.steps == 0
 
@@ -163,7 +167,7 @@ def test_sgd_by_hand():
     w, b = Tensor(np.array([[2.0]]), True), Tensor(np.array([1.0]), True)
     optimizer = SGD([b, w], lr=0.1, momentum=0.5, weight_decay=0.25)
     w.grad[...], b.grad[...] = 1.0, 4.0
-    optimizer.step()  # w: u = 1 + 0.25*2 = 1.5, v = 1.5; b is no matrix: v = 4
+    optimizer.step()  # w: u = 1 + 0.25*2 = 1.5, v = 1.5; b is not a matrix: v = 4
     assert np.allclose([w.item(), b.item()], [2 - 0.15, 1 - 0.4], rtol=1e-15)
     optimizer.step()  # w: u = 1 + 0.25*1.85 = 1.4625, v = 0.75 + 1.4625; b: v = 2 + 4
     assert np.allclose([w.item(), b.item()], [1.85 - 0.22125, 0.6 - 0.6], rtol=1e-15, atol=1e-15)

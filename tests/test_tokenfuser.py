@@ -80,7 +80,7 @@ def test_gradients(options, rng):
 
 @every_variant
 def test_a_zero_matrix_makes_it_the_identity(options, rng):
-    """As it is when training starts; and it can leave that start, since the matrix has a gradient."""
+    """This is how training starts; it can leave that start, since the matrix has a gradient."""
     fuser = nn.TokenFuser(5, 3, rng=rng, **options).to(dtype="float64")
     tokens, grid = inputs(rng, **options)
     y = fuser(Tensor(tokens), Tensor(grid))
@@ -90,7 +90,7 @@ def test_a_zero_matrix_makes_it_the_identity(options, rng):
 
 
 def test_mixing(rng):
-    """Over all frames a token reaches every frame, over one frame its own alone."""
+    """Mixed over all frames, a token reaches every frame; mixed per frame, its own alone."""
     tokens, grid = inputs(rng, frames=2)
     changed = tokens.copy()
     changed[:, 0] += 1 + np.arange(5.0)
@@ -101,7 +101,7 @@ def test_mixing(rng):
 
 
 def test_frames_are_fused_one_by_one(rng):
-    """With mixing per frame a clip is so many images."""
+    """With mixing per frame, a clip is treated as independent images."""
     fuser, (tokens, grid) = randomised(rng, frames=2, mix="frame"), inputs(rng, frames=2)
     image = randomised(rng)
     image.load_state_dict(fuser.state_dict())
@@ -142,8 +142,8 @@ def test_dropout_is_for_training(rng):
     [
         ({"mix": "clip"}, "mix is 'all' or 'frame', not 'clip'"),
         ({"beta": "mlp64"}, "beta is 'linear' or 'mlp', not 'mlp64'"),
-        ({"num_tokens": 0}, "num_tokens=0 and frames=1 are at least 1"),
-        ({"frames": 0}, "frames=0 are at least 1"),
+        ({"num_tokens": 0}, "num_tokens=0 and frames=1 must be at least 1"),
+        ({"frames": 0}, "frames=0 must be at least 1"),
     ],
 )
 def test_wrong_options(options, message):

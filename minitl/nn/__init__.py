@@ -1,7 +1,6 @@
 """Modules: layers with weights, and the models made of them."""
 
 from .baselines import (
-    ChannelPool,
     CrossAttention,
     DenseTokenizer,
     GateTokenizer,

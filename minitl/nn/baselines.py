@@ -1,6 +1,6 @@
-"""What TokenLearner and TokenFuser are compared with (paper, Tables 5 and 11, Fig. 8), and all of them by name.
+"""The paper's alternatives to TokenLearner and TokenFuser (Tables 5 and 11, Fig. 8), and all of them by name.
 
-A tokenizer maps (B, H, W, C) to few tokens (B, S, C); where its tokens are averages, ``maps`` gives their weights
+A tokenizer maps (B, H, W, C) to few tokens (B, S, C); if its tokens are averages, ``maps`` returns their weights
 (B, S, H, W). A way back maps tokens, the grid they came from and their maps to the shape of the grid, which it adds.
 """
 
@@ -14,9 +14,9 @@ from .tokenlearner import TokenFuser, TokenLearner
 
 
 def grid_shape(num_tokens, height, width):
-    """The grid (rows, columns) of ``num_tokens`` equal cells that is nearest to square cells.
+    """Return the rows and columns of ``num_tokens`` equal cells that are as near to square as possible.
 
-    Raises InputError when no such grid divides the height and the width.
+    Raises InputError if equal cells do not fit height x width pixels.
     """
     fits = [(r, num_tokens // r) for r in range(1, num_tokens + 1) if num_tokens % r == 0]
     fits = [(r, c) for r, c in fits if height % r == 0 and width % c == 0]
@@ -33,43 +33,39 @@ def pixels(x):
 def expect_grid(x, grid):
     """Raise ValueError unless x is (B, H, W, C) with (H, W) = ``grid``."""
     if x.ndim != 4 or x.shape[1:3] != tuple(grid):
-        raise ValueError(f"this tokenizer was made for grids of {grid[0]} x {grid[1]}, got {x.shape}")
+        raise ValueError(f"this tokenizer takes grids of {grid[0]} x {grid[1]}, got {x.shape}")
+
+
+# --- tokenizers ---
 
 
 class GridPool(Module):
-    """Average over the cells of a fixed grid. Nothing is learned.
+    """Average over each of ``num_tokens`` equal cells of a fixed grid; nothing is learned.
 
-    This is the paper's pooling baseline (Table 5) and its fixed split of a video frame (2 x 4 cells for 8 tokens).
-    ``window`` sets the cells' side, or (height, width), in pixels instead of the nearest to square. Raises InputError
-    when the cells do not cover the grid exactly.
+    The paper's pooling baseline (Table 5), and its fixed split of a video frame (2 x 4 cells for 8 tokens). Raises
+    InputError if equal cells do not fit the grid.
     """
 
-    def __init__(self, num_tokens, height, width, window=None):
-        if window is None:
-            rows, columns = grid_shape(num_tokens, height, width)
-        else:
-            h, w = (window, window) if isinstance(window, int) else window
-            rows, columns = height // max(h, 1), width // max(w, 1)
-            if (rows * h, columns * w, rows * columns) != (height, width, num_tokens):
-                raise InputError(f"windows of {h} x {w} do not cut {height} x {width} pixels into {num_tokens} cells")
-        self.num_tokens, self.rows, self.columns = num_tokens, rows, columns
-        self.window = height // rows, width // columns
+    def __init__(self, num_tokens, height, width):
+        self.num_tokens, self.grid = num_tokens, (height, width)
+        self.rows, self.columns = grid_shape(num_tokens, height, width)
+        self.window = height // self.rows, width // self.columns
 
     def maps(self, x):
-        """One cell per map: (B, H, W, C) -> (B, num_tokens, H, W), each map adds up to 1."""
+        """Return one cell per map, each with sum 1: (B, H, W, C) -> (B, num_tokens, H, W)."""
         h, w = self.window
         cells = array_module(x.data).eye(self.num_tokens, dtype=x.dtype).reshape(-1, self.rows, self.columns)
         return Tensor((cells.repeat(h, 1).repeat(w, 2) / (h * w))[None].repeat(x.shape[0], 0))
 
     def forward(self, x):
-        expect_grid(x, (self.rows * self.window[0], self.columns * self.window[1]))
+        expect_grid(x, self.grid)
         return ops.avg_pool2d(x, kernel_size=self.window).reshape(x.shape[0], self.num_tokens, x.shape[3])
 
 
 class StaticPool(Module):
     """Learned maps that do not depend on the input: a softmax over the pixels of (S, H·W) free numbers.
 
-    A control that the paper does not have: what is left of TokenLearner when its maps cannot follow the content.
+    A control that the paper does not have: TokenLearner without maps that can follow the content.
     """
 
     def __init__(self, num_tokens, height, width, rng=None):
@@ -77,7 +73,7 @@ class StaticPool(Module):
         self.grid = height, width
 
     def maps(self, x):
-        """The maps, the same for each image: (B, H, W, C) -> (B, num_tokens, H, W)."""
+        """Return the maps, the same for each image: (B, H, W, C) -> (B, num_tokens, H, W)."""
         B, H, W, _ = x.shape
         A = ops.softmax(self.logits, axis=-1).reshape(1, -1, H, W)
         return ops.concatenate(*[A] * B)
@@ -88,9 +84,9 @@ class StaticPool(Module):
 
 
 class DenseTokenizer(Module):
-    """One linear layer makes all tokens, from the flattened ``grid`` of (rows, columns) or without it from the mean.
+    """All tokens from one linear layer on all pixels of a ``grid`` (rows, columns), or, if it is None, on their mean.
 
-    The paper's fully connected and average-pooling alternatives for video. No token belongs to a place: no maps.
+    The paper's fully connected and average-pooling alternatives for video. No token belongs to a place, so no maps.
     """
 
     def __init__(self, channels, num_tokens, grid=None, rng=None):
@@ -100,6 +96,40 @@ class DenseTokenizer(Module):
     def forward(self, x):
         flat = ops.global_avg_pool(x) if self.mean else x.reshape(x.shape[0], -1)
         return self.fc(flat).reshape(x.shape[0], -1, x.shape[-1])
+
+
+class SpatialGate(Module):
+    """x ⊙ gate, with one weight in (0, 1) per pixel (CBAM; Woo et al., 2018).
+
+    The gate is a 7x7 convolution of the channels' maximum and mean, batch norm, sigmoid. GateTokenizer has several.
+    """
+
+    def __init__(self, num_gates=1, rng=None):
+        self.conv = Conv2d(2, num_gates, 7, padding=3, bias=False, rng=rng)
+        self.norm = BatchNorm2d(num_gates, momentum=0.01)
+
+    def gates(self, x):
+        """Return the gates, (B, H, W, C) -> (B, H, W, num_gates)."""
+        pooled = ops.concatenate(x.max(axis=-1, keepdims=True), x.mean(axis=-1, keepdims=True), axis=-1)  # (B, H, W, 2)
+        return ops.sigmoid(self.norm(self.conv(pooled)))
+
+    def forward(self, x):
+        return x * self.gates(x)
+
+
+class GateTokenizer(Module):
+    """TokenLearner with CBAM's gates as maps: each token is the mean over the pixels of one x ⊙ gate."""
+
+    def __init__(self, num_tokens, rng=None):
+        self.gate = SpatialGate(num_tokens, rng)
+
+    def maps(self, x):
+        """Return the gates as maps: (B, H, W, C) -> (B, num_tokens, H, W)."""
+        return self.gate.gates(x).transpose(0, 3, 1, 2)
+
+    def forward(self, x):
+        A = pixels(self.gate.gates(x)).transpose(0, 2, 1)  # (B, S, P)
+        return ops.token_pool(A, pixels(x), mean=True)
 
 
 class CrossAttention(Module):
@@ -113,7 +143,7 @@ class CrossAttention(Module):
         self.num_heads = num_heads
 
     def weights(self, x, context):
-        """Softmax over the context of q kᵀ / √d: (B, num_heads, N, M)."""
+        """Return the softmax of q kᵀ / √d over the context, (B, num_heads, N, M)."""
         q, k = self._heads(self.q(x)), self._heads(self.k(context))
         return ops.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(0, 1, 3, 2))
 
@@ -134,7 +164,7 @@ class QueryTokenizer(Module):
         self.attn = CrossAttention(channels, num_heads, rng)
 
     def maps(self, x):
-        """The attention of each token, averaged over the heads: (B, H, W, C) -> (B, num_tokens, H, W)."""
+        """Return the attention of each token, averaged over the heads: (B, H, W, C) -> (B, num_tokens, H, W)."""
         B, H, W, _ = x.shape
         return self.attn.weights(self.queries, pixels(x)).mean(axis=1).reshape(B, -1, H, W)
 
@@ -142,51 +172,14 @@ class QueryTokenizer(Module):
         return self.attn(self.queries, pixels(x))
 
 
-class ChannelPool(Module):
-    """The largest channel and the mean over the channels: (B, H, W, C) -> (B, H, W, 2) (CBAM)."""
-
-    def forward(self, x):
-        return ops.concatenate(x.max(axis=-1, keepdims=True), x.mean(axis=-1, keepdims=True), axis=-1)
-
-
-class SpatialGate(Module):
-    """x ⊙ gate, one weight in (0, 1) per pixel from a 7x7 convolution of ChannelPool (CBAM; Woo et al., 2018).
-
-    More gates than one are for GateTokenizer.
-    """
-
-    def __init__(self, num_gates=1, rng=None):
-        self.pool = ChannelPool()
-        self.conv = Conv2d(2, num_gates, 7, padding=3, bias=False, rng=rng)
-        self.norm = BatchNorm2d(num_gates, momentum=0.01)
-
-    def gates(self, x):
-        """(B, H, W, C) -> (B, H, W, num_gates)"""
-        return ops.sigmoid(self.norm(self.conv(self.pool(x))))
-
-    def forward(self, x):
-        return x * self.gates(x)
-
-
-class GateTokenizer(Module):
-    """TokenLearner with CBAM's gates as maps: each token is the mean over the pixels of one x ⊙ gate."""
-
-    def __init__(self, num_tokens, rng=None):
-        self.gate = SpatialGate(num_tokens, rng)
-
-    def maps(self, x):
-        """The gates: (B, H, W, C) -> (B, num_tokens, H, W)."""
-        return self.gate.gates(x).transpose(0, 3, 1, 2)
-
-    def forward(self, x):
-        A = pixels(self.gate.gates(x)).transpose(0, 2, 1)  # (B, S, P)
-        return ops.token_pool(A, pixels(x), mean=True)
+# --- ways back ---
 
 
 class Unpool(Module):
-    """X + Aᵀ Y: each token goes back where it came from, with the weights of its map. Nothing is learned.
+    """X + Aᵀ Y: each token goes back to where it came from, with the weights of its map; nothing is learned.
 
-    Clips, with grid (B, T, H, W, C), tokens (B, T·S, C) and maps (B, T, S, H, W), go frame by frame.
+    Clips, with tokens (B, T·S, C), grid (B, T, H, W, C) and maps (B, T, S, H, W), are unpooled frame by frame. Raises
+    InputError if maps is None.
     """
 
     def forward(self, tokens, grid, maps):
@@ -198,7 +191,7 @@ class Unpool(Module):
 
 
 class Reproject(Module):
-    """X + attention of all pixels of X to the tokens, without an MLP. Clips: all pixels to the tokens of all frames."""
+    """X + attention of all pixels of X to the tokens, in clips to those of all frames; without an MLP."""
 
     def __init__(self, channels, num_heads=8, rng=None):
         self.attn = CrossAttention(channels, num_heads, rng)
@@ -207,38 +200,38 @@ class Reproject(Module):
         return grid + self.attn(pixels(grid), tokens).reshape(grid.shape)
 
 
+# --- by name ---
+
 TOKENIZERS = {
-    "learner": lambda C, S, grid, **options: TokenLearner(C, S, **options),
-    "pool": lambda C, S, grid, rng, **options: GridPool(S, *grid, **options),
-    "static": lambda C, S, grid, **options: StaticPool(S, *grid, **options),
-    "dense": lambda C, S, grid, **options: DenseTokenizer(C, S, grid, **options),
-    "mean-dense": lambda C, S, grid, **options: DenseTokenizer(C, S, **options),
-    "query": lambda C, S, grid, **options: QueryTokenizer(C, S, **options),
-    "gate": lambda C, S, grid, **options: GateTokenizer(S, **options),
-    "none": lambda C, S, grid, **options: None,
+    "learner": lambda C, S, grid, rng, **options: TokenLearner(C, S, rng=rng, **options),
+    "pool": lambda C, S, grid, rng: GridPool(S, *grid),
+    "static": lambda C, S, grid, rng: StaticPool(S, *grid, rng),
+    "dense": lambda C, S, grid, rng: DenseTokenizer(C, S, grid, rng),
+    "mean-dense": lambda C, S, grid, rng: DenseTokenizer(C, S, None, rng),
+    "query": lambda C, S, grid, rng, **options: QueryTokenizer(C, S, rng=rng, **options),
+    "gate": lambda C, S, grid, rng: GateTokenizer(S, rng),
+    "none": lambda C, S, grid, rng: None,
 }
 BACKS = {
-    "fuser": lambda C, S, grid, **options: TokenFuser(C, S, **options),
-    "unpool": lambda C, S, grid, rng, **options: Unpool(**options),
-    "reproject": lambda C, S, grid, **options: Reproject(C, **options),
-    "none": lambda C, S, grid, **options: None,
+    "fuser": lambda C, S, grid, rng, **options: TokenFuser(C, S, rng=rng, **options),
+    "unpool": lambda C, S, grid, rng: Unpool(),
+    "reproject": lambda C, S, grid, rng, **options: Reproject(C, rng=rng, **options),
+    "none": lambda C, S, grid, rng: None,
 }
 
 
 def make_tokenizer(name, channels, num_tokens, grid, rng=None, **options):
-    """The tokenizer called ``name`` for a grid of (rows, columns) pixels, ``None`` for "none".
+    """Return the tokenizer ``name`` for a grid of (rows, columns) pixels; None for "none".
 
-    ``options`` are its class's own. Raises InputError for a name that is not in TOKENIZERS.
+    ``options`` are those of its class. Raises InputError for a name that is not in TOKENIZERS.
     """
-    return _find(TOKENIZERS, "tokenizer", name)(channels, num_tokens, grid, rng=rng, **options)
+    if name not in TOKENIZERS:
+        raise InputError(f"there is no tokenizer {name!r}; {did_you_mean(name, TOKENIZERS)}")
+    return TOKENIZERS[name](channels, num_tokens, grid, rng, **options)
 
 
 def make_back(name, channels, num_tokens, grid, rng=None, **options):
-    """The way back called ``name``, as in ``make_tokenizer``. Raises InputError for a name that is not in BACKS."""
-    return _find(BACKS, "way back", name)(channels, num_tokens, grid, rng=rng, **options)
-
-
-def _find(table, kind, name):
-    if name not in table:
-        raise InputError(f"there is no {kind} {name!r}; {did_you_mean(name, table)}")
-    return table[name]
+    """Return the way back ``name``, as ``make_tokenizer`` does. Raises InputError for a name that is not in BACKS."""
+    if name not in BACKS:
+        raise InputError(f"there is no way back {name!r}; {did_you_mean(name, BACKS)}")
+    return BACKS[name](channels, num_tokens, grid, rng, **options)

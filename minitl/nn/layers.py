@@ -1,4 +1,4 @@
-"""Layers with weights, each a thin shell around its op. Weights are ``(..., in, out)``, images channels last."""
+"""Layers: thin shells that hold the weights of an op. Weights are ``(..., in, out)``, images channels last."""
 
 import numpy as np
 
@@ -12,12 +12,12 @@ from .module import Module, constant, lecun_normal, xavier_uniform
 class Linear(Module):
     """(..., in_features) -> (..., out_features): y = x W + b.
 
-    ``parts`` says that the output is so many equal parts, each initialised as a layer of its own.
+    The output consists of ``parts`` equal parts, each initialised as a layer of its own.
     """
 
     def __init__(self, in_features, out_features, bias=True, parts=1, rng=None):
         if in_features < 1 or out_features < 1:
-            raise ValueError(f"in_features={in_features} and out_features={out_features} are at least 1")
+            raise ValueError(f"in_features={in_features} and out_features={out_features} must be at least 1")
         self.weight = xavier_uniform(default_rng(rng), (in_features, out_features), parts)
         self.bias = constant(0, out_features) if bias else None
 
@@ -31,7 +31,7 @@ class Conv2d(Module):
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, groups=1, bias=True, rng=None):
         kernel = pair(kernel_size, "kernel_size", 1)
         if in_channels < 1 or out_channels < 1 or groups < 1:
-            raise ValueError(f"{in_channels} and {out_channels} channels and groups={groups} are at least 1")
+            raise ValueError(f"{in_channels} and {out_channels} channels and groups={groups} must be at least 1")
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups={groups} must divide both {in_channels} and {out_channels} channels")
         self.weight = lecun_normal(default_rng(rng), (*kernel, in_channels // groups, out_channels))
@@ -39,12 +39,11 @@ class Conv2d(Module):
         self.stride, self.padding, self.groups = pair(stride, "stride", 1), pair(padding, "padding", 0), groups
 
     def forward(self, x):
-        options = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
-        return ops.conv2d(x, self.weight, self.bias, **options)
+        return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, groups=self.groups)
 
 
 class LayerNorm(Module):
-    """(..., dim) -> (..., dim): mean 0 and variance 1 over the last axis, then scale and shift."""
+    """(..., dim) -> the same: mean 0 and variance 1 over the last axis, then scale and shift."""
 
     def __init__(self, dim, eps=1e-6):
         self.weight, self.bias, self.eps = constant(1, dim), constant(0, dim), eps
@@ -67,7 +66,7 @@ class BatchNorm2d(Module):
 
 
 class Dropout(Module):
-    """Zeroes entries with probability p in training; the identity in evaluation."""
+    """Entries set to zero with probability p in training; the identity in evaluation."""
 
     def __init__(self, p, rng=None):
         self.p, self.rng = probability(p), rng
@@ -77,7 +76,7 @@ class Dropout(Module):
 
 
 class DropPath(Module):
-    """Zeroes whole samples with probability p in training (stochastic depth); the identity in evaluation."""
+    """Whole samples set to zero with probability p in training (stochastic depth); the identity in evaluation."""
 
     def __init__(self, p, rng=None):
         self.p, self.rng = probability(p), rng

@@ -2,10 +2,12 @@
 
     z_i = ρ(x ⊙ γ(α_i(x)))     paper, section 3.1, for i = 1 … S
 
-α_i(x) is a map of one weight per pixel, γ repeats it over the channels, ρ averages over the pixels. With the maps as
+α_i(x) is a map with one weight per pixel, γ repeats it over the channels, ρ averages over the pixels. With the maps as
 the rows of a matrix A (S, H·W) this is Z = A x. The two versions differ in how they compute A.
 
 TokenFuser is the way back: each pixel gets a weighted sum of the S tokens, with weights computed from the pixel.
+
+Scenic is the authors' code. It differs from the paper, and this file from both, as the classes say.
 """
 
 from .. import ops
@@ -18,13 +20,19 @@ from .transformer import MLP
 class TokenLearner(Module):
     """(B, H, W, channels) -> (B, num_tokens, channels).
 
-    ``version="1.0"`` (paper; Scenic): ``n_conv`` 3x3 convolutions with GELU between them, then a sigmoid. ``pool`` is
-    ``"mean"`` over the pixels, as in the paper, or ``"sum"``, as in Scenic. ``groups`` cuts the convolutions after
-    the first into groups; ``pre_norm=False`` leaves out the LayerNorm before them.
+    ``version="1.0"`` (paper): ``n_conv`` 3x3 convolutions with GELU between them, then a sigmoid.
     ``version="1.1"`` (Scenic since 2022): an MLP with ``hidden`` units at each pixel, then a softmax over the pixels,
     so each token is a convex combination of pixels and ``pool`` does not apply.
-    There may be more tokens than pixels: nothing in the formula forbids it, though nothing is saved then.
-    Only the branch that makes the maps is normalised; the pooled values are the input itself.
+    ``pre_norm=False`` omits the LayerNorm before them. Only the maps see it; what is pooled is the input itself.
+    There may be more tokens than pixels, which saves nothing.
+
+    Differences: version 1.0 pools by the paper's mean over the pixels; Scenic sums (``pool="sum"``). The LayerNorm is
+    Scenic's; the paper's formula has none. The last layer of version 1.1 starts ten times smaller than Scenic's, so all
+    maps start nearly even: a token that starts sharp may never move. The default is the paper's version 1.0 with the
+    LayerNorm; that of ``minitl train`` is version 1.1 without it, so that faint patches are not scaled up and the maps
+    are sharper.
+
+    Raises ValueError for another version or pool, or sizes below 1.
     """
 
     def __init__(
@@ -34,7 +42,6 @@ class TokenLearner(Module):
         version="1.0",
         pool="mean",
         n_conv=4,
-        groups=1,
         pre_norm=True,
         hidden=64,
         dropout=0.0,
@@ -45,58 +52,53 @@ class TokenLearner(Module):
         if pool not in ("mean", "sum"):
             raise ValueError(f"pool is 'mean' or 'sum', not {pool!r}")
         if channels < 1 or num_tokens < 1 or n_conv < 1:
-            raise ValueError(f"channels={channels}, num_tokens={num_tokens} and n_conv={n_conv} are at least 1")
+            raise ValueError(f"channels={channels}, num_tokens={num_tokens} and n_conv={n_conv} must be at least 1")
         rng = default_rng(rng)
         self.num_tokens, self.version, self.pool = num_tokens, version, pool
         self.norm = LayerNorm(channels) if pre_norm else None
         if version == "1.0":
-            widths = [channels] + [num_tokens] * n_conv
-            cuts = [1] + [groups] * (n_conv - 1)
-            self.convs = [
-                Conv2d(c, num_tokens, 3, padding=1, groups=g, bias=False, rng=rng)
-                for c, g in zip(widths[:-1], cuts, strict=True)
-            ]
+            widths = [channels] + [num_tokens] * (n_conv - 1)
+            self.convs = [Conv2d(C, num_tokens, 3, padding=1, bias=False, rng=rng) for C in widths]
         else:
             self.mlp = MLP(channels, hidden, num_tokens, dropout, rng)
-            self.mlp.fc2.weight.data *= 0.1  # start near the pixel mean: a token that starts sharp may never move
+            self.mlp.fc2.weight.data *= 0.1  # start near the pixel mean
 
     def maps(self, x):
-        """The weights A of all pixels, (B, H, W, channels) -> (B, num_tokens, H, W)."""
+        """Return the weights A of all pixels, (B, H, W, channels) -> (B, num_tokens, H, W)."""
         if x.ndim != 4:
-            raise ValueError(
-                f"TokenLearner needs (B, H, W, channels), got {x.shape}; reshape tokens to their grid first"
-            )
+            raise ValueError(f"TokenLearner needs (B, H, W, channels), got {x.shape}; reshape tokens to their grid")
         B, H, W, _ = x.shape
-        logits = self._logits(x if self.norm is None else self.norm(x)).reshape(B, H * W, self.num_tokens)
-        logits = logits.transpose(0, 2, 1)  # (B, P, S) -> (B, S, P): a transpose, not a reshape
+        y = x if self.norm is None else self.norm(x)
+        if self.version == "1.0":
+            y = self.convs[0](y)
+            for conv in self.convs[1:]:
+                y = conv(ops.gelu(y))
+        else:
+            y = self.mlp(y)
+        logits = y.reshape(B, H * W, self.num_tokens).transpose(0, 2, 1)  # (B, H, W, S) -> (B, H·W, S) -> (B, S, H·W)
         A = ops.sigmoid(logits) if self.version == "1.0" else ops.softmax(logits, axis=-1)
         return A.reshape(B, self.num_tokens, H, W)
 
     def forward(self, x, maps=None):
-        """``maps`` spares making them anew for those who have called ``maps(x)`` already."""
+        """Return the tokens of ``x``; ``maps``, if given, are those of ``maps(x)``, not computed again."""
         maps = self.maps(x) if maps is None else maps
         B, H, W, C = x.shape
         mean = self.version == "1.0" and self.pool == "mean"
         return ops.token_pool(maps.reshape(B, -1, H * W), x.reshape(B, H * W, C), mean=mean)
-
-    def _logits(self, x):
-        if self.version == "1.1":
-            return self.mlp(x)
-        for conv in self.convs[:-1]:
-            x = ops.gelu(conv(x))
-        return self.convs[-1](x)
 
 
 class TokenFuser(Module):
     """(tokens, grid) -> grid + B_w M(tokens), of the grid's shape: the few tokens act on all pixels.
 
     tokens (B, S, channels) and grid (B, H, W, channels); for clips, with ``frames`` T > 1, tokens (B, T·S, channels)
-    in the order of time and grid (B, T, H, W, channels).
-    M mixes the tokens, each channel on its own: LayerNorm, a learned matrix with bias over all T·S tokens of a clip
-    (``mix="all"``, paper) or over each frame's S (``mix="frame"``, Scenic), LayerNorm; ``normalize=False`` leaves both
-    norms out. The matrix starts at zero, and so the module as the identity.
+    in order of time and grid (B, T, H, W, channels).
+    M mixes the tokens, each channel by itself: LayerNorm, a learned matrix with bias over all T·S tokens of a clip
+    (``mix="all"``, paper) or over each frame's S (``mix="frame"``, Scenic), LayerNorm; ``normalize=False`` omits both
+    norms, which are Scenic's. The matrix starts at zero, so the module starts as the identity.
     B_w (H·W, S) = sigmoid(β(LayerNorm(grid))) holds the weights of each frame's tokens at each of its pixels, where β
     is linear (``beta="linear"``, paper) or an MLP with ``hidden`` units (``beta="mlp"``, Scenic).
+
+    Raises ValueError for another mix or beta, sizes below 1, or tokens and a grid that do not fit.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class TokenFuser(Module):
         if beta not in ("linear", "mlp"):
             raise ValueError(f"beta is 'linear' or 'mlp', not {beta!r}")
         if channels < 1 or num_tokens < 1 or frames < 1:
-            raise ValueError(f"channels={channels}, num_tokens={num_tokens} and frames={frames} are at least 1")
+            raise ValueError(f"channels={channels}, num_tokens={num_tokens} and frames={frames} must be at least 1")
         rng = default_rng(rng)
         mixed = num_tokens * frames if mix == "all" else num_tokens
         self.num_tokens, self.frames = num_tokens, frames
@@ -132,10 +134,9 @@ class TokenFuser(Module):
         self.drop = Dropout(dropout, rng)
 
     def forward(self, tokens, grid, maps=None):
-        """``maps`` are not looked at: they are there because other ways back need them."""
+        """Return the grid with the tokens added; ``maps``, which other ways back need, are ignored."""
         B, S, T, C = tokens.shape[0], self.num_tokens, self.frames, grid.shape[-1]
-        batches = [(B, T), (B,)] if T == 1 else [(B, T)]
-        if tokens.shape != (B, T * S, C) or grid.shape[:-3] not in batches:
+        if tokens.shape != (B, T * S, C) or grid.shape[:-3] not in ([(B, T), (B,)] if T == 1 else [(B, T)]):
             sizes = f"S={S} and T={T}; got {tokens.shape} and {grid.shape}"
             raise ValueError(f"TokenFuser needs tokens (B, T·S, C) and a grid (B, T, H, W, C) with {sizes}")
         y = tokens.reshape(-1, self.mix.weight.shape[0], C)

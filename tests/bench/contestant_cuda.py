@@ -125,12 +125,13 @@ def rates(times, side):
     """What this GPU can do: (bytes per second of a copy, read and written; operations per second of large products)."""
     import cupy
 
-    from minitl.fast.cuda.gemm import operand, product
+    from minitl.fast.cuda.gemm import product, to_precision
 
     x = cupy.ones(LONG, "float32")
     y = cupy.empty_like(x)
     copy = 2 * x.nbytes / statistics.median(seconds(lambda: cupy.copyto(y, x), times, side))
-    a = operand(cupy.sin(cupy.arange(LARGE**2, dtype="float32")).reshape(LARGE, LARGE))  # ones would cost less power
+    a = cupy.sin(cupy.arange(LARGE**2, dtype="float32")).reshape(LARGE, LARGE)  # ones would cost less power
+    a = to_precision(a)
     return copy, 2 * LARGE**3 / statistics.median(seconds(lambda: product(a, a), times, side))
 
 

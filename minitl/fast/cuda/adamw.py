@@ -1,7 +1,7 @@
-"""Clipping, AdamW or Muon, and the average of weights without a look at the host, on the optimiser's flat arrays.
+"""Clipping, AdamW or Muon, and the average of weights, on the optimiser's flat arrays and without waiting for the GPU.
 
-A model has many small parameters, and to add to the gradient of each one is a launch of its own. So gradients wait
-where they were computed until there is one of each parameter, and are brought together by a single launch.
+A model has many small parameters, and adding to the gradient of each would take one launch per parameter. So gradients
+stay where they were computed until all are there, and a single launch copies them into the flat array.
 """
 
 import math
@@ -10,13 +10,13 @@ import cupy
 import numpy as np
 
 from ...optim import Muon
-from .gemm import operand, product
-from .graph import changing
-from .kernels import dense, each, launch, tickets
+from .gemm import product, to_precision
+from .graph import host_values
+from .kernels import blocks_for, contiguous, launch, tickets
 
 
-class Waiting:
-    """The gradient of a parameter during backward: an array that was added to it, not yet in its place."""
+class PendingGradient:
+    """The gradient of a parameter during backward: the array that was added, not yet in the flat array."""
 
     def __init__(self):
         self.array = None
@@ -27,48 +27,47 @@ class Waiting:
 
 
 def zero_grad(optimizer):
-    """``optimizer.zero_grad()`` for a ``backward`` that is followed by ``update``: there is nothing to write yet."""
+    """Take the place of ``optimizer.zero_grad()`` before a ``backward`` that ``update`` follows; writes nothing."""
     for p, _, _ in optimizer.flat.views:
-        p.grad = Waiting()
+        p.grad = PendingGradient()
 
 
 def _gather(flat):
-    """Gradients into the flat array: by one launch if they wait, else as the flat array does it."""
-    if not all(isinstance(p.grad, Waiting) for p, _, _ in flat.views):
+    """Copy gradients into the flat array: by one launch if all are pending, else as ``Flat.gather`` does it."""
+    if not all(isinstance(p.grad, PendingGradient) for p, _, _ in flat.views):
         return flat.gather()
     flat.check()
     arrays, rows, start = [], [], 0
     for p, _, grad in flat.views:
-        arrays.append(None if p.grad.array is None else dense(p.grad.array))
+        arrays.append(None if p.grad.array is None else contiguous(p.grad.array))
         rows += [0 if arrays[-1] is None else arrays[-1].data.ptr, start, grad.size]
         start += grad.size
         p.grad = grad
-    # a graph asks for the table again, and so keeps the arrays where they are
-    table = changing(lambda _=arrays: rows, len(rows), np.uint64)
-    blocks = min(32, each(max(grad.size for _, _, grad in flat.views)))
+    # a graph keeps the function, and so the arrays whose addresses it returns
+    table = host_values(lambda _=arrays: rows, len(rows), np.uint64)
+    blocks = min(32, blocks_for(max(grad.size for _, _, grad in flat.views)))
     launch("gather", (blocks, len(arrays)), flat.grad, table, len(arrays))
 
 
 def update(optimizer, max_norm=math.inf, ema=None):
-    """``clip_grad_norm(max_norm)``, ``step()`` and ``ema.update()`` of ``optim`` in one.
+    """Do ``clip_grad_norm(max_norm)``, ``step()`` and ``ema.update()`` of ``optim`` at once.
 
-    With AdamW that is two launches, and one that gathers.
-    The gradients are those of any ``backward``, or wait since ``zero_grad``.
-    Returns the squared norm of the gradient as a device array (1,). Nothing is looked at on the host, so it can be
-    captured; if the norm is not finite, the weights stay as they are. The gradients are not scaled themselves.
+    With AdamW that takes two launches, and one to gather the gradients, which may come from any ``backward``.
+    Returns the squared norm of the gradient as a device array (1,). The host reads nothing back, so a graph can capture
+    it; if the norm is not finite, the weights stay as they are. The gradients themselves are not scaled.
     """
     flat, (beta1, beta2) = optimizer.flat, optimizer.betas
     _gather(flat)
     n, dtype = flat.data.size, flat.data.dtype
 
-    def now():
+    def step_factors():
         optimizer.steps += 1
         t = optimizer.steps
         return optimizer.lr, 1 - beta1**t, (1 - beta2**t) ** 0.5
 
-    norm2, parts = cupy.empty(1, dtype), cupy.empty(min(256, each(n)), dtype)
+    norm2, parts = cupy.empty(1, dtype), cupy.empty(min(256, blocks_for(n)), dtype)
     launch("squares", (1, len(parts)), norm2, parts, tickets(), flat.grad, n)
-    numbers = changing(now, 3, dtype)
+    numbers = host_values(step_factors, 3, dtype)
     average, decay = (None, 0.0) if ema is None else (ema.average, ema.decay)
     first = flat.decayed if isinstance(optimizer, Muon) else 0
     if first:
@@ -82,14 +81,14 @@ def update(optimizer, max_norm=math.inf, ema=None):
     rest = (x if x is None else x[first:] for x in arrays)
     factors = beta1, 1 - beta1, beta2, 1 - beta2, optimizer.eps, decay, 1 - decay
     options = (float(x) for x in (max_norm, optimizer.weight_decay, *factors))
-    launch("adamw", each(n - first), *rest, norm2, numbers, n - first, flat.decayed - first, *options)
+    launch("adamw", blocks_for(n - first), *rest, norm2, numbers, n - first, flat.decayed - first, *options)
     return norm2
 
 
 def _move_matrices(optimizer, norm2, lr, max_norm):
-    """As ``optimizer.step`` does it, but a gradient that is not finite leaves the weights as they are."""
+    """Update matrices as ``optimizer.step`` does, but leave them as they are if the gradient is not finite."""
     norm = cupy.sqrt(norm2)
     finite = norm < math.inf
     factor = cupy.minimum(max_norm / (norm + 1e-6), 1)
     g = cupy.where(finite, factor * optimizer.flat.grad[: optimizer.flat.decayed], 0)
-    optimizer.move_matrices(g, cupy.where(finite, lr, 0), lambda a, b: product(operand(a), operand(b)))
+    optimizer.move_matrices(g, cupy.where(finite, lr, 0), lambda a, b: product(to_precision(a), to_precision(b)))

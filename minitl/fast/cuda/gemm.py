@@ -1,14 +1,14 @@
-"""All matrix products: one function, ``product``, on a cuBLAS handle of our own.
+"""All matrix products: one function, ``product``, on a cuBLAS handle of its own.
 
-CuPy's ``matmul`` copies transposed operands of a batch, knows no tensor cores there, and cannot be captured into a CUDA
-graph. cuBLAS itself can do all three: it takes a transpose as a flag, any distance between rows (the leading
-dimension) and between matrices, and it may be captured once it has a workspace. So libcublas is called by ctypes.
+CuPy's ``matmul`` copies the transposed factors of a batch, does not use tensor cores for it, and cannot be captured
+into a CUDA graph. cuBLAS can do all three: it takes a transpose as a flag, any distance between rows (the leading
+dimension) and between matrices, and can be captured once it has a workspace. So libcublas is called through ctypes.
 
-cuBLAS counts along columns, where arrays here count along rows. A row-major matrix read along columns is its
-transpose, so instead of C = A B we ask for Cᵀ = Bᵀ Aᵀ and write no transpose anywhere.
+cuBLAS stores matrices by columns, arrays here are stored by rows. A row-major matrix read by columns is its transpose,
+so instead of C = A B we ask for Cᵀ = Bᵀ Aᵀ and no transpose is ever written.
 
-``use("tf32")`` rounds the factors to 10 bits of mantissa inside the product, ``use("bf16")`` to 7 bits as they are
-stored; sums are always in float32, and so are results. Arrays of float64 are always multiplied in full.
+``use("tf32")`` rounds the factors to 10 bits of mantissa inside the product, ``use("bf16")`` to 7 bits when they are
+stored; sums and results are always float32. float64 arrays are always multiplied in full precision.
 """
 
 import ctypes
@@ -20,35 +20,30 @@ import cupy
 import numpy as np
 
 from ...errors import InputError
-from .graph import constant
-from .kernels import dense, each, launch
+from .graph import run_once
+from .kernels import blocks_for, contiguous, launch
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 KINDS = {np.dtype("float32"): 0, np.dtype("float64"): 1, np.dtype("uint16"): 14}  # cudaDataType; uint16 holds bfloat16
 COMPUTE_32F, COMPUTE_64F, COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
 PLAIN, TRANSPOSED, ANY_ALGORITHM = 0, 1, -1
 MATRICES = np.dtype([(name, np.uint64, 5) for name in ("start", "outer", "inner")])  # as in kernels.cu
-WORKSPACE = 32 << 20  # bytes, NVIDIA's recommendation for Hopper
+WORKSPACE_BYTES = 32 << 20  # NVIDIA's recommendation for Hopper
 
 _precision = "fp32"
 
 
 def use(precision):
-    """Multiply float32 arrays as "fp32", "tf32" or "bf16" from now on. Raises InputError for another name."""
+    """Set the precision of float32 products to "fp32", "tf32" or "bf16". Raises InputError for another name."""
     global _precision
     if precision not in PRECISIONS:
         raise InputError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
     _precision = precision
 
 
-def precision():
-    """The one in use."""
-    return _precision
-
-
 @functools.cache
 def library():
-    """libcublas, or None where it is not found; then CuPy multiplies, which is slower and cannot be captured."""
+    """Return libcublas, or None if it is not found; CuPy then multiplies, more slowly and without graphs."""
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
 
@@ -59,14 +54,14 @@ def library():
 
 @functools.cache
 def _handle(stream):
-    """A cuBLAS handle that works on the stream at this address, and the workspace that belongs to it.
+    """Return a cuBLAS handle for the stream at this address, and its workspace.
 
-    One for each stream: a handle that changes its stream loses its workspace, and then could not be captured.
+    Each stream has its own: a handle that changes its stream loses its workspace and could no longer be captured.
     """
-    handle, workspace = ctypes.c_void_p(), cupy.cuda.Memory(WORKSPACE)
+    handle, workspace = ctypes.c_void_p(), cupy.cuda.Memory(WORKSPACE_BYTES)
     _check("cublasCreate_v2", ctypes.byref(handle))
     _check("cublasSetStream_v2", handle, ctypes.c_void_p(stream))
-    _check("cublasSetWorkspace_v2", handle, ctypes.c_void_p(workspace.ptr), ctypes.c_size_t(WORKSPACE))
+    _check("cublasSetWorkspace_v2", handle, ctypes.c_void_p(workspace.ptr), ctypes.c_size_t(WORKSPACE_BYTES))
     return handle, workspace
 
 
@@ -75,25 +70,25 @@ def _check(name, *args):
         raise RuntimeError(f"{name} failed with status {status}")
 
 
-def operand(x):
-    """``x`` as ``product`` takes it: itself, or with bf16 rounded and stored in two bytes (as uint16).
+def to_precision(x):
+    """Return ``x`` as ``product`` takes it: itself, or with "bf16" rounded and stored in two bytes (as uint16).
 
-    For an array that enters several products: it is then rounded once, and only the rounded one need be kept.
+    An array that enters several products is rounded once, and only the rounded one need be kept.
     """
     if _precision != "bf16" or x.dtype != np.float32 or library() is None:
         return x
-    x = dense(x)
+    x = contiguous(x)
     y = cupy.empty(x.shape, np.uint16)
-    launch("to_bf16", each(x.size), y, x, x.size)
+    launch("to_bf16", blocks_for(x.size), y, x, x.size)
     return y
 
 
 def product(a, b, out=None, alpha=1.0, tables=None):
     """alpha a b over the last two axes, (..., M, K) (..., K, N) -> (..., M, N), with the axes before broadcast.
 
-    ``a`` and ``b`` come from ``operand``. They may be transposed or parts of larger arrays, and so may ``out``, which
-    is written to where it is given. Nothing is copied as long as one of the two axes has no gaps.
-    ``tables`` is what ``locate`` has filled, and saves launches where matrices are spread unevenly.
+    ``a`` and ``b`` come from ``to_precision``. They and ``out``, if given, may be transposed or parts of larger arrays;
+    nothing is copied as long as one of the two axes is contiguous. ``tables`` is the dict that ``matrix_addresses``
+    filled; it saves launches for matrices at uneven distances.
     """
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (M, K), N = a.shape[-2:], b.shape[-1]
@@ -106,7 +101,7 @@ def product(a, b, out=None, alpha=1.0, tables=None):
     (a, a_flag, a_step), (b, b_flag, b_step) = _matrix(a), _matrix(b)
     _, out_flag, out_step = _matrix(out)
     if out_flag == TRANSPOSED:
-        raise ValueError(f"the rows of a product have gaps: shape {out.shape}, strides {out.strides}")
+        raise ValueError(f"the rows of out are not contiguous: shape {out.shape}, strides {out.strides}")
     number = ctypes.c_double if out.dtype == np.float64 else ctypes.c_float
     one, zero = number(alpha), number(0)
     compute = COMPUTE_TF32 if _precision == "tf32" else COMPUTE_32F
@@ -123,7 +118,7 @@ def product(a, b, out=None, alpha=1.0, tables=None):
         places = [[ctypes.c_void_p(x.data.ptr)] for x, _ in operands]
     else:
         name, last = "cublasGemmBatchedEx", [count]
-        found = locate({} if tables is None else tables, batch, *(x for x, _ in operands))
+        found = matrix_addresses({} if tables is None else tables, batch, *(x for x, _ in operands))
         places = [[ctypes.c_void_p(table.data.ptr)] for table in found]
     for place, (x, step), offset in zip(places, operands, offsets, strict=True):
         place += [KINDS[x.dtype], step]
@@ -137,35 +132,35 @@ def product(a, b, out=None, alpha=1.0, tables=None):
 
 
 def _matrix(x):
-    """``(x, flag, step)``: whether it lies transposed, and the leading dimension in numbers; a copy if neither fits."""
+    """Return ``(x, flag, step)``, the transpose flag and the leading dimension in numbers; copies ``x`` if need be."""
     (rows, columns), (down, along) = x.shape[-2:], (s // x.itemsize for s in x.strides[-2:])
     if (along == 1 or columns == 1) and (down >= columns or rows == 1):
         return x, PLAIN, down if rows > 1 else columns
     if (down == 1 or rows == 1) and (along >= rows or columns == 1):
         return x, TRANSPOSED, along if columns > 1 else rows
-    return dense(x), PLAIN, columns
+    return contiguous(x), PLAIN, columns
 
 
 def _axes(x, batch):
-    """(length, stride in bytes) of each axis of the batch that has a length."""
+    """(length, stride in bytes) of each axis of the batch that is longer than 1."""
     own = [s if n > 1 else 0 for n, s in zip(x.shape[:-2], x.strides, strict=False)]  # 0: the same matrix for all
     strides = [0] * (len(batch) - len(own)) + own
     return [(n, s) for n, s in zip(batch, strides, strict=True) if n > 1]
 
 
 def _offsets(x, batch):
-    """How many numbers lie from each matrix of the batch to the next, or None where that varies."""
+    """Return the distance in numbers from each matrix of the batch to the next, or None if it varies."""
     axes = _axes(x, batch)
     if any(outer != n * inner for (_, outer), (n, inner) in itertools.pairwise(axes)):
         return None
     return axes[-1][1] // x.itemsize if axes else 0
 
 
-def locate(tables, batch, *arrays):
-    """Tables on the GPU of where each matrix of up to five arrays begins, as cuBLAS wants to know, by one launch.
+def matrix_addresses(tables, batch, *arrays):
+    """Return a table of the addresses of all matrices for each of up to five arrays, made on the GPU by one launch.
 
-    The heads of an attention need them: one step leads to the next head, another to the next sample. The dict
-    ``tables`` keeps them by what says all that they hold, so none is made twice, nor where each step is the same.
+    cuBLAS needs it for the heads of an attention, which lie at two distances: to the next head and to the next sample.
+    The dict ``tables`` keeps those made before by address and strides; with a single distance none is made.
     """
     keys = [(x.data.ptr, *_axes(x, batch)) for x in arrays]
     new = [key for key in dict.fromkeys(keys) if key not in tables]
@@ -173,11 +168,11 @@ def locate(tables, batch, *arrays):
         return [tables.get(key) for key in keys]
     axes = [n for n in batch if n > 1]
     if len(axes) != 2:
-        raise ValueError(f"a batch of matrices that are spread unevenly has two axes, got {batch}")
+        raise ValueError(f"a batch of matrices at uneven distances has two axes, got {batch}")
     count = math.prod(axes)
     matrices, table = np.zeros((), MATRICES), cupy.empty((5, count), np.uint64)
     for i, (start, (_, outer), (_, inner)) in enumerate(new):
         matrices["start"][i], matrices["outer"][i], matrices["inner"][i] = start, outer, inner
-    constant(table, lambda: launch("addresses", each(count), table, matrices, axes[1], count))
+    run_once(lambda: launch("addresses", blocks_for(count), table, matrices, axes[1], count))
     tables.update(zip(new, table, strict=False))
     return [tables[key] for key in keys]

@@ -1,15 +1,15 @@
 """A training step as one CUDA graph: recorded once, then replayed by a single call.
 
-A tiny model computes for microseconds where Python takes milliseconds to ask for it: hundreds of launches, each with
-its own checks. ``capture`` has the GPU record what a step launches; from then on a step is one launch of that record.
+A tiny model computes for microseconds, but Python takes milliseconds to launch its hundreds of kernels. ``capture``
+has the GPU record what a step launches; from then on a step is one launch of that record.
 
-What a record fixes, and how it stays correct all the same:
+A record fixes three things, and stays correct all the same:
 
-- The addresses of all arrays. The step works in a pool of memory that nothing else uses, reads its inputs from places
-  of its own, and leaves its results in the same place each time.
-- All numbers that were passed by value. What changes from step to step (the learning rate, the key of a dropout mask)
-  is asked for by ``changing``, lies in device memory, and is written there before each replay.
-- All decisions. Python is not run again: no ``if`` on a loss, no ``float(...)``, no ``print`` of a number.
+- The addresses of all arrays. The step works in a memory pool of its own, reads its inputs from fixed places, and
+  leaves its results in the same place each time.
+- All numbers passed by value. What changes from step to step (the learning rate, the key of a dropout mask) goes
+  through ``host_values``, lies in device memory, and is written there before each replay.
+- All decisions. Python does not run again: no ``if`` on a loss, no ``float(...)``, no ``print`` of a number.
 """
 
 import collections
@@ -23,67 +23,65 @@ import numpy as np
 from ...errors import InputError
 
 _recording = None  # the Recording of the step that is being captured
-_notes, _noted = None, None  # what `changing` writes down, and what it reads
-ROOM = 1 << 16  # bytes for numbers that change
+_remembered, _returned = None, None  # a list that `host_values` appends to, and an iterator that it returns from
+HOST_VALUES_BYTES = 1 << 16  # room for them in a captured step
 
 
-def changing(compute, count, dtype):
-    """A device array with the ``count`` numbers that ``compute()`` returns; a captured step asks anew at each replay.
+def host_values(compute, count, dtype):
+    """Return a device array with the ``count`` numbers that ``compute()`` returns; each replay calls it again.
 
-    ``compute`` runs on the host, once for each step and in the order of the calls, captured or not. So a captured run
-    draws the same random numbers as an eager one.
+    ``compute`` runs on the host once per step and in the order of the calls, captured or not, so a captured run draws
+    the same random numbers as an eager one.
     """
-    if _noted is not None:
-        return next(_noted)
+    if _returned is not None:
+        return next(_returned)
     if _recording is not None:
         numbers = _recording.slot(compute, count, dtype)
     else:
         numbers = cupy.asarray(np.array(compute(), dtype, ndmin=1))
-    if _notes is not None:
-        _notes.append(numbers)
+    if _remembered is not None:
+        _remembered.append(numbers)
     return numbers
 
 
-def constant(array, compute):
-    """``array``, filled by ``compute()``; a captured step fills it once, and not again at each replay.
+def run_once(fill):
+    """Call ``fill()``, which writes to arrays on the GPU; a captured step does so once, not at each replay.
 
-    It may say where arrays lie, for in a graph they stay there.
+    It may write addresses of other arrays, which do not move in a graph.
     """
     if _recording is None:
-        compute()
+        fill()
     else:
-        _recording.constants.append((array, compute))
-    return array
+        _recording.fills.append(fill)
 
 
 @contextlib.contextmanager
-def remembering(notes=None):
-    """Gives a list of what ``changing`` returns inside; with the list of an earlier block, it returns that again."""
-    global _notes, _noted
-    before = _notes, _noted
-    _notes, _noted = ([], None) if notes is None else (None, iter(notes))
+def remember_host_values(values=None):
+    """List what ``host_values`` returns inside, or let it return again what an earlier block listed in ``values``."""
+    global _remembered, _returned
+    before = _remembered, _returned
+    _remembered, _returned = ([], None) if values is None else (None, iter(values))
     try:
-        yield _notes
+        yield _remembered
     finally:
-        _notes, _noted = before
+        _remembered, _returned = before
 
 
 def capture(step, warmup=2):
-    """``step`` itself, faster: a function with the same arguments and results that replays a CUDA graph.
+    """Return a function with the arguments and results of ``step`` that replays it as a CUDA graph.
 
-    ``step`` takes arrays and returns an array, or a tuple of them, on the GPU. The arrays it is called with may be
-    NumPy's or CuPy's. The first ``warmup`` calls with arrays of a shape run as they are (what is loaded and
-    compiled at first use must not be recorded), the next one records, and those after it replay. Arrays of another
-    shape get their own graph. Results are overwritten by the next call: copy what you keep.
+    ``step`` takes NumPy or CuPy arrays and returns an array, or a tuple of them, on the GPU. For each shape of the
+    arguments, the first ``warmup`` calls run as they are (what is loaded and compiled at first use must not be
+    recorded), the next one records, and later ones replay. The next call overwrites the results: copy what you keep.
 
-    Parameters must be updated in place, and must stay the arrays they are. Raises InputError where the step does
-    something that cannot be recorded, such as a look at a number on the host.
+    Parameters must be updated in place and remain the same arrays. Raises InputError if the step does something that
+    cannot be recorded, such as reading a number on the host.
     """
     return Captured(step, warmup)
 
 
 class Captured:
-    """What ``capture`` returns. ``graphs`` holds a Recording for each kind of input; ``pool`` is their memory."""
+    """Result of ``capture``: ``graphs`` has a Recording for each kind of input, ``pool`` their memory."""
 
     def __init__(self, step, warmup):
         if warmup < 1:
@@ -114,13 +112,13 @@ class Captured:
 
 
 class Recording:
-    """One graph, the places of its inputs and of the numbers that change, and its results."""
+    """One graph, with the places of its inputs, of its host values and of its results."""
 
     def __init__(self, step, inputs, stream):
         global _recording
-        self.stream, self.slots, self.used, self.constants = stream, [], 0, []
+        self.stream, self.slots, self.used, self.fills = stream, [], 0, []
         self.inputs = [cupy.empty(x.shape, x.dtype) for x in inputs]
-        self.numbers = cupy.empty(ROOM, np.uint8)
+        self.numbers = cupy.empty(HOST_VALUES_BYTES, np.uint8)
         self.uploads = [None] * len(inputs)
         _recording = self
         gc.collect()
@@ -130,7 +128,7 @@ class Recording:
             try:
                 self.results = step(*self.inputs)
             except Exception:
-                with contextlib.suppress(Exception):  # the stream must leave capture; what it says of it is no news
+                with contextlib.suppress(Exception):  # the stream must leave capture; its own error adds nothing
                     stream.end_capture()
                 raise
             self.graph = stream.end_capture()
@@ -138,27 +136,25 @@ class Recording:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(
-                f"this step cannot be captured ({reason}); run it without a graph, by --no-graph"
-            ) from error
+            raise InputError(f"this step cannot be captured ({reason}); run it without a graph (--no-graph)") from error
         finally:
             gc.enable()
             _recording = None
-        for _, compute in self.constants:
-            compute()
+        for fill in self.fills:
+            fill()
         self.upload = Upload(self.numbers[: self.used]) if self.slots else None
 
     def slot(self, compute, count, dtype):
-        """Room for ``count`` numbers, aligned to 16 bytes."""
+        """Reserve room for ``count`` numbers, aligned to 16 bytes."""
         start, size = self.used, count * np.dtype(dtype).itemsize
         self.used = -(-(start + size) // 16) * 16
-        if self.used > ROOM:
-            raise RuntimeError(f"a captured step has room for {ROOM} bytes of changing numbers")
+        if self.used > HOST_VALUES_BYTES:
+            raise RuntimeError(f"a captured step has room for {HOST_VALUES_BYTES} bytes of host values")
         self.slots.append((compute, dtype, slice(start, start + size)))
         return self.numbers[start : start + size].view(dtype)
 
     def replay(self, inputs):
-        """Bring in the inputs and the numbers of this step, and run the graph; returns without waiting for it."""
+        """Copy in the inputs and host values of this step and launch the graph; returns without waiting for it."""
         for i, (place, x) in enumerate(zip(self.inputs, inputs, strict=True)):
             if isinstance(x, np.ndarray):
                 self.uploads[i] = self.uploads[i] or Upload(place)
@@ -175,9 +171,9 @@ class Recording:
 
 
 class Upload:
-    """Copies host arrays to one place on the GPU without waiting, through two buffers that the GPU can read itself.
+    """Copying of host arrays to one place on the GPU without waiting, through two pinned buffers.
 
-    While one is being read, the other is filled; only who is two steps ahead has to wait.
+    While one is being read, the other is filled; only a caller two steps ahead has to wait.
     """
 
     def __init__(self, place):

@@ -1,14 +1,14 @@
 // The kernels of minitl. Each has its formula above it, and a NumPy function of the same name and arguments in
-// reference.py that says the same.
+// tests/cuda_reference.py that computes the same.
 //
-// The file is compiled twice: with -Dreal=float and with -Dreal=double. Arrays are row-major without gaps; results come
-// first, then what is read, then sizes and options. A pointer that may be null says so.
+// The file is compiled twice: with -Dreal=float and with -Dreal=double. Arrays are contiguous and row-major; results
+// come first, then inputs, then sizes and options. Pointers that may be null are marked as such.
 //
-// Two ways to share work occur. Where each number stands alone, a thread makes one number. Where a whole row is needed
-// (a mean, a maximum), a warp makes one row: 32 threads that run in step and add up over each other's registers, so
-// neighbours read neighbouring numbers and nothing has to wait for other warps. Sums over rows go down the columns, in
-// a fixed order: no number is added atomically, so the same input gives the same bits. What is counted atomically is
-// blocks, so that the last one to end knows that it is the last, and adds up what all of them have left.
+// Work is shared in two ways. Where each number stands alone, a thread computes one number. Where a whole row is needed
+// (a mean, a maximum), a warp computes one row: 32 threads that run in step and add up across their registers, so
+// neighbours read neighbouring numbers and nothing has to wait for other warps. Sums over rows go down the columns in a
+// fixed order: no number is added atomically, so the same input gives the same bits. Only blocks are counted atomically,
+// so that the last one to finish knows that it is the last, and adds up the results of all.
 
 #define KERNEL extern "C" __global__ void
 #ifndef INFINITY // the run-time compiler has no math.h
@@ -81,13 +81,13 @@ __device__ real sum_of_column(real x) {
     return sum;
 }
 
-// Whether this block is the last of its strip (those with its blockIdx.x) to come here; it sees what all wrote
-// tickets holds a count for each strip, which is 0 before and after a kernel: atomicInc goes from gridDim.y - 1 to 0
+// True for the last block of a strip (those with its blockIdx.x) to arrive here; it sees what all have written
+// tickets has a counter for each strip, 0 before and after a kernel: atomicInc goes from gridDim.y - 1 to 0
 __device__ bool last_of_strip(unsigned* tickets) {
     __shared__ bool last;
     __syncthreads(); // until all threads of this block have written
     if (threadIdx.x == 0) {
-        __threadfence(); // what was written is there for other blocks before the ticket is taken,
+        __threadfence(); // other blocks see what was written before the ticket is taken,
         last = atomicInc(tickets + blockIdx.x, gridDim.y - 1) == gridDim.y - 1;
         __threadfence(); // and nothing is read before it
     }
@@ -95,8 +95,8 @@ __device__ bool last_of_strip(unsigned* tickets) {
     return last;
 }
 
-// The sum of parts[k, c] over the chunks k, in their order whichever block is last; 0 for a column that is not `inside`
-// Read past the cache of this processor, which others do not write to
+// The sum of parts[k, c] over the chunks k, in order whichever block is last; 0 for a column that is not `inside`
+// Reads bypass the cache of this processor, which does not see the writes of others
 __device__ real sum_of_parts(const real* parts, int width, int c, bool inside) {
     real sum = 0;
     for (int k = WARP; k < gridDim.y && inside; k += 8) sum += __ldcg(parts + k * width + c);
@@ -124,7 +124,7 @@ KERNEL column_sums(real* sums, real* parts, unsigned* tickets, const real* x, co
 }
 
 // dweight[c] = sum of dy n,  dbias[c] = sum of dy    over the rows; both side by side in sums (2C), parts (chunks, 2C)
-// n = (x - mean) inv_std, which belong to rows (layer norm), or to columns (batch norm) if by_column
+// n = (x - mean) inv_std, one per row (layer norm), or one per column (batch norm) if by_column
 KERNEL norm_columns(real* sums, real* parts, unsigned* tickets, const real* dy, const real* x, const real* mean,
                     const real* inv_std, int rows, int C, int chunk, int by_column) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
@@ -144,7 +144,7 @@ KERNEL norm_columns(real* sums, real* parts, unsigned* tickets, const real* dy, 
     if (WARP == 0 && inside) sums[c] = dweight, sums[C + c] = dbias;
 }
 
-// --- batch norm: mean and inv_std belong to the columns of x (rows, C) ---
+// --- batch norm: one mean and inv_std for each column of x (rows, C) ---
 
 // inv_std = 1 / sqrt(v / rows + eps),  v = sum of (x - mean)^2    over the rows of x
 // running_mean <- (1 - momentum) running_mean + momentum mean, and so running_var with v / (rows - 1)
@@ -266,7 +266,7 @@ KERNEL vector_attention_dx(real* dq, real* dk, real* dv, const real* dy, const r
     dq[i] = dy[i] * to_q, dk[i] = to_k, dv[i] = to_v;
 }
 
-// --- bias, and what is dropped ---
+// --- bias and dropout ---
 
 // y_i = m_(i / group) (x_i + b_(i mod C))    a bias, or drop path with one m for each sample; y may be x
 // b (C) or null, m (n / group) or null
@@ -292,7 +292,8 @@ __device__ void philox(u64 counter, u64 key, u64 word[4]) {
 }
 
 // y_i = m_i x_i,  m_i = 0 where the i-th float of Generator(Philox(key)) is below p, and `scale` elsewhere
-// x (n) may be null, which counts as ones. A thread makes the 8 numbers that one counter has bits for; NumPy counts from 1
+// x (n) may be null, which counts as ones. A thread computes the 8 numbers that one counter has bits for; NumPy counts
+// from 1
 KERNEL dropout(real* y, const real* x, const u64* key, real p, real scale, int n) {
     int thread = THREAD, first = 8 * thread;
     if (first >= n) return;
@@ -314,7 +315,7 @@ __device__ real target(const long long* labels, const real* soft, int row, int k
 }
 
 // loss_b = sum_k t_bk (lse_b - x_bk) / B,  lse_b = ln sum_k exp(x_bk)    x (B, K); one of labels (B), soft (B, K) is null
-// 0 times infinity counts as 0. A label outside 0 to K-1 gives NaN: looking at it on the host would stop the GPU
+// 0 times infinity counts as 0. A label outside 0 to K-1 gives NaN: checking it on the host would stall the GPU
 KERNEL cross_entropy(real* loss, real* lse, const real* x, const long long* labels, const real* soft, int B, int K,
                      real keep, real spread) {
     int row = ROW;
@@ -364,8 +365,8 @@ __device__ real sum_of_block(real x) {
     return x;
 }
 
-// sum = sum of x^2,  parts[k] = the same over the k-th, (k + blocks)-th and so on run of 256
-// x (n), parts (blocks), as many blocks as threads at most, all of one strip
+// sum = sum of x^2,  parts[k] = the same over runs k, k + blocks, k + 2 blocks, ... of 256 numbers
+// x (n), parts (blocks), at most as many blocks as threads, all in one strip
 KERNEL squares(real* sum, real* parts, unsigned* tickets, const real* x, int n) {
     real part = 0;
     for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < n; i += gridDim.y * blockDim.x) part += x[i] * x[i];
@@ -376,8 +377,8 @@ KERNEL squares(real* sum, real* parts, unsigned* tickets, const real* x, int n) 
     if (threadIdx.x == 0) sum[0] = part;
 }
 
-// grad[start + i] = source[i] for i < size, or 0 where there is no source
-// table (count, 3) holds for each parameter where its source lies (or 0), and start and size
+// grad[start + i] = source[i] for i < size, or 0 without a source
+// table (count, 3): for each parameter the address of its source (or 0), start and size
 KERNEL gather(real* grad, const u64* table, int count) {
     const u64* row = table + 3 * blockIdx.y;
     const real* source = (const real*)row[0];
@@ -388,7 +389,7 @@ KERNEL gather(real* grad, const u64* table, int count) {
 // w = (1 - lr decay) w for the first `decayed` numbers;  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
 // w = w - lr (m / fix1) / (sqrt(v) / fix2 + eps),  fix1 = 1 - beta1^t,  fix2 = sqrt(1 - beta2^t)
 // average = ema average + (1 - ema) w    (average may be null)
-// now = (lr, fix1, fix2) lies in device memory, for it changes from step to step. Nothing moves if norm is not finite
+// now = (lr, fix1, fix2) lies in device memory, as it changes from step to step. Nothing moves if norm is not finite
 KERNEL adamw(real* w, real* m, real* v, real* average, const real* grad, const real* norm2, const real* now, int n,
              int decayed, real max_norm, real decay, real beta1, real rest1, real beta2, real rest2, real eps,
              real ema, real rest) {
@@ -404,7 +405,7 @@ KERNEL adamw(real* w, real* m, real* v, real* average, const real* grad, const r
     if (average) average[i] = ema * average[i] + rest * weight;
 }
 
-// --- convolution: windows as rows of a matrix, and back; pooling. All gather, so no two threads write to one place ---
+// --- convolution: windows as rows of a matrix, and back; pooling. All gather: no two threads write to one place ---
 
 // columns[g, (b, i, j), (u, v, c)] = x[b, i sh + u - ph, j sw + v - pw, g Cg + c], or 0 outside    x (B, H, W, G Cg)
 KERNEL im2col(real* columns, const real* x, int n, int B, int H, int W, int G, int Cg, int Ho, int Wo, int kh, int kw,
@@ -499,7 +500,7 @@ KERNEL to_bf16(unsigned short* y, const float* x, int n) {
     y[i] = (nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-// Where the matrices of up to 5 arrays lie that have two axes of matrices, an outer and an inner one; steps in bytes
+// Addresses of the matrices of up to 5 arrays with two axes of matrices, an outer and an inner one; steps in bytes
 struct Matrices { u64 start[5], outer[5], inner[5]; };
 
 // at[k, i] = start_k + (i / inner) outer_k + (i mod inner) inner_k    where the i-th matrix of array k begins

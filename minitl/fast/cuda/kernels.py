@@ -1,7 +1,7 @@
-"""Compiles ``kernels.cu`` for the GPU at hand, at the first launch, and launches its kernels.
+"""Compilation of ``kernels.cu`` for the present GPU, at the first launch, and the launch of its kernels.
 
-NVRTC, NVIDIA's run-time compiler, makes the machine code, and CuPy keeps it on disk: the first run of a machine waits
-for it, later ones do not. ``launch`` is the only place that knows how arguments are passed. One GPU is used.
+NVRTC, NVIDIA's run-time compiler, makes the machine code, and CuPy caches it on disk, so only the first run on a
+machine waits for it. ``launch`` alone knows how arguments are passed. One GPU is used.
 """
 
 import functools
@@ -11,13 +11,13 @@ import cupy
 import numpy as np
 
 SOURCE = Path(__file__).with_name("kernels.cu").read_text()
-THREADS = 256  # of a block: 8 warps
-STRIPS = 4096  # strips of 32 columns that can be counted; more than that keep a GPU busy without chunks of rows
+THREADS_PER_BLOCK = 256  # 8 warps
+MAX_STRIPS = 4096  # strips of 32 columns that have a counter; with more, a GPU is busy without chunks of rows
 
 
 @functools.cache
-def function(name, real):
-    """The kernel ``name`` for ``real`` numbers, "float" or "double", ready to be launched."""
+def _kernel(name, real):
+    """Return the compiled kernel ``name`` for ``real`` numbers, "float" or "double"."""
     return _module(real).get_function(name)
 
 
@@ -27,72 +27,73 @@ def _module(real):
 
 
 def launch(name, blocks, *args):
-    """Start a kernel on ``blocks`` (a number or a pair) of 256 threads; it runs after what was started before.
+    """Launch a kernel on ``blocks`` (a number or a pair) of 256 threads, after all earlier launches.
 
-    Arrays are passed as pointers and must be without gaps, None as the null pointer, integers as ``int`` and floats as
-    ``real``, which is ``double`` if one of the arrays is float64. NumPy numbers, and structures in arrays of one, are
-    passed as they are.
+    Arrays are passed as pointers and must be contiguous, None as the null pointer, integers as ``int`` and floats as
+    ``real``, which is ``double`` if an array is float64. NumPy numbers and structures are passed as they are.
     """
     arrays = [a for a in args if isinstance(a, cupy.ndarray)]
     for a in arrays:
         if not a.flags.c_contiguous or a.size >= 2**31:
-            raise ValueError(f"{name} needs arrays without gaps of less than 2³¹ numbers, got {a.shape} {a.strides}")
+            raise ValueError(f"{name} needs contiguous arrays of fewer than 2³¹ numbers, got {a.shape} {a.strides}")
     double = any(a.dtype == np.float64 for a in arrays)
     kinds = {type(None): lambda _: np.uint64(0), int: np.int32, bool: np.int32}
     kinds[float] = np.float64 if double else np.float32
     grid = blocks if isinstance(blocks, tuple) else (blocks,)
-    kernel = function(name, "double" if double else "float")
-    kernel(grid, (THREADS,), tuple(kinds[type(a)](a) if type(a) in kinds else a for a in args))
+    kernel = _kernel(name, "double" if double else "float")
+    kernel(grid, (THREADS_PER_BLOCK,), tuple(kinds[type(a)](a) if type(a) in kinds else a for a in args))
 
 
-def each(n):
-    """Blocks for ``n`` threads."""
-    return -(-n // THREADS)
+def blocks_for(n):
+    """Number of blocks with ``n`` threads in all."""
+    return -(-n // THREADS_PER_BLOCK)
 
 
-def rows(n):
-    """Blocks for ``n`` rows of a warp each."""
-    return each(32 * n)
+def blocks_for_rows(n):
+    """Number of blocks with a warp for each of ``n`` rows."""
+    return blocks_for(32 * n)
 
 
-def dense(x):
-    """``x`` itself, or a copy without gaps."""
+def contiguous(x):
+    """Return ``x`` itself, or a contiguous copy."""
     return cupy.ascontiguousarray(x)
 
 
 @functools.cache
 def _counts(stream):
-    """A count for each strip of columns, for kernels on the stream at this address: they find 0 and leave 0.
+    """A counter for each strip of columns, for kernels on the stream at this address, which find and leave it at 0.
 
-    Kernels of two streams may run at the same time. The memory is of no pool, for the pool of a graph goes with the
-    graph; and it is 0 at once, not when the stream comes to it, for a stream that is being captured only takes notes.
+    Each stream has its own, since kernels of two streams may run at the same time. The memory comes from no pool, as
+    the pool of a graph is freed with the graph, and is set to 0 at once, as a stream being captured only records.
     """
-    memory = cupy.cuda.Memory(4 * STRIPS)
-    cupy.cuda.runtime.memset(memory.ptr, 0, 4 * STRIPS)
+    memory = cupy.cuda.Memory(4 * MAX_STRIPS)
+    cupy.cuda.runtime.memset(memory.ptr, 0, 4 * MAX_STRIPS)
     cupy.cuda.runtime.streamSynchronize(0)
     return memory
 
 
 def tickets():
-    """Where the counts of the stream in use lie, for a kernel whose last block adds up what all have left."""
+    """Address of the current stream's counters, for a kernel whose last block adds up the results of all blocks."""
     return np.uint64(_counts(cupy.cuda.get_current_stream().ptr).ptr)
 
 
 def column_sums(x, mean=None):
     """(rows, C) -> (C): sums of x, or of (x - mean)² for a ``mean`` (C)."""
-    return _down("column_sums", cupy.empty(x.shape[1], x.dtype), (x, mean), x.shape)
+    return _reduce_columns("column_sums", cupy.empty(x.shape[1], x.dtype), (x, mean), x.shape)
 
 
 def norm_columns(dy, x, mean, inv_std, by_column=False):
     """(2C): the sums of dy n and of dy down the columns of (rows, C), where n = (x - mean) inv_std."""
-    return _down("norm_columns", cupy.empty(2 * x.shape[1], x.dtype), (dy, x, mean, inv_std), x.shape, by_column)
+    return _reduce_columns(
+        "norm_columns", cupy.empty(2 * x.shape[1], x.dtype), (dy, x, mean, inv_std), x.shape, by_column
+    )
 
 
-def _down(name, sums, arrays, shape, *options):
-    """One launch: chunks of many rows are added up at the same time, so that all of the GPU has work."""
+def _reduce_columns(name, sums, arrays, shape, *options):
+    """Launch one kernel that adds up chunks of rows at the same time, so that the whole GPU has work."""
     count, C = shape
     strips = -(-C // 32)
-    chunk = count if count <= 256 or strips > STRIPS else max(64, -(-count // 128))
+    chunk = count if count <= 256 or strips > MAX_STRIPS else max(64, -(-count // 128))
     chunks = -(-count // chunk)
     parts = cupy.empty((chunks, sums.size), sums.dtype) if chunks > 1 else None
     launch(name, (strips, chunks), sums, parts, tickets(), *arrays, count, C, chunk, *options)

@@ -1,6 +1,6 @@
-"""The ops on the GPU: the same functions as in ``minitl.ops``, which stay the specification, made of fewer launches.
+"""The ops on the GPU: the functions of ``minitl.ops``, which remain the specification, in fewer launches.
 
-Each runs where its arrays fit what the kernels can do. Elsewhere, and for wrong input, the generic op does it.
+Each runs if its arrays suit the kernels. Otherwise, and for wrong input, the plain form runs.
 """
 
 import itertools
@@ -12,13 +12,13 @@ import numpy as np
 from ...autograd import OVERRIDES, PLAIN, Tensor, no_grad
 from ...backend import FLOATS, default_rng
 from ...ops.conv import pair
-from .gemm import locate, operand, product
-from .graph import changing, remembering
-from .kernels import column_sums, dense, each, launch, norm_columns, rows
+from .gemm import matrix_addresses, product, to_precision
+from .graph import host_values, remember_host_values
+from .kernels import blocks_for, blocks_for_rows, column_sums, contiguous, launch, norm_columns
 
 
 def override(fits):
-    """Let the function below be the CUDA version of the op of its name, where ``fits(*arrays, **options)`` holds."""
+    """Decorate the CUDA form of the op of the same name; it is used if ``fits(*arrays, **options)``."""
 
     def register(fn):
         name = fn.__name__
@@ -40,26 +40,26 @@ def override(fits):
 
 
 def _one_row(x, y):
-    """Whether y is added to each row of x: its shape, without ones in front, is the end of x's."""
+    """True if y is added to each row of x: its shape, without leading ones, is the end of x's."""
     tail = tuple(itertools.dropwhile(lambda n: n == 1, y.shape))
     return tail and y.size < x.size and y.ndim <= x.ndim and tail == x.shape[-len(tail) :]
 
 
 @override(_one_row)
 def add(x, y):
-    """x + y where y is one row: dy is a sum down the columns."""
+    """x + y with a single row y: dy is a sum down the columns."""
     size, shape = y.size, y.shape
-    return x + y, lambda dz: (dz, column_sums(dense(dz).reshape(-1, size)).reshape(shape))
+    return x + y, lambda dz: (dz, column_sums(contiguous(dz).reshape(-1, size)).reshape(shape))
 
 
 @override(lambda x: True)
 def relu(x):
     """y = max(x, 0): one launch in each direction."""
-    y = cupy.maximum(dense(x), 0)
+    y = cupy.maximum(contiguous(x), 0)
 
     def backward(dy):
         dx = cupy.empty_like(y)
-        launch("relu_dx", each(y.size), dx, dense(dy), y, y.size)
+        launch("relu_dx", blocks_for(y.size), dx, contiguous(dy), y, y.size)
         return dx
 
     return y, backward
@@ -67,14 +67,14 @@ def relu(x):
 
 @override(lambda x, approximate="tanh": approximate in ("tanh", "none"))
 def gelu(x, *, approximate="tanh"):
-    """y = x Φ(x): the backward pass computes Φ anew, so only x is kept."""
-    x, exact = dense(x), approximate == "none"
+    """y = x Φ(x); backward computes Φ again, so only x is kept."""
+    x, exact = contiguous(x), approximate == "none"
     y = cupy.empty_like(x)
-    launch("gelu", each(x.size), y, x, x.size, exact)
+    launch("gelu", blocks_for(x.size), y, x, x.size, exact)
 
     def backward(dy):
         dx = cupy.empty_like(x)
-        launch("gelu_dx", each(x.size), dx, dense(dy), x, x.size, exact)
+        launch("gelu_dx", blocks_for(x.size), dx, contiguous(dy), x, x.size, exact)
         return dx
 
     return y, backward
@@ -82,23 +82,23 @@ def gelu(x, *, approximate="tanh"):
 
 # --- matrix products ---
 
-# A bias could be added together with the GELU, or with the residual and drop path, that follow it: 19 of the 285
-# launches of vit-tiny-tl's graph, 49 of the 521 of cifar-r1's. But an op sees its arrays, and not which op comes next.
+# A bias could be added in the launch of the GELU, or of the residual and drop path, that follows: that would save 19 of
+# the 285 launches of vit-tiny-tl's graph, 49 of the 521 of cifar-r1's. But an op sees its arrays, not the next op.
 
 
 @override(lambda x, W, b=None: W.ndim == 2 and x.shape[-1:] == W.shape[:1] and (b is None or b.shape == W.shape[1:]))
 def linear(x, W, b=None):
     """y = x W + b: one product, and b added in place."""
     shape, (inputs, outputs) = x.shape, W.shape
-    x, W = operand(x.reshape(-1, inputs)), operand(W)
+    x, W = to_precision(x.reshape(-1, inputs)), to_precision(W)
     y = product(x, W)
     if b is not None:
-        launch("bias_drop_path", each(y.size), y, y, b, None, y.size, outputs, 1)
+        launch("bias_drop_path", blocks_for(y.size), y, y, b, None, y.size, outputs, 1)
 
     def backward(dy):
         dy = dy.reshape(-1, outputs)
-        db = None if b is None else column_sums(dense(dy))
-        dy = operand(dy)
+        db = None if b is None else column_sums(contiguous(dy))
+        dy = to_precision(dy)
         return lambda: product(dy, W.T).reshape(shape), product(x.T, dy), db
 
     return y.reshape(*shape[:-1], outputs), backward
@@ -107,10 +107,10 @@ def linear(x, W, b=None):
 @override(lambda x, y: x.ndim > 1 and y.ndim > 1 and x.shape[-1] == y.shape[-2])
 def matmul(x, y):
     """z = x y"""
-    x, y = operand(x), operand(y)
+    x, y = to_precision(x), to_precision(y)
 
     def backward(dz):
-        dz = operand(dz)
+        dz = to_precision(dz)
         return product(dz, y.swapaxes(-1, -2)), product(x.swapaxes(-1, -2), dz)
 
     return product(x, y), backward
@@ -118,12 +118,12 @@ def matmul(x, y):
 
 @override(lambda A, x, mean=False: A.ndim == x.ndim == 3 and len(A) in (1, len(x)) and A.shape[2] == x.shape[1])
 def token_pool(A, x, *, mean=False):
-    """Z = κ A x: a batch of products with the factor κ; transposes are flags."""
+    """Z = κ A x as a batch of products with the factor κ; transposes are flags."""
     k = 1 / x.shape[1] if mean else 1.0
-    A, x = operand(A), operand(x)
+    A, x = to_precision(A), to_precision(x)
 
     def backward(dZ):
-        dZ = operand(dZ)
+        dZ = to_precision(dZ)
         return product(dZ, x.swapaxes(1, 2), alpha=k), product(A.swapaxes(1, 2), dZ, alpha=k)
 
     return product(A, x, alpha=k), backward
@@ -135,13 +135,13 @@ def token_pool(A, x, *, mean=False):
 @override(lambda x, axis=-1: axis in (-1, x.ndim - 1))
 def softmax(x, *, axis=-1):
     """A warp for each row."""
-    x = dense(x)
+    x = contiguous(x)
     y, sizes = cupy.empty_like(x), (x.size // x.shape[-1], x.shape[-1])
-    launch("softmax", rows(sizes[0]), y, x, *sizes)
+    launch("softmax", blocks_for_rows(sizes[0]), y, x, *sizes)
 
     def backward(dy):
         dx = cupy.empty_like(y)
-        launch("softmax_dx", rows(sizes[0]), dx, dense(dy), y, *sizes)
+        launch("softmax_dx", blocks_for_rows(sizes[0]), dx, contiguous(dy), y, *sizes)
         return dx
 
     return y, backward
@@ -149,16 +149,16 @@ def softmax(x, *, axis=-1):
 
 @override(lambda x, weight, bias, eps=1e-6: weight.shape == bias.shape == x.shape[-1:])
 def layer_norm(x, weight, bias, *, eps=1e-6):
-    """A warp for each row. Kept are x, which something else holds anyway, and two numbers for each row."""
-    x, weight = dense(x), dense(weight)
+    """A warp for each row. Kept are x, which is held elsewhere anyway, and two numbers for each row."""
+    x, weight = contiguous(x), contiguous(weight)
     C = x.shape[-1]
     count = x.size // C
     y, mean, inv_std = cupy.empty_like(x), cupy.empty(count, x.dtype), cupy.empty(count, x.dtype)
-    launch("layer_norm", rows(count), y, mean, inv_std, x, weight, dense(bias), count, C, float(eps))
+    launch("layer_norm", blocks_for_rows(count), y, mean, inv_std, x, weight, contiguous(bias), count, C, float(eps))
 
     def backward(dy):
-        dx, dy = cupy.empty_like(x), dense(dy)
-        launch("layer_norm_dx", rows(count), dx, dy, x, weight, mean, inv_std, count, C)
+        dx, dy = cupy.empty_like(x), contiguous(dy)
+        launch("layer_norm_dx", blocks_for_rows(count), dx, dy, x, weight, mean, inv_std, count, C)
         sums = norm_columns(dy.reshape(count, C), x.reshape(count, C), mean, inv_std)
         return dx, sums[:C], sums[C:]
 
@@ -174,19 +174,19 @@ def _batch_fits(x, weight, bias, running_mean, running_var, training=True, momen
 @override(_batch_fits)
 def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, momentum=0.1, eps=1e-5):
     """Sums down the columns, then a thread for each number. Kept are x and two numbers for each channel."""
-    x, weight, C = dense(x), dense(weight), x.shape[-1]
+    x, weight, C = contiguous(x), contiguous(weight), x.shape[-1]
     table = x.reshape(-1, C)
     count, y, inv_std = len(table), cupy.empty_like(x), cupy.empty(C, x.dtype)
     mean = column_sums(table)
     mean /= count
     state, squares = (inv_std, running_mean, running_var), column_sums(table, mean)
-    launch("batch_statistics", each(C), *state, mean, squares, count, C, float(momentum), float(eps))
-    launch("batch_norm", each(x.size), y, x, mean, inv_std, weight, dense(bias), count, C)
+    launch("batch_statistics", blocks_for(C), *state, mean, squares, count, C, float(momentum), float(eps))
+    launch("batch_norm", blocks_for(x.size), y, x, mean, inv_std, weight, contiguous(bias), count, C)
 
     def backward(dy):
-        dx, dy = cupy.empty_like(x), dense(dy)
+        dx, dy = cupy.empty_like(x), contiguous(dy)
         sums = norm_columns(dy.reshape(-1, C), table, mean, inv_std, by_column=True)
-        launch("batch_norm_dx", each(x.size), dx, dy, x, mean, inv_std, weight, sums, count, C)
+        launch("batch_norm_dx", blocks_for(x.size), dx, dy, x, mean, inv_std, weight, sums, count, C)
         return dx, sums[:C], sums[C:]
 
     return y, backward
@@ -198,35 +198,37 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
     )
 )
 def attention(qkv, *, num_heads, dropout=0.0, rng=None):
-    """y = A v per head. Heads are read from qkv, and written to y and dqkv, where they lie: nothing is rearranged.
+    """y = A v per head. Heads are read from qkv and written to y and dqkv in place: nothing is rearranged.
 
-    The scale 1/√d is the factor of a product wherever it occurs, which costs nothing.
+    The scale 1/√d is always the factor of a product, which costs nothing.
     """
     (B, N, C), dtype = qkv.shape, qkv.dtype
     C //= 3
     d, rows_of_A = C // num_heads, B * num_heads * N
     scale, batch, tables = 1 / math.sqrt(d), (B, num_heads), {}
-    q, k, v = operand(dense(qkv)).reshape(B, N, 3, num_heads, d).transpose(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+    q, k, v = (
+        to_precision(contiguous(qkv)).reshape(B, N, 3, num_heads, d).transpose(2, 0, 3, 1, 4)
+    )  # each (B, heads, N, d)
     A, y = cupy.empty((*batch, N, N), dtype), cupy.empty((B, N, num_heads, d), dtype)
     heads = y.swapaxes(1, 2)
-    locate(tables, batch, q, k, v, A, heads)
+    matrix_addresses(tables, batch, q, k, v, A, heads)
     product(q, k.swapaxes(2, 3), A, scale, tables)
-    launch("softmax", rows(rows_of_A), A, A, rows_of_A, N)
+    launch("softmax", blocks_for_rows(rows_of_A), A, A, rows_of_A, N)
     mask = Mask(dropout, rng, dtype) if dropout else None
-    kept = operand(mask(A) if mask else A)
+    kept = to_precision(mask(A) if mask else A)
     product(kept, v, heads, tables=tables)
 
     def backward(dy):
-        dy = operand(dense(dy)).reshape(B, N, num_heads, d).swapaxes(1, 2)
+        dy = to_precision(contiguous(dy)).reshape(B, N, num_heads, d).swapaxes(1, 2)
         dqkv, dS = cupy.empty((B, N, 3, num_heads, d), dtype), cupy.empty(A.shape, dtype)
         dq, dk, dv = dqkv.transpose(2, 0, 3, 1, 4)
-        locate(tables, batch, dy, dq, dk, dv, dS)
+        matrix_addresses(tables, batch, dy, dq, dk, dv, dS)
         product(kept.swapaxes(2, 3), dy, dv, tables=tables)
         product(dy, v.swapaxes(2, 3), dS, tables=tables)  # dA
         if mask:
             mask(dS, out=dS)
-        launch("softmax_dx", rows(rows_of_A), dS, dS, A, rows_of_A, N)
-        dS = operand(dS)
+        launch("softmax_dx", blocks_for_rows(rows_of_A), dS, dS, A, rows_of_A, N)
+        dS = to_precision(dS)
         product(dS, k, dq, scale, tables)
         product(dS.swapaxes(2, 3), q, dk, scale, tables)
         return dqkv.reshape(B, N, 3 * C)
@@ -236,38 +238,38 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
 
 @override(lambda q, k, v: q.ndim == 3 and q.shape == k.shape == v.shape)
 def vector_attention(q, k, v):
-    """A thread for each number of y. No weight is ever stored; from the sums of a row backward makes them again."""
-    q, k, v = dense(q), dense(k), dense(v)
+    """A thread for each number of y. No weight is stored; backward computes them again from the sums of each row."""
+    q, k, v = contiguous(q), contiguous(k), contiguous(v)
     y, lse, sizes = cupy.empty_like(q), cupy.empty_like(q), (q.size, *q.shape[1:])
-    launch("vector_attention", each(q.size), y, lse, q, k, v, *sizes)
+    launch("vector_attention", blocks_for(q.size), y, lse, q, k, v, *sizes)
 
     def backward(dy):
         grads = [cupy.empty_like(q) for _ in range(3)]
-        launch("vector_attention_dx", each(q.size), *grads, dense(dy), q, k, v, y, lse, *sizes)
+        launch("vector_attention_dx", blocks_for(q.size), *grads, contiguous(dy), q, k, v, y, lse, *sizes)
         return tuple(grads)
 
     return y, backward
 
 
-# --- what is dropped ---
+# --- dropout ---
 
 
 class Mask:
-    """Multiplies by a mask that is never stored: 0 with probability p, else 1/(1-p), all from one key of 64 bits."""
+    """A mask that is never stored: 0 with probability p, else 1/(1-p), drawn from one key of 64 bits."""
 
     def __init__(self, p, rng, dtype):
         self.p, self.scale = float(p), float(dtype.type(1) / dtype.type(1 - p))
-        self.key = changing(lambda: default_rng(rng).integers(2**64, dtype=np.uint64), 1, np.uint64)
+        self.key = host_values(lambda: default_rng(rng).integers(2**64, dtype=np.uint64), 1, np.uint64)
 
     def __call__(self, x, out=None):
         out = cupy.empty_like(x) if out is None else out
-        launch("dropout", each(-(-x.size // 8)), out, x, self.key, self.p, self.scale, x.size)
+        launch("dropout", blocks_for(-(-x.size // 8)), out, x, self.key, self.p, self.scale, x.size)
         return out
 
     def numbers(self, n, dtype):
-        """The first ``n`` of the mask."""
+        """Return the first ``n`` numbers of the mask."""
         m = cupy.empty(n, dtype)
-        launch("dropout", each(-(-n // 8)), m, None, self.key, self.p, self.scale, n)
+        launch("dropout", blocks_for(-(-n // 8)), m, None, self.key, self.p, self.scale, n)
         return m
 
 
@@ -275,7 +277,7 @@ class Mask:
 def dropout(x, *, p, rng=None):
     """y = m x, and dx = m dy with the mask drawn again."""
     mask = Mask(p, rng, x.dtype)
-    return mask(dense(x)), lambda dy: mask(dense(dy))
+    return mask(contiguous(x)), lambda dy: mask(contiguous(dy))
 
 
 @override(lambda x, p, rng=None: x.ndim > 0 and 0 < p < 1)
@@ -285,7 +287,7 @@ def drop_path(x, *, p, rng=None):
 
     def masked(x):
         y = cupy.empty(x.shape, x.dtype)
-        launch("bias_drop_path", each(x.size), y, dense(x), None, m, x.size, 1, group)
+        launch("bias_drop_path", blocks_for(x.size), y, contiguous(x), None, m, x.size, 1, group)
         return y
 
     return masked(x), masked
@@ -301,18 +303,18 @@ def _targets_fit(logits, targets, label_smoothing=0.0):
 
 @override(_targets_fit)
 def cross_entropy(logits, targets, *, label_smoothing=0.0):
-    """A warp for each sample. A class outside 0 … K-1 makes the loss NaN: raising would need a look at the GPU."""
-    x, (B, K) = dense(logits), logits.shape
+    """A warp for each sample. A class outside 0 … K-1 makes the loss NaN: raising would have to wait for the GPU."""
+    x, (B, K) = contiguous(logits), logits.shape
     labels = targets.astype(np.int64, copy=False) if targets.dtype.kind in "iu" else None
-    soft = dense(targets) if labels is None else None
-    labels = None if labels is None else dense(labels)
+    soft = contiguous(targets) if labels is None else None
+    labels = None if labels is None else contiguous(labels)
     options = B, K, float(1 - label_smoothing), label_smoothing / K
     losses, lse = cupy.empty((B, 1), x.dtype), cupy.empty(B, x.dtype)
-    launch("cross_entropy", rows(B), losses, lse, x, labels, soft, *options)
+    launch("cross_entropy", blocks_for_rows(B), losses, lse, x, labels, soft, *options)
 
     def backward(dL):
         dx, dsoft = cupy.empty_like(x), None if soft is None else cupy.empty_like(x)
-        launch("cross_entropy_dx", rows(B), dx, dsoft, dense(dL), x, lse, labels, soft, *options)
+        launch("cross_entropy_dx", blocks_for_rows(B), dx, dsoft, contiguous(dL), x, lse, labels, soft, *options)
         return dx, dsoft
 
     return column_sums(losses).reshape(()), backward
@@ -331,34 +333,34 @@ def _kernel_fits(x, W, b=None, stride=1, padding=0, groups=1):
 
 @override(_kernel_fits)
 def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
-    """Windows gathered into rows, then one product for each group; in backward they are gathered again."""
+    """Windows gathered into rows, then one product for each group; backward gathers them again."""
     (sh, sw), (ph, pw) = pair(stride, "stride", 1), pair(padding, "padding", 0)
-    x, (B, H, width, _), (kh, kw, Cg, out) = dense(x), x.shape, W.shape
+    x, (B, H, width, _), (kh, kw, Cg, out) = contiguous(x), x.shape, W.shape
     Ho, Wo = (H + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
     P, K, part = B * Ho * Wo, kh * kw * Cg, out // groups
     sizes = (B, H, width, groups, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw)
 
     def columns():  # (groups, B·Ho·Wo, kh·kw·C/groups)
         y = cupy.empty((groups, P, K), x.dtype)
-        launch("im2col", each(y.size), y, x, y.size, *sizes)
-        return operand(y)
+        launch("im2col", blocks_for(y.size), y, x, y.size, *sizes)
+        return to_precision(y)
 
-    kernel = operand(W.reshape(K, groups, part).swapaxes(0, 1))  # (groups, kh·kw·C/groups, out/groups)
+    kernel = to_precision(W.reshape(K, groups, part).swapaxes(0, 1))  # (groups, kh·kw·C/groups, out/groups)
     y = cupy.empty((P, groups, part), x.dtype)
     product(columns(), kernel, out=y.swapaxes(0, 1))
     if b is not None:
-        launch("bias_drop_path", each(y.size), y, y, dense(b), None, y.size, out, 1)
+        launch("bias_drop_path", blocks_for(y.size), y, y, contiguous(b), None, y.size, out, 1)
 
     def backward(dy):
-        dy = dense(dy)
+        dy = contiguous(dy)
         db = None if b is None else column_sums(dy.reshape(P, out))
-        dy = operand(dy.reshape(P, groups, part)).swapaxes(0, 1)
+        dy = to_precision(dy.reshape(P, groups, part)).swapaxes(0, 1)
         dW = cupy.empty((K, groups, part), x.dtype)
         product(columns().swapaxes(1, 2), dy, out=dW.swapaxes(0, 1))
 
         def dx():
             dx = cupy.empty_like(x)
-            launch("col2im", each(dx.size), dx, product(dy, kernel.swapaxes(1, 2)), dx.size, *sizes)
+            launch("col2im", blocks_for(dx.size), dx, product(dy, kernel.swapaxes(1, 2)), dx.size, *sizes)
             return dx
 
         return dx, dW.reshape(kh, kw, Cg, out), db
@@ -375,18 +377,18 @@ def _window_fits(x, kernel_size, stride=None, padding=0):
 
 @override(_window_fits)
 def max_pool2d(x, *, kernel_size, stride=None, padding=0):
-    """A thread for each window; a byte is kept that says where its largest entry is."""
+    """A thread for each window; one byte is kept, the place of its largest entry."""
     (kh, kw), (ph, pw) = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0)
     sh, sw = pair(kernel_size if stride is None else stride, "stride", 1)
-    x, (B, H, W, C) = dense(x), x.shape
+    x, (B, H, W, C) = contiguous(x), x.shape
     Ho, Wo = (H + 2 * ph - kh) // sh + 1, (W + 2 * pw - kw) // sw + 1
     y, best, shape, dtype = cupy.empty((B, Ho, Wo, C), x.dtype), cupy.empty((B, Ho, Wo, C), np.uint8), x.shape, x.dtype
     sizes = H, W, C, Ho, Wo, kh, kw, sh, sw, ph, pw
-    launch("max_pool", each(y.size), y, best, x, y.size, *sizes)
+    launch("max_pool", blocks_for(y.size), y, best, x, y.size, *sizes)
 
     def backward(dy):
         dx = cupy.empty(shape, dtype)
-        launch("max_pool_dx", each(dx.size), dx, dense(dy), best, dx.size, *sizes)
+        launch("max_pool_dx", blocks_for(dx.size), dx, contiguous(dy), best, dx.size, *sizes)
         return dx
 
     return y, backward
@@ -397,13 +399,13 @@ def max_pool2d(x, *, kernel_size, stride=None, padding=0):
 
 @override(lambda x, fn, rng=None: True)
 def recompute(x, *, fn, rng=None):
-    """y = fn(x) twice with the same masks: their keys are remembered, for a graph cannot turn ``rng`` back."""
-    with no_grad(), remembering() as notes:
+    """y = fn(x), computed twice with the same masks: their keys are remembered, as a graph cannot rewind ``rng``."""
+    with no_grad(), remember_host_values() as keys:
         y = fn(Tensor(x)).data
 
     def backward(dy):
         again = Tensor(x, requires_grad=True)
-        with remembering(notes):
+        with remember_host_values(keys):
             fn(again).backward(dy)
         return again.grad
 
