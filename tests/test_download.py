@@ -15,6 +15,7 @@ import pooch  # noqa: F401  here, so that its log keeps one stream for all tests
 import pytest
 
 import minitl
+from minitl.data import cifar
 from minitl.data.cifar import download
 from minitl.errors import InputError
 
@@ -151,7 +152,7 @@ def test_a_server_that_falls_silent(site, path, monkeypatch):
     done = threading.Event()
     site.pause, site.cuts = done.wait, [300] * 3
     with monkeypatch.context() as patch:
-        patch.setattr("pooch.downloaders.DEFAULT_TIMEOUT", 0.2)  # seconds
+        patch.setattr(cifar, "TIMEOUT_SECONDS", 0.2)
         with pytest.raises(InputError, match="Read timed out"):
             download(site.url, path, SHA256)
     done.set()

@@ -17,6 +17,7 @@ from ..errors import InputError
 from .dataset import Dataset
 
 URL = "https://www.cs.toronto.edu/~kriz/"
+TIMEOUT_SECONDS = 30  # without a byte from the site
 IMAGE_BYTES = 3 * 32 * 32  # all of red, then green, then blue
 
 
@@ -87,7 +88,8 @@ def download(url, path, sha256):
         if not path.exists():
             files, urls = {path.name: sha256}, {path.name: url}
             site = pooch.create(path.parent, base_url="", registry=files, urls=urls, retry_if_failed=2)
-            site.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=2**16))
+            options = {"progressbar": sys.stderr.isatty(), "chunk_size": 2**16, "timeout": TIMEOUT_SECONDS}
+            site.fetch(path.name, downloader=pooch.HTTPDownloader(**options))
         found = pooch.file_hash(path)
     except (OSError, ValueError) as error:  # ValueError: the download has another SHA-256, and was deleted
         raise InputError(
