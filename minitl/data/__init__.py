@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InputError, did_you_mean
 from . import cifar, images
 from .actors import actors
-from .augment import channel_stats, cutmix, cutout, flip, mixup, normalize, one_hot, random_crop, random_erasing
+from .augment import channel_stats, cutmix, cutout, mixup, normalize, one_hot, random_crop, random_erasing
 from .clutter import clutter, sample
 from .dataset import Dataset
 from .loader import Loader
@@ -19,7 +19,7 @@ from .policies import auto_augment, rand_augment
 from .recipe import training_batch
 
 __all__ = ["Dataset", "Loader", "actors", "auto_augment", "channel_stats", "clutter", "cutmix", "cutout", "sample"]
-__all__ += ["flip", "load", "mixup", "normalize", "one_hot", "rand_augment", "random_crop", "random_erasing"]
+__all__ += ["load", "mixup", "normalize", "one_hot", "rand_augment", "random_crop", "random_erasing"]
 __all__ += ["training_batch"]
 
 GENERATED = {"clutter": clutter, "actors": actors, "actors-12fps": functools.partial(actors, fps=12)}
