@@ -159,7 +159,7 @@ def small(n=10, labels=3):
         ({"boxes": np.zeros((10, 1, 3, 4), "int64")}, r"boxes .* \(10, 2, 3, 4\)"),
         ({"labels": np.zeros((9, 3), "uint8")}, r"multi-hot labels .* \(10, 3\)"),
         ({"labels": np.zeros((10, 4), "uint8")}, r"multi-hot labels .* \(10, 3\)"),
-        ({"labels": np.zeros((10, 3), "int64")}, "uint8 array"),
+        ({"labels": np.zeros((10, 3), "int64")}, r"dtype uint8 and shape \(10, 3\), got int64\[10, 3\]"),
         ({"labels": np.full((10, 3), 2, "uint8")}, "0 or 1 for every class, got 2"),
         ({"labels": np.zeros((10, 3, 1), "uint8")}, r"labels .* \(10,\)"),
         ({"labels": [0, 1]}, r"labels .* \(10,\)"),

@@ -18,7 +18,7 @@ FINE = 4  # positions are multiples of 1 / FINE pixel
 BODIES = ("disc", "square", "triangle", "plus", "ring", "cross")
 DISTRACTORS = 8
 YELLOW = np.float32([0.95, 0.85, 0.20])  # the second actor; the first one is WARM
-SECOND = 0.6  # share of the clips that have a second actor
+SECOND_SHARE = 0.6  # of the clips have a second actor
 
 # Each motion as a function of the time t, from 0 at the start of the clip to 1 at its end, and of a random number r
 # from 0 to 1 that makes each performance a little different. It returns the shift (x, y) in pixels, y pointing down,
@@ -72,7 +72,7 @@ def sample(rng, n, fps=6):
     motion, body = rng.integers(len(MOTIONS), size=(n, L)), rng.integers(len(BODIES), size=(n, L))
     colour = COOL[0] + (COOL[1] - COOL[0]) * rng.random((n, L, 3), "float32")
     colour[:, -2:] = np.stack([YELLOW, WARM]) + 0.2 * rng.random((n, 2, 3), "float32") - 0.1
-    second = rng.random(n) < SECOND
+    second = rng.random(n) < SECOND_SHARE
     x, y, size, visible = (a[..., :: max(FRAMES) // fps] for a in _trajectories(rng, motion))  # each (n, L, T)
     visible[:, -2] &= second[:, None]
 

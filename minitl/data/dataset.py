@@ -109,4 +109,4 @@ def concatenate(parts, n, unit):
 
 def _check(name, x, dtype, shape):
     if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != shape:
-        raise InputError(f"{name} of these images are an {np.dtype(dtype)} array {shape}, got {describe(x)}")
+        raise InputError(f"{name} of these images have dtype {np.dtype(dtype)} and shape {shape}, got {describe(x)}")

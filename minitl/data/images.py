@@ -186,7 +186,7 @@ def _zip(path):
 
 
 class _Limited:
-    """A stream that refuses to read more than ``limit`` bytes: tarfile loads headers of any length into memory."""
+    """A stream that reads at most ``limit`` bytes, until reset: tarfile loads headers of any length into memory."""
 
     def __init__(self, stream):
         self.stream, self.seek, self.tell, self.limit = stream, stream.seek, stream.tell, MAX_HEADER_BYTES
@@ -204,7 +204,7 @@ def _tar(path):
             magic = file.read(4)
         if magic == b"PK\x03\x04":
             raise zipfile.BadZipFile("it is a zip archive whose end is missing or damaged")
-        module = COMPRESSIONS.get(magic[:2], "io")
+        module = COMPRESSIONS.get(magic[:2], "io")  # imported late: some Pythons come without bz2 or lzma
         with importlib.import_module(module).open(path, "rb") as stream:
             limited = _Limited(stream)
             with tarfile.open(fileobj=limited, mode="r:") as file:

@@ -21,7 +21,7 @@ def affine(images, matrix):
 
     Coordinates have 16 binary digits after the point, as in Pillow.
     """
-    _expect_pictures(images)
+    _expect_1_or_3_channels(images)
     xp = array_module(images)
     if matrix.shape not in ((len(images), 3, 3), (1, 3, 3)):
         raise ValueError(f"the matrices for these images are ({len(images)}, 3, 3), got {describe(matrix)}")
@@ -73,7 +73,7 @@ def _matrix(*entries):
 
 def lookup(images, table):
     """Replace each value by its entry in ``table``, uint8 (B, C, 256), or (B, 1, 256) for all channels."""
-    _expect_pictures(images)
+    _expect_1_or_3_channels(images)
     xp = array_module(images)
     table = xp.broadcast_to(table, (len(images), images.shape[-1], 256))
     return table.ravel().take(_table_index(images)).reshape(images.shape)
@@ -114,13 +114,13 @@ def solarize(images, threshold):
 
 def invert(images):
     """Return 255 - x."""
-    _expect_pictures(images)
+    _expect_1_or_3_channels(images)
     return 255 - images
 
 
 def autocontrast(images):
     """Stretch the values of each channel to the range of 0 to 255."""
-    _expect_pictures(images)
+    _expect_1_or_3_channels(images)
     xp = array_module(images)
     low, high = images.min(1).min(1), images.max(1).max(1)  # (B, C); one axis at a time is faster
     low, high = low.astype("int64")[..., None], high.astype("int64")[..., None]
@@ -131,7 +131,7 @@ def autocontrast(images):
 
 def equalize(images):
     """Equalise the histogram of each channel."""
-    _expect_pictures(images)
+    _expect_1_or_3_channels(images)
     xp = array_module(images)
     B, H, W, C = images.shape
     counts = xp.zeros(B * C * 256, "int32")  # CuPy cannot add.at to int64
@@ -153,7 +153,7 @@ def _values(images):
 
 def color(images, factor):
     """Change the saturation: a factor of 0 gives a grey image, 1 the image itself, more than 1 stronger colours."""
-    _expect_pictures(images)
+    _expect_1_or_3_channels(images)
     grey = _grey(images).repeat(images.shape[-1], axis=-1)
     return _blend(grey, images, _amount(images, factor)[..., None])
 
@@ -163,7 +163,7 @@ def sharpness(images, factor):
 
     A smoothed pixel is the mean of its 3 x 3 neighbourhood, with itself counted five times. The border is unchanged.
     """
-    _expect_pictures(images)
+    _expect_1_or_3_channels(images)
     B, H, W, C = images.shape
     smooth = images.reshape(B, H, W * C).copy()
     x = smooth.astype("uint16")
@@ -191,11 +191,11 @@ def _grey(images):
 
 def _amount(images, amount, dtype="float32"):
     """Return the amount for each image, (B, 1, 1)."""
-    _expect_pictures(images)
+    _expect_1_or_3_channels(images)
     xp = array_module(images)
     return xp.broadcast_to(xp.asarray(amount, dtype), (len(images),))[:, None, None]
 
 
-def _expect_pictures(images):
+def _expect_1_or_3_channels(images):
     if not is_array(images) or images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         raise TypeError(f"expected uint8 images (B, H, W, C) with 1 or 3 channels, got {describe(images)}")
