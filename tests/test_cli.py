@@ -290,7 +290,7 @@ def test_a_name_for_the_folder(here):
         ("predict nowhere DATA", ["nowhere is no run"]),
         ("predict RUN DATA", ["night.and.day is a folder; give picture files"]),
         ("predict RUN cat.jpg", ["cat.jpg is not there; give picture files"]),
-        ("predict RUN run/config.json", ["run/config.json is not a readable image of a kind that Pillow knows"]),
+        ("predict RUN run/config.json", ["run/config.json is not a readable image of a format that Pillow knows"]),
         ("predict RUN DATA/test/dark/0.png --out x.gif", ["the picture is a PNG; choose a name that ends in .png"]),
         ("export", ["folder of a run"]),
         ("export nowhere x.safetensors", ["nowhere is no run"]),

@@ -157,9 +157,9 @@ def small(n=10, labels=3):
         ({"boxes": np.zeros((10, 4), "int64")}, r"boxes .* \(10, 2, 1, 4\)"),
         ({"boxes": np.zeros((10, 2, 4), "int64")}, r"boxes .* \(10, 2, 1, 4\)"),
         ({"boxes": np.zeros((10, 1, 3, 4), "int64")}, r"boxes .* \(10, 2, 3, 4\)"),
-        ({"labels": np.zeros((9, 3), "uint8")}, r"several labels each .* \(10, 3\)"),
-        ({"labels": np.zeros((10, 4), "uint8")}, r"several labels each .* \(10, 3\)"),
-        ({"labels": np.zeros((10, 3), "int64")}, "uint8 array"),
+        ({"labels": np.zeros((9, 3), "uint8")}, r"multi-hot labels .* \(10, 3\)"),
+        ({"labels": np.zeros((10, 4), "uint8")}, r"multi-hot labels .* \(10, 3\)"),
+        ({"labels": np.zeros((10, 3), "int64")}, r"dtype uint8 and shape \(10, 3\), got int64\[10, 3\]"),
         ({"labels": np.full((10, 3), 2, "uint8")}, "0 or 1 for every class, got 2"),
         ({"labels": np.zeros((10, 3, 1), "uint8")}, r"labels .* \(10,\)"),
         ({"labels": [0, 1]}, r"labels .* \(10,\)"),
@@ -258,7 +258,7 @@ def test_average_precision_refuses(scores, targets, message):
 
 def test_twice_as_many_frames_by_name(monkeypatch):
     """The data set actors-12fps has the clips of actors, and their defaults."""
-    monkeypatch.setattr(ACTORS, "_many", lambda seed, n, fps: ACTORS.sample(rng(), 4, fps))
+    monkeypatch.setattr(ACTORS, "_split", lambda seed, n, fps: ACTORS.sample(rng(), 4, fps))
     data._generated.cache_clear()
     try:
         fast, slow = data.load("actors-12fps")[0], data.load("actors")[0]

@@ -1,21 +1,22 @@
-"""Downloads from a server of our own, which cuts, stalls and errs as it is told; what is left must never look whole."""
+"""Downloads from a local server that breaks off, stalls and errs as told: no partial file may look complete."""
 
 import hashlib
 import http.server
 import io
 import itertools
-import shutil
 import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
+import pooch  # noqa: F401  here, so that its log keeps one stream for all tests
 import pytest
 
-from minitl.data import download
+import minitl
+from minitl.data import cifar
+from minitl.data.cifar import download
 from minitl.errors import InputError
 
 BODY = np.random.default_rng(0).bytes(1000)
@@ -25,40 +26,36 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 class Site(http.server.ThreadingHTTPServer):
     """Serves ``body``, whatever is asked for.
 
-    cuts    after how many bytes each of the next connections breaks; None for not at all
-    ranges  whether it can send the rest of a file
-    length  whether it says how long the file is
-    pause   a function called when the bytes up to a cut are out, before the connection ends
-    goes_on whether the rest is sent after the pause
-    asked   the ranges that were asked for, None for the whole file
+    cuts       number of bytes after which each of the next connections breaks; None for not at all
+    length     whether it tells how long the file is
+    pause      a function called when the bytes up to a cut are out, before the connection ends
+    continues  whether the rest is sent after the pause
+    requests   number of requests so far
     """
 
     daemon_threads = True
 
     def __init__(self, body):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.body, self.cuts, self.ranges, self.length, self.asked = body, [], True, True, []
-        self.pause, self.goes_on = lambda: None, False
+        self.body, self.cuts, self.length, self.requests = body, [], True, 0
+        self.pause, self.continues = lambda: None, False
         self.url = f"http://127.0.0.1:{self.server_port}/some/file.tar"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        site, header = self.server, self.headers.get("Range")
-        site.asked.append(header)
-        start = int(header.removeprefix("bytes=").removesuffix("-")) if header and site.ranges else 0
-        if start >= len(site.body):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
+        site = self.server
+        site.requests += 1
+        self.send_response(200)
         if site.length:
-            self.send_header("Content-Length", str(len(site.body) - start))
+            self.send_header("Content-Length", str(len(site.body)))
         self.end_headers()
         cut = site.cuts.pop(0) if site.cuts else None
-        self.wfile.write(site.body[start:][:cut])
+        self.wfile.write(site.body[:cut])
         if cut is not None:
             site.pause()
-            if site.goes_on:
-                self.wfile.write(site.body[start:][cut:])
+            if site.continues:
+                self.wfile.write(site.body[cut:])
 
     def log_message(self, *args):
         pass
@@ -79,10 +76,9 @@ def path(tmp_path):
     return tmp_path / "cache" / "file.tar"
 
 
-@pytest.fixture
-def part(path):
-    path.parent.mkdir()
-    return path.with_name("file.tar.part")
+@pytest.fixture(autouse=True)
+def no_wait_between_attempts(monkeypatch):
+    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
 
 
 def left(path):
@@ -90,167 +86,121 @@ def left(path):
 
 
 def expect_whole(site, path):
-    assert download.fetch(site.url, path, SHA256) == path
+    assert download(site.url, path, SHA256) == path
     assert path.read_bytes() == BODY and left(path) == ["file.tar"]
 
 
 def test_a_file_is_downloaded_once(site, path):
     expect_whole(site, path)
     expect_whole(site, path)
-    assert site.asked == [None]
+    assert site.requests == 1
 
 
-def test_the_progress_is_shown_on_a_terminal(site, path, part, monkeypatch):
-    class Terminal(io.StringIO):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_progress_is_shown_on_a_terminal(site, path, monkeypatch, terminal):
+    class Screen(io.StringIO):
         def isatty(self):
-            return True
+            return terminal
 
-    part.write_bytes(BODY[:400])
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stderr", Screen())
     expect_whole(site, path)
-    shown = sys.stderr.getvalue()
-    assert "file.tar:  40%" in shown and "1.00k/1.00k" in shown
+    assert ("1.00k/1.00k" in sys.stderr.getvalue()) == terminal
 
 
 @pytest.mark.parametrize("length", [True, False])
-def test_a_file_of_unknown_length(site, path, length):
-    site.length = length
+@pytest.mark.parametrize("cuts", [[], [400], [400, 0]])
+def test_a_broken_download_is_repeated(site, path, length, cuts):
+    site.length, site.cuts = length, cuts.copy()
     expect_whole(site, path)
+    assert site.requests == 1 + len(cuts)
 
 
-def test_a_cut_connection_is_taken_up_again(site, path):
-    site.cuts = [400, 300]
-    expect_whole(site, path)
-    assert site.asked == [None, "bytes=400-", "bytes=700-"]
-
-
-def test_a_server_that_cannot_send_parts(site, path):
-    site.ranges, site.cuts = False, [400, 700]
-    expect_whole(site, path)
-    assert site.asked == [None, "bytes=400-", "bytes=700-"]
-
-
-def test_a_connection_that_is_cut_again_and_again(site, path):
-    site.cuts = [200] * download.ATTEMPTS
-    with pytest.raises(InputError, match=r"ended after 600 of 1000 bytes\); run again to go on after the 600 bytes in"):
-        download.fetch(site.url, path, SHA256)
-    assert left(path) == ["file.tar.part"]
-    expect_whole(site, path)
-    assert site.asked[-1] == "bytes=600-"
-
-
-def test_a_cut_connection_without_a_length(site, path):
-    site.length, site.cuts = False, [400]
-    with pytest.raises(InputError, match="SHA-256"):
-        download.fetch(site.url, path, SHA256)
+def test_a_connection_that_breaks_again_and_again(site, path):
+    site.cuts = [200] * 3
+    with pytest.raises(InputError) as error:
+        download(site.url, path, SHA256)
+    for part in (
+        f"{site.url} cannot be downloaded to {path} (",
+        "200 bytes read",
+        "by hand and put it there",
+        "data_dir",
+    ):
+        assert part in str(error.value)
     assert left(path) == []
-
-
-@pytest.mark.parametrize(
-    "begun, asked",
-    [
-        (b"", [None]),
-        (BODY[:1], ["bytes=1-"]),
-        (BODY[:999], ["bytes=999-"]),
-        (BODY, ["bytes=1000-"]),
-        (bytes(400), ["bytes=400-", None]),  # of another file
-        (bytes(1000), ["bytes=1000-", None]),
-        (BODY + b"!", ["bytes=1001-", None]),
-    ],
-    ids=lambda x: f"{len(x)}",
-)
-def test_a_partial_file_is_completed(site, path, part, begun, asked):
-    part.write_bytes(begun)
     expect_whole(site, path)
-    assert site.asked == asked
 
 
-def test_a_partial_file_and_a_server_that_cannot_send_parts(site, path, part):
-    site.ranges = False
-    part.write_bytes(bytes(2000))
-    expect_whole(site, path)
-    assert site.asked == ["bytes=2000-"]
-
-
-@pytest.mark.parametrize("begun", [None, BODY[:400]])
-def test_a_wrong_checksum(site, path, part, begun):
-    if begun:
-        part.write_bytes(begun)
+def test_a_wrong_checksum(site, path):
     site.body = BODY[:-1] + b"!"
-    with pytest.raises(InputError, match=f"is not the official file: .* expected {SHA256}.*was deleted"):
-        download.fetch(site.url, path, SHA256)
+    with pytest.raises(InputError, match=f"expected {SHA256} but got .*Deleted download.*by hand"):
+        download(site.url, path, SHA256)
     assert left(path) == []
     site.body = BODY
     expect_whole(site, path)
 
 
+def test_a_wrong_file_that_is_there_already(site, path):
+    path.parent.mkdir()
+    path.write_bytes(BODY[:-1])
+    found = hashlib.sha256(BODY[:-1]).hexdigest()
+    with pytest.raises(InputError, match=f"file.tar is not the official file: .*{found}, expected {SHA256}; move"):
+        download(site.url, path, SHA256)
+    assert path.read_bytes() == BODY[:-1] and site.requests == 0
+
+
 def test_a_server_that_falls_silent(site, path, monkeypatch):
     done = threading.Event()
-    site.pause, site.cuts = done.wait, [300]
-    monkeypatch.setattr(download, "TIMEOUT", 1)
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
-    with pytest.raises(InputError, match=r"nothing came for 1 seconds\); run again to go on after the 300 bytes"):
-        download.fetch(site.url, path, SHA256)
+    site.pause, site.cuts = done.wait, [300] * 3
+    with monkeypatch.context() as patch:
+        patch.setattr(cifar, "TIMEOUT_SECONDS", 0.2)
+        with pytest.raises(InputError, match="Read timed out"):
+            download(site.url, path, SHA256)
     done.set()
-    assert left(path) == ["file.tar.part"]
-    monkeypatch.undo()
-    expect_whole(site, path)
-    assert site.asked == [None, "bytes=300-"]
-
-
-def test_too_little_room(site, path, part, monkeypatch):
-    part.write_bytes(BODY[:400])
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 599, 599))
-    with pytest.raises(InputError, match=r"needs 600 bytes and .*cache has 599 left; make room"):
-        download.fetch(site.url, path, SHA256)
-    monkeypatch.undo()
-    expect_whole(site, path)
-    assert site.asked == ["bytes=400-"] * 2
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, which is a disk without room")
-def test_a_disk_that_fills_up(site, path, part):
-    part.symlink_to("/dev/full")
-    with pytest.raises(InputError, match=r"file.tar.part cannot be written \(No space left on device\)"):
-        download.fetch(site.url, path, SHA256)
-    assert not path.exists()
-    part.unlink()
+    assert left(path) == []
     expect_whole(site, path)
 
 
-def test_no_network(path, part):
-    part.write_bytes(BODY[:400])
+def run_download(site, path, before=""):
+    """A process of its own that downloads ``path``, after the Python code ``before``."""
+    imports = "from pathlib import Path; from minitl.data.cifar import download"
+    call = f"{imports}; download({site.url!r}, Path({str(path)!r}), {SHA256!r})"
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{before}\n{call}"], cwd=Path(minitl.__file__).parents[1], stderr=-1
+    )
+
+
+def test_a_disk_that_fills_up(site, path):
+    pytest.importorskip("resource")
+    limit = "import resource, pooch.core; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))"
+    with run_download(site, path, f"import sys; sys.dont_write_bytecode = True; {limit}") as process:
+        message = process.stderr.read().decode()
+    assert "InputError" in message and "File too large" in message and "choose another folder" in message
+    assert left(path) == []
+
+
+def test_no_network(path):
     with socket.socket() as taken:  # bound but not listening: a connection to it is refused
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/file.tar"
-        with pytest.raises(InputError, match=r"cannot be downloaded .*refused.* the 400 bytes .* by hand, put it"):
-            download.fetch(url, path, SHA256)
-    assert left(path) == ["file.tar.part"] and part.read_bytes() == BODY[:400]
+        with pytest.raises(InputError, match=r"cannot be downloaded .*refused.* by hand and put it there"):
+            download(url, path, SHA256)
+    assert left(path) == []
 
 
 def test_killed_in_the_middle(site, path):
-    """Nothing can be tidied up then, so what is there must do."""
-    done = threading.Event()
-    site.pause, site.cuts = done.wait, [400]
-    code = f"""
-from pathlib import Path
-from minitl.data.download import fetch
-fetch({site.url!r}, Path({str(path)!r}), {SHA256!r})
-"""
-    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(download.__file__).parents[2]) as process:
-        part = path.with_name("file.tar.part")
-        while process.poll() is None and not (part.exists() and part.stat().st_size == 400):
-            time.sleep(0.01)
+    """Nothing can be tidied up then, but what is left has another name."""
+    halfway, over = threading.Event(), threading.Event()
+    site.pause, site.cuts = lambda: (halfway.set(), over.wait()), [400]
+    with run_download(site, path) as process:
+        halfway.wait()
         process.kill()
-    done.set()
-    assert left(path) == ["file.tar.part"] and process.returncode != 1
-    expect_whole(site, path)
-    assert site.asked == [None, "bytes=400-"]
+    over.set()
+    assert len(left(path)) == 1 and not path.exists() and process.returncode != 1
+    assert download(site.url, path, SHA256) == path and path.read_bytes() == BODY
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-@pytest.mark.parametrize("goes_on", [True, False])
-def test_two_downloads_at_once(site, path, ranges, goes_on):
+@pytest.mark.parametrize("continues", [True, False])
+def test_two_downloads_at_once(site, path, continues):
     """The second begins in the middle of the first, which it overtakes."""
     turns, found = itertools.count(), []
     halfway, over = threading.Event(), threading.Event()
@@ -260,11 +210,11 @@ def test_two_downloads_at_once(site, path, ranges, goes_on):
             halfway.set()
             over.wait()
 
-    site.ranges, site.goes_on, site.cuts, site.pause = ranges, goes_on, [400], pause
-    first = threading.Thread(target=lambda: found.append(download.fetch(site.url, path, SHA256)))
+    site.continues, site.cuts, site.pause = continues, [400], pause
+    first = threading.Thread(target=lambda: found.append(download(site.url, path, SHA256)))
     first.start()
     halfway.wait()
-    expect_whole(site, path)
+    assert download(site.url, path, SHA256) == path and path.read_bytes() == BODY
     over.set()
     first.join()
     assert found == [path] and path.read_bytes() == BODY and left(path) == ["file.tar"]

@@ -32,7 +32,7 @@ FLOORS = [  # a file imports, early or late, only from the floors below its own
     ["nn"],
     ["fast.threads", "flops", "interop", "metrics"],
     ["data.dataset"],
-    ["data.clutter", "data.download", "data.images", "data.loader", "data.transforms", "data.augment"],
+    ["data.clutter", "data.images", "data.loader", "data.transforms", "data.augment"],
     ["data.actors", "data.cifar", "data.policies"],
     ["data.recipe"],
     ["data"],
@@ -48,7 +48,7 @@ FLOORS = [  # a file imports, early or late, only from the floors below its own
     ["cli"],
     ["__main__"],
 ]
-LIGHT = ["PIL", "cupy", "matplotlib", "safetensors", "threadpoolctl", "torch", "tqdm", "tyro"]
+LIGHT = ["PIL", "cupy", "matplotlib", "pooch", "safetensors", "threadpoolctl", "torch", "tqdm", "tyro"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

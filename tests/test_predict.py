@@ -112,9 +112,9 @@ def test_wrong_files(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no picture")
     Image.fromarray(np.zeros((5, 5), "uint16")).save(tmp_path / "deep.png")
     for name, message in (
-        ("half.png", "is not a readable image (.*truncated.*); repair it"),
-        ("text.png", "is not a readable image of a kind that Pillow knows"),
-        ("deep.png", "has pixels of the kind I;16; save it with 8 bits per channel"),
+        ("half.png", "is not a readable image (.*truncated.*); repair or remove it"),
+        ("text.png", "is not a readable image of a format that Pillow knows"),
+        ("deep.png", "has pixels of mode I;16; save it with 8 bits per channel"),
         ("none.png", "is not there; give picture files"),
         (".", "is a folder; give picture files"),
     ):

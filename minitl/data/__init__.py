@@ -1,6 +1,6 @@
 """Data sets in memory, batches and augmentation.
 
-``load`` is the way in: ``train, test = load("clutter")``. Only NumPy is imported until images are drawn or read.
+Start with ``train, test = load("clutter")``. Until images are generated or read, only NumPy is imported.
 """
 
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InputError, did_you_mean
 from . import cifar, images
 from .actors import actors
-from .augment import channel_stats, cutmix, cutout, flip, mixup, normalize, one_hot, random_crop, random_erasing
+from .augment import channel_stats, cutmix, cutout, mixup, normalize, one_hot, random_crop, random_erasing
 from .clutter import clutter, sample
 from .dataset import Dataset
 from .loader import Loader
@@ -19,7 +19,7 @@ from .policies import auto_augment, rand_augment
 from .recipe import training_batch
 
 __all__ = ["Dataset", "Loader", "actors", "auto_augment", "channel_stats", "clutter", "cutmix", "cutout", "sample"]
-__all__ += ["flip", "load", "mixup", "normalize", "one_hot", "rand_augment", "random_crop", "random_erasing"]
+__all__ += ["load", "mixup", "normalize", "one_hot", "rand_augment", "random_crop", "random_erasing"]
 __all__ += ["training_batch"]
 
 GENERATED = {"clutter": clutter, "actors": actors, "actors-12fps": functools.partial(actors, fps=12)}
@@ -28,16 +28,16 @@ NAMES = (*GENERATED, *cifar.ARCHIVES)
 
 
 def load(name, data_dir=None, subset=None):
-    """The two splits of a data set, as ``(train, test)``.
+    """Return the two splits of a data set, ``(train, test)``.
 
-    name      "clutter", "actors", "actors-12fps" (the same in twice as many frames), "cifar10", "cifar100", or the
-              path of a folder, zip or tar of ``split/class/image`` files
-    data_dir  where downloads are kept; else the folder that $MINITL_DATA names, else ~/.cache/minitl
-    subset    at most so many training images, as equally many of each class as there are, always the same ones;
-              the test split stays whole
+    name      "clutter", "actors", "actors-12fps" (the same motions in twice as many frames), "cifar10", "cifar100",
+              or the path of a folder, zip or tar of ``split/class/image`` files
+    data_dir  folder for downloads; by default the one that $MINITL_DATA names, or else ~/.cache/minitl
+    subset    at most this many training images, balanced over the classes and always the same ones; the test split
+              stays complete
 
-    The arrays of a generated set are drawn once and shared by all calls, hence read-only.
-    Raises ``InputError`` for an unknown name, and for files that cannot be used.
+    A generated set is made once and shared by all calls, so its arrays are read-only.
+    Raises InputError for an unknown name and for files that cannot be used.
     """
     if name not in NAMES and Path(name).exists():
         return images.read(name, subset)
@@ -56,7 +56,7 @@ def load(name, data_dir=None, subset=None):
 
 @functools.lru_cache(1)
 def _generated(name):
-    """Drawing a set takes seconds, so all calls of ``load`` share the last one."""
+    """Return the splits of a generated set; this takes seconds, so all calls of ``load`` share the last one."""
     splits = GENERATED[name]()
     for split in splits:
         for array in (split.images, split.labels, split.boxes):

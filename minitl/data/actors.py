@@ -1,7 +1,7 @@
-"""ACTORS, the generated clips: name what the warm-coloured objects do among cool-coloured ones that move as well.
+"""ACTORS, the generated clips: name the motions of the warm-coloured objects among cool-coloured ones that also move.
 
-A clip has one or two actors and so one or two labels; Charades is labelled like this. What the others do does not
-count, and no single frame shows a motion: a model has to find the actors in each frame, and then compare the frames.
+A clip has one or two actors and so one or two labels, much like Charades. The motions of the other objects do not
+count, and no single frame shows a motion: a model has to find the actors in each frame and then compare the frames.
 """
 
 import functools
@@ -11,18 +11,18 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ..errors import InputError
 from .clutter import COOL, NOISE, SHAPES, SIDE, SIZES, WARM
-from .dataset import Dataset, drawing
+from .dataset import Dataset, concatenate
 
-FRAMES = {6: 8, 12: 16}  # frames per second: frames of a clip
-FINE = 4  # positions are in steps of 1 / FINE pixel
+FRAMES = {6: 8, 12: 16}  # frames per second: frames per clip
+FINE = 4  # positions are multiples of 1 / FINE pixel
 BODIES = ("disc", "square", "triangle", "plus", "ring", "cross")
 DISTRACTORS = 8
 YELLOW = np.float32([0.95, 0.85, 0.20])  # the second actor; the first one is WARM
-SECOND = 0.6  # share of the clips that have a second actor
+SECOND_SHARE = 0.6  # of the clips have a second actor
 
-# Each motion as a function of the time t, from 0 at the start of the clip to 1 at its end, and of a number r from 0
-# to 1 that makes every performance a little different. It gives the shift (x, y) in pixels, y pointing down, the
-# growth in pixels, and whether the object is to be seen.
+# Each motion as a function of the time t, from 0 at the start of the clip to 1 at its end, and of a random number r
+# from 0 to 1 that makes each performance a little different. It returns the shift (x, y) in pixels, y pointing down,
+# the growth in pixels, and True if the object is visible.
 MOTIONS = {
     "left": lambda t, r: (-(15 + 4 * r) * t, 0, 0, True),
     "right": lambda t, r: ((15 + 4 * r) * t, 0, 0, True),
@@ -36,15 +36,15 @@ MOTIONS = {
     "shake": lambda t, r: ((3 + 2 * r) * np.cos(8 * np.pi * t), 0, 0, True),
 }
 SMALLEST, LARGEST = min(SIZES) - 3, max(SIZES) + 3  # with growth
-WINDOW = LARGEST + 1  # pixels that the largest object may touch, each way
+WINDOW = LARGEST + 1  # pixels that the largest object may touch in each direction
 
 
 @functools.cache
 def masks():
-    """How much of each pixel a body covers: float32 (bodies, sizes, FINE, FINE, WINDOW, WINDOW).
+    """Return the share of each pixel that a body covers: float32 (bodies, sizes, FINE, FINE, WINDOW, WINDOW).
 
-    The sizes are SMALLEST to LARGEST; the object's corner lies so many FINE-ths of a pixel below and right of the
-    window's corner. A pixel's value is the share of its FINE x FINE sample points that lie inside the body.
+    Sizes run from SMALLEST to LARGEST. The next two axes shift the object down and right from the window's corner, in
+    steps of 1 / FINE pixel. The share is that of the pixel's FINE x FINE sample points that lie inside the body.
     """
     sizes = np.arange(SMALLEST, LARGEST + 1)
     table = np.zeros((len(BODIES), len(sizes), FINE, FINE, WINDOW, WINDOW), "float32")
@@ -60,34 +60,36 @@ def masks():
 
 
 def sample(rng, n, fps=6):
-    """A Dataset of ``n`` ACTORS clips (T, 32, 32, 3) with the boxes (n, T, 2, 4) of their actors, drawn by ``rng``.
+    """Return a Dataset of ``n`` ACTORS clips (T, 32, 32, 3) with the boxes (n, T, 2, 4) of their actors.
 
     A clip lasts 4/3 seconds, so T is 8 at 6 frames per second and 16 at 12. Every other frame at 12 is the clip that
-    an equal generator draws at 6. The first actor's box comes first; that of an actor that blinks stays when it is not
-    to be seen. Raises InputError for another ``fps``.
+    an equal generator ``rng`` gives at 6. The first actor's box comes first; the box of a blinking actor stays while
+    the actor is invisible. Raises InputError if ``fps`` is neither 6 nor 12.
     """
-    T, L = _frames(fps), DISTRACTORS + 2  # frames, and objects: the actors come last, the first actor on top
+    if fps not in FRAMES:
+        raise InputError(f"clips have {' or '.join(map(str, FRAMES))} frames per second, got fps={fps}")
+    T, L = FRAMES[fps], DISTRACTORS + 2  # frames, and objects: the actors come last, the first actor on top
     motion, body = rng.integers(len(MOTIONS), size=(n, L)), rng.integers(len(BODIES), size=(n, L))
     colour = COOL[0] + (COOL[1] - COOL[0]) * rng.random((n, L, 3), "float32")
     colour[:, -2:] = np.stack([YELLOW, WARM]) + 0.2 * rng.random((n, 2, 3), "float32") - 0.1
-    second = rng.random(n) < SECOND
-    x, y, size, seen = (part[..., :: max(FRAMES) // fps] for part in _paths(rng, motion))  # each (n, L, T)
-    seen[:, -2] &= second[:, None]
+    second = rng.random(n) < SECOND_SHARE
+    x, y, size, visible = (a[..., :: max(FRAMES) // fps] for a in _trajectories(rng, motion))  # each (n, L, T)
+    visible[:, -2] &= second[:, None]
 
     blocks = 0.25 + 0.5 * rng.random((n, 1, 4, 4, 3), "float32")
     background = blocks.repeat(SIDE // 4, axis=2).repeat(SIDE // 4, axis=3)
-    far = SIDE + WINDOW - SMALLEST  # how far the windows of objects near the lower and right border reach
-    canvas = np.zeros((n, T, far, far, 3), "float32")
+    extent = SIDE + WINDOW - SMALLEST  # the windows of objects near the lower and right border end there
+    canvas = np.zeros((n, T, extent, extent, 3), "float32")
     step = T // FRAMES[6]
-    for start in range(step):  # the frames of 6 per second come first, so that their noise does not depend on fps
+    for start in range(step):  # the frames shown at 6 per second come first, so that their noise does not depend on fps
         noise = NOISE * rng.standard_normal((n, FRAMES[6], SIDE, SIDE, 3), "float32")
         canvas[:, start::step, :SIDE, :SIDE] = background + noise
 
-    windows = sliding_window_view(canvas, (WINDOW, WINDOW), axis=(2, 3), writeable=True)  # by their upper left corner
+    windows = sliding_window_view(canvas, (WINDOW, WINDOW), axis=(2, 3), writeable=True)  # by top left corner
     for k in range(L):
         at = (np.arange(n)[:, None], np.arange(T), y[:, k] // FINE, x[:, k] // FINE)
         cover = masks()[body[:, k, None], size[:, k] - SMALLEST, y[:, k] % FINE, x[:, k] % FINE]
-        cover = (cover * seen[:, k, :, None, None])[:, :, None]  # (n, T, 1, WINDOW, WINDOW)
+        cover = (cover * visible[:, k, :, None, None])[:, :, None]  # (n, T, 1, WINDOW, WINDOW)
         under = windows[at]  # (n, T, 3, WINDOW, WINDOW)
         windows[at] = under + cover * (colour[:, k, None, :, None, None] - under)
 
@@ -95,56 +97,45 @@ def sample(rng, n, fps=6):
     labels = np.zeros((n, len(MOTIONS)), "uint8")
     labels[np.arange(n), motion[:, -2]] = second
     labels[np.arange(n), motion[:, -1]] = 1
-    y, x, size = (part[:, :-3:-1].swapaxes(1, 2) for part in (y, x, FINE * size))  # of both actors: (n, T, 2)
+    y, x, size = (a[:, :-3:-1].swapaxes(1, 2) for a in (y, x, FINE * size))  # of both actors: (n, T, 2)
     boxes = np.stack([y // FINE, x // FINE, -(-(y + size) // FINE), -(-(x + size) // FINE)], axis=-1)
     boxes[~second, :, 1] = 0
     return Dataset(clips, labels, tuple(MOTIONS), boxes)
 
 
-def _frames(fps):
-    if fps not in FRAMES:
-        raise InputError(f"clips have {' or '.join(map(str, FRAMES))} frames per second, got fps={fps}")
-    return FRAMES[fps]
+def _trajectories(rng, motion):
+    """Return the trajectories of objects with these motions (n, L) at the highest frame rate: four arrays (n, L, T).
 
-
-def _paths(rng, motion):
-    """How objects with these motions (n, L) go, at the highest rate: four arrays (n, L, T).
-
-    Left and top edge in 1 / FINE pixel, size in pixels, and whether the object is seen. All of it stays in the frame.
+    They are the left and top edge in steps of 1 / FINE pixel, the size in pixels, and True where the object is
+    visible. Every object stays inside the frame.
     """
     T = max(FRAMES.values())
     t, r = np.arange(T) / T, rng.random(motion.shape)
-    x, y, growth, seen = path = np.empty((4, *motion.shape, T))
+    x, y, growth, visible = arrays = np.empty((4, *motion.shape, T))
     for i, move in enumerate(MOTIONS.values()):
-        mine = motion == i
-        for part, value in zip(path, move(t, r[mine][:, None]), strict=True):
-            part[mine] = value
+        chosen = motion == i
+        for array, value in zip(arrays, move(t, r[chosen][:, None]), strict=True):
+            array[chosen] = value
     size = np.rint(rng.choice(SIZES, motion.shape)[..., None] + growth).astype(int)
     edges = []
     for centre in (x, y):
         edge = np.rint(FINE * (centre - size / 2)).astype(int)
         lowest, highest = -edge.min(-1), FINE * SIDE - (edge + FINE * size).max(-1)
         edges.append(edge + rng.integers(lowest, highest + 1)[..., None])
-    return *edges, size, seen > 0
+    return *edges, size, visible > 0
 
 
 def actors(num_train=10000, num_test=1500, fps=6):
-    """``(train, test)``: ACTORS with 10 classes, the same clips on every call.
+    """Return ``(train, test)``: ACTORS with 10 classes, the same clips on every call.
 
-    With ``fps=12`` they show the same motions in twice as many frames; see ``sample``. A map that looks everywhere
-    equally has 0.116 of its mass in the actors' boxes.
+    With ``fps=12`` they show the same motions in twice as many frames; see ``sample``. A uniform map has 0.116 of its
+    mass in the actors' boxes. Raises InputError for a split without clips.
     """
-    return _many(1, num_train, fps), _many(2, num_test, fps)
+    return _split(1, num_train, fps), _split(2, num_test, fps)
 
 
-def _many(seed, n, fps, at_once=50):
-    """``n`` clips, each ``at_once`` of them by a generator of their own, so that they do not depend on ``fps``."""
-    starts = range(0, n, at_once)
-    parts = (sample(np.random.default_rng((seed, start)), min(at_once, n - start), fps) for start in starts)
-    clips = np.empty((n, _frames(fps), SIDE, SIDE, 3), "uint8")
-    labels, boxes = [], []
-    for start, part in zip(starts, drawing(parts, n, "clips"), strict=True):
-        clips[start : start + at_once] = part.images
-        labels.append(part.labels)
-        boxes.append(part.boxes)
-    return Dataset(clips, np.concatenate(labels), tuple(MOTIONS), np.concatenate(boxes))
+def _split(seed, n, fps):
+    """Return ``n`` clips, each 50 of them by a generator of their own, so that they do not depend on ``fps``."""
+    starts = range(0, n, 50)
+    chunks = (sample(np.random.default_rng((seed, start)), min(50, n - start), fps) for start in starts)
+    return concatenate(chunks, n, "clips")

@@ -1,10 +1,11 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) from the official binary archives.
 
-The binary form is plain bytes, so that its length can be checked exactly and nothing in it is ever run. The archive
-is downloaded once, kept as it is, and checked against its SHA-256 each time before it is read.
+The binary form is plain bytes: its length can be checked exactly, and nothing in it is ever executed. The archive is
+downloaded once, kept as it is, and its SHA-256 is checked before each use.
 """
 
 import os
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -13,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from . import download
 from .dataset import Dataset
 
 URL = "https://www.cs.toronto.edu/~kriz/"
-PIXELS = 3 * 32 * 32  # bytes of an image: all of red, then green, then blue
+TIMEOUT_SECONDS = 30  # without a byte from the site
+IMAGE_BYTES = 3 * 32 * 32  # all of red, then green, then blue
 
 
 class Archive(NamedTuple):
-    """One official file and how its members are laid out."""
+    """Name, checksum and layout of one official file."""
 
     file: str
     sha256: str
@@ -55,27 +56,62 @@ ARCHIVES = {
 
 
 def read(name, data_dir=None):
-    """``(train, test)`` of "cifar10" or "cifar100", downloaded to ``data_dir`` (see ``minitl.data.load``) if need be.
+    """Return ``(train, test)`` of "cifar10" or "cifar100", downloading the archive to ``data_dir`` if necessary.
 
-    Raises ``InputError`` when the archive can neither be found nor downloaded, or is not the official one.
+    Raises InputError if the archive can be neither found nor downloaded, or is not the official one.
     """
     archive = ARCHIVES[name]
     folder = Path(data_dir or os.environ.get("MINITL_DATA") or "~/.cache/minitl").expanduser()
-    path = download.fetch(URL + archive.file, folder / archive.file, archive.sha256)
+    path = download(URL + archive.file, folder / archive.file, archive.sha256)
+    wanted = {*archive.train, *archive.test, archive.names}
     try:
-        members = _members(path, {*archive.train, *archive.test, archive.names})
+        members = _members(path, wanted)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}); delete it and run again") from error
-    if missing := {*archive.train, *archive.test, archive.names} - set(members):
-        raise InputError(f"{path} has no plain files named {', '.join(sorted(missing))}; delete it and run again")
+    if missing := wanted - set(members):
+        raise InputError(f"{path} has no regular files named {', '.join(sorted(missing))}; delete it and run again")
     classes = tuple(members[archive.names].decode().split())
     if len(classes) != archive.classes:
         raise InputError(f"{path}: {archive.names} has {len(classes)} class names, not {archive.classes}")
     return tuple(_split(path, archive, members, counts, classes) for counts in (archive.train, archive.test))
 
 
+def download(url, path, sha256):
+    """Return ``path``, downloaded from ``url`` if it does not exist; its SHA-256 is checked either way.
+
+    A download has a temporary name until it is complete and checked, and is repeated up to twice if it breaks off.
+    Raises InputError if the file cannot be downloaded or written, or has another SHA-256.
+    """
+    import pooch
+
+    try:
+        if not path.exists():
+            files, urls = {path.name: sha256}, {path.name: url}
+            site = pooch.create(path.parent, base_url="", registry=files, urls=urls, retry_if_failed=2)
+            options = {"progressbar": sys.stderr.isatty(), "chunk_size": 2**16, "timeout": TIMEOUT_SECONDS}
+            site.fetch(path.name, downloader=pooch.HTTPDownloader(**options))
+        found = pooch.file_hash(path)
+    except (OSError, ValueError) as error:  # ValueError: the download has another SHA-256, and was deleted
+        raise InputError(
+            f"{url} cannot be downloaded to {path} ({error}); download it by hand and put it there, "
+            "or choose another folder with data_dir, and run again"
+        ) from error
+    if found != sha256:
+        raise InputError(
+            f"{path} is not the official file: its SHA-256 is {found}, expected {sha256}; "
+            "move it away and run again to download it"
+        )
+    return path
+
+
+def _members(path, names):
+    """Return the content of each regular file in ``names``, read in one pass and never extracted to disk."""
+    with tarfile.open(path, "r|gz") as file:
+        return {info.name: file.extractfile(info).read() for info in file if info.name in names and info.isreg()}
+
+
 def _split(path, archive, members, counts, classes):
-    row = archive.label_bytes + PIXELS
+    row = archive.label_bytes + IMAGE_BYTES
     for member, count in counts.items():
         if len(members[member]) != count * row:
             raise InputError(f"{path}: {member} has {len(members[member])} bytes, not {count} x {row}")
@@ -85,9 +121,3 @@ def _split(path, archive, members, counts, classes):
         return Dataset(np.ascontiguousarray(images), rows[:, archive.label_bytes - 1].astype("int64"), classes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def _members(path, names):
-    """The bytes of the plain files called ``names``, read in one pass and never extracted to the disk."""
-    with tarfile.open(path, "r|gz") as file:
-        return {info.name: file.extractfile(info).read() for info in file if info.name in names and info.isreg()}

@@ -1,4 +1,4 @@
-"""What every reader and generator of this package returns: images or clips, their labels and, if known, boxes."""
+"""The Dataset that every reader and generator returns: images or clips, their labels and, if known, boxes."""
 
 from dataclasses import dataclass, replace
 
@@ -10,15 +10,15 @@ from ..errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a data set, whole in memory.
+    """One split of a data set, all of it in memory.
 
     images   uint8 (N, H, W, C), or clips (N, T, H, W, C)
     labels   int64 (N,), each an index into ``classes``; or uint8 (N, K), 1 for each class that applies and 0 elsewhere
-    classes  the names of the K classes
-    boxes    int64 (N, 4), or (N, T, M, 4) for clips of up to M objects, as (top, left, bottom, right) in pixels, bottom
-             and right excluded, or all 0 for an object that is not there; None when not known
+    classes  names of the K classes
+    boxes    int64 (N, 4), or (N, T, M, 4) for clips of up to M objects: (top, left, bottom, right) in pixels, bottom
+             and right excluded, all 0 for an object that is absent; None if unknown
 
-    Raises ``InputError`` when the parts do not fit together.
+    Raises InputError if the arrays do not fit together.
     """
 
     images: np.ndarray
@@ -36,9 +36,9 @@ class Dataset:
             objects = (np.shape(self.boxes)[2:-1][:1] or (1,)) if self.images.ndim == 5 else ()
             _check("boxes", self.boxes, np.int64, (*self.images.shape[:-3], *objects, 4))
         if self.multi_label:
-            _check("several labels each", self.labels, np.uint8, (n, k))
+            _check("multi-hot labels", self.labels, np.uint8, (n, k))
             if self.labels.max(initial=0) > 1:
-                raise InputError(f"several labels each are 0 or 1 for every class, got {self.labels.max()}")
+                raise InputError(f"multi-hot labels are 0 or 1 for every class, got {self.labels.max()}")
         else:
             _check("labels", self.labels, np.int64, (n,))
             wrong = self.labels[(self.labels < 0) | (self.labels >= k)]
@@ -47,27 +47,27 @@ class Dataset:
 
     @property
     def multi_label(self):
-        """Whether an image (or clip) may have several labels, or none: ``labels`` is (N, K)."""
+        """True if an image (or clip) may have several labels, or none: ``labels`` is (N, K)."""
         return np.ndim(self.labels) == 2
 
     def __len__(self):
         return len(self.images)
 
     def take(self, indices):
-        """The images at ``indices`` (any NumPy index along the first axis) as a new Dataset."""
+        """Return the images at ``indices`` (any NumPy index along the first axis) as a new Dataset."""
         boxes = None if self.boxes is None else self.boxes[indices]
         return replace(self, images=self.images[indices], labels=self.labels[indices], boxes=boxes)
 
     def subset(self, n, rng):
-        """At most ``n`` images drawn by ``rng``, as equally many of each class as there are; their order is kept.
+        """Return at most ``n`` images, drawn by ``rng`` and balanced over the classes; their order is kept.
 
-        Where an image may have several labels, all are equally likely to be drawn.
+        With several labels per image, all images are equally likely. Raises InputError if ``n`` is less than 1.
         """
-        return self.take(balanced(self.labels, n, rng))
+        return self.take(balanced_indices(self.labels, n, rng))
 
 
-def balanced(labels, n, rng):
-    """Sorted indices of at most ``n`` labels, drawn by ``rng`` so that the classes are as equal as can be.
+def balanced_indices(labels, n, rng):
+    """Return sorted indices of at most ``n`` labels, drawn by ``rng``, with class counts as equal as possible.
 
     Labels (N, K) are drawn as if all were of one class.
     """
@@ -78,22 +78,35 @@ def balanced(labels, n, rng):
     order = rng.permutation(len(labels))
     by_class = np.argsort(labels[order], kind="stable")
     counts = np.bincount(labels)
-    rank = np.empty_like(order)  # the how-manieth of its class each image is, in the drawn order
+    rank = np.empty_like(order)  # within its class, in the drawn order
     rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.sort(order[np.argsort(rank, kind="stable")[:n]])
 
 
-def drawing(parts, n, unit):
-    """``parts`` of ``n`` generated images or clips as they are drawn; a bar on a terminal if that takes a second."""
+def concatenate(parts, n, unit):
+    """Return the Datasets ``parts``, of ``n`` images or clips in all, as one.
+
+    On a terminal, a progress bar counts them in ``unit`` if generating them takes more than a second. Raises
+    InputError if ``n`` is less than 1.
+    """
     from tqdm import tqdm
 
+    if n < 1:
+        raise InputError(f"a split has at least 1 image or clip, got {n} {unit}")
+    arrays, start = {}, 0
     style = {"unit": f" {unit}", "unit_scale": True, "dynamic_ncols": True, "leave": False, "disable": None}
-    with tqdm(desc="drawing", total=n, delay=1, **style) as progress:
+    with tqdm(desc="generating", total=n, delay=1, **style) as progress:
         for part in parts:
-            yield part
+            for name in ("images", "labels", "boxes"):
+                x = getattr(part, name)
+                if name not in arrays:
+                    arrays[name] = np.empty((n, *x.shape[1:]), x.dtype)
+                arrays[name][start : start + len(x)] = x
+            start += len(part)
             progress.update(len(part))
+    return Dataset(**arrays, classes=part.classes)
 
 
 def _check(name, x, dtype, shape):
     if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != shape:
-        raise InputError(f"{name} of these images are an {np.dtype(dtype)} array {shape}, got {describe(x)}")
+        raise InputError(f"{name} of these images have dtype {np.dtype(dtype)} and shape {shape}, got {describe(x)}")

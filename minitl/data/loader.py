@@ -1,4 +1,4 @@
-"""Batches of a data set, in an order that a generator decides."""
+"""Batches of a data set, in a seeded order."""
 
 import numpy as np
 
@@ -7,34 +7,29 @@ from ..errors import InputError
 
 
 class Loader:
-    """Iterate over ``(images, labels)``: uint8 (B, H, W, C) and int64 (B,), each pass being one epoch.
+    """Iterate over batches ``(images, labels)`` of a Dataset, cut from its arrays; each pass is one epoch.
 
-    shuffle    draw a new order from ``rng`` at the start of each epoch; without it, the data set's own order
-    rng        a NumPy generator, minitl's own by default. Its state between two epochs decides everything that
-               follows, so a run that saves and restores it sees the same batches
-    augment    a function ``(images, rng) -> images``, called for each batch
-    drop_last  leave out the last batch when it is not full
+    shuffle  draw a new order from ``rng`` at the start of each epoch; otherwise keep the order of the data set
+    rng      a NumPy generator, by default minitl's own. Its state between two epochs determines all later batches,
+             so a run that saves and restores it sees the same ones
 
-    Raises ``InputError`` when there would be no batch.
+    Raises InputError if ``batch_size`` is less than 1 or the data set is empty.
     """
 
-    def __init__(self, dataset, batch_size, shuffle=False, rng=None, augment=None, drop_last=False):
+    def __init__(self, dataset, batch_size, shuffle=False, rng=None):
         if batch_size < 1:
             raise InputError(f"batch_size is at least 1, got {batch_size}")
-        self.dataset, self.batch_size, self.shuffle, self.drop_last = dataset, batch_size, shuffle, drop_last
-        self.rng, self.augment = default_rng(rng), augment
-        if len(self) == 0:
-            raise InputError(f"{len(dataset)} images make no batch of {batch_size}; choose a smaller batch_size")
+        if not len(dataset):
+            raise InputError("the data set has no images, so there are no batches")
+        self.dataset, self.batch_size, self.shuffle, self.rng = dataset, batch_size, shuffle, default_rng(rng)
 
     def __len__(self):
-        """The number of batches in an epoch."""
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        """Return the number of batches in an epoch; the last one may be smaller."""
+        return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self):
         n = len(self.dataset)
         order = self.rng.permutation(n) if self.shuffle else np.arange(n)
-        for i in range(len(self)):
-            batch = order[i * self.batch_size : (i + 1) * self.batch_size]
-            images = self.dataset.images[batch]
-            yield (self.augment(images, self.rng) if self.augment else images), self.dataset.labels[batch]
+        for start in range(0, n, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            yield self.dataset.images[batch], self.dataset.labels[batch]
