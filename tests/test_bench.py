@@ -98,8 +98,8 @@ class Fake:
     def __init__(self, name, seconds, log):
         self.name, self.seconds, self.log = name, seconds, log
 
-    def ask(self, what, steps):
-        self.log.append((self.name, what))
+    def request(self, name, steps):
+        self.log.append((self.name, name))
         return [self.seconds] * steps
 
 
@@ -115,31 +115,37 @@ def test_they_take_turns(monkeypatch):
 
 
 def test_ratio_by_hand():
-    """Medians 3 and 2; medians of blocks 2, 3, 4 against 2; the quicker form counts, here that of another time."""
+    """Medians 3 and 2; medians of blocks 2, 3, 4 against 2, and 6 against them; the faster variant counts."""
     ours = np.array([[2, 2, 9], [3, 3, 3], [1, 4, 4.0]])
     slow, quick = np.full((3, 3), 2.0), np.full((3, 3), 1.0)
-    found = {
+    values = {
         "minitl": {"infer": ours},
+        "minitl, plain": {"infer": np.full((3, 3), 6.0)},
         "PyTorch, slow": {"infer": slow, "train": quick},
         "PyTorch, quick": {"infer": quick, "train": slow},
         "JAX": {"infer": 5 * slow},
     }
-    row = measure._against(found, "infer", "train")
-    assert row == {"minitl": 3, "PyTorch": 2, "form": "slow", "ratio": 1.5, "low": 1.25, "high": 1.75, "JAX": 10}
-    assert measure._against(found, "infer", "infer")["form"] == "quick"
+    row = measure._row(values, "infer", "train")
+    assert row == {"minitl": 3, "PyTorch": 2, "variant": "slow", "ratio": 1.5, "low": 1.25, "high": 1.75} | {
+        "plain": 6,
+        "plain_ratio": 2,
+        "JAX": 10,
+    }
+    assert measure._row(values, "infer", "infer")["variant"] == "quick"
 
 
 def test_losses_must_agree():
     losses = {"minitl": [2.0, 1.0], "PyTorch, tanh GELU": [2.0001, 1.0], "PyTorch, exact GELU": [2.01, 1.1]}
-    measure.check("vit-tiny", losses)
+    measure.check_losses("vit-tiny", losses)
     with pytest.raises(InputError, match=r"vit-tiny: .* in minitl and .* in JAX; these are two different"):
-        measure.check("vit-tiny", losses | {"JAX": [2.0, 1.001]})
+        measure.check_losses("vit-tiny", losses | {"JAX": [2.0, 1.001]})
 
 
 def test_pairs_are_measured_together():
     assert measure._groups(measure.MODELS) == [
         ["vit-tiny", "vit-tiny-tl"],
         ["vit-384", "vit-tl-384"],
+        ["cifar-cpu"],
         ["video-tl"],
         ["bottleneck"],
     ]
@@ -187,8 +193,8 @@ class Silent:
     def __exit__(self, *_):
         pass
 
-    def ask(self, what, times=0):
-        return {} if what == "memory" else [1.0] * times
+    def request(self, name, times=0):
+        return {} if name == "memory" else [1.0] * times
 
 
 def test_a_system_that_says_little(monkeypatch, tmp_path):
@@ -206,9 +212,10 @@ def test_a_system_that_says_little(monkeypatch, tmp_path):
     job = {"framework": "minitl", "config": PLAIN, "batch": 2, "threads": 1, "device": "cpu"}
     assert contestant.prepare(job | {"options": {}, "by_layer": False})["memory"](0) == {}
 
-    monkeypatch.setattr(measure, "_team", lambda *_: {"minitl": Silent(), "PyTorch, tanh GELU": Silent()})
+    labels = "minitl", "minitl, plain", "PyTorch, tanh GELU"
+    monkeypatch.setattr(measure, "_contestants", lambda *_: {label: Silent() for label in labels})
     rows = list(measure.compare(["vit-tiny"], quick=True))
-    assert [row["what"] for row in rows] == list(measure.TIMES)
+    assert [row["quantity"] for row in rows] == list(measure.TIMES)
     labels = [text.get_text() for text in report.picture(rows).legends[0].texts]
     assert labels == ["training step", "inference"]
 
@@ -230,8 +237,8 @@ def test_growth_without_sizes(monkeypatch):
 @LINUX
 def test_a_process_keeps_to_its_threads():
     with measure.Contestant("minitl", "minitl", PLAIN, 2, threads=1) as one:
-        sizes = one.ask("memory")
-        assert len(one.ask("train", 3)) == 3 and 0 < sizes["memory"] < sizes["process"]
+        sizes = one.request("memory")
+        assert len(one.request("train", 3)) == 3 and 0 < sizes["memory"] < sizes["process"]
         settings = Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
         assert {"OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1"} <= set(settings)
         assert len(os.sched_getaffinity(one.process.pid)) == 1
@@ -243,7 +250,7 @@ def test_threads_by_default(monkeypatch):
     """As many as training takes, on any number of cores."""
     monkeypatch.setattr(measure, "default_threads", lambda: 1)
     with measure.Contestant("minitl", "minitl", PLAIN, 2) as one:
-        one.ask("train", 1)
+        one.request("train", 1)
         assert "OMP_NUM_THREADS=1" in Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
         assert len(os.sched_getaffinity(one.process.pid)) == 1
     monkeypatch.undo()
@@ -257,7 +264,7 @@ def test_a_process_that_fails_says_why():
         measure.Contestant("minitl", "minitl", PLAIN, -1, 1) as one,
         pytest.raises(InputError, match=r"(?s)the process of minitl ended with status 1:.*negative dimensions"),
     ):
-        one.ask("train", 1)
+        one.request("train", 1)
 
 
 def test_a_batch_that_does_not_fit():
@@ -265,16 +272,16 @@ def test_a_batch_that_does_not_fit():
         measure.Contestant("minitl", "minitl", PLAIN, 10**13, 1) as one,
         pytest.raises(InputError, match=r"with status 1:\nits model and batch do not fit into memory: .*allocate"),
     ):
-        one.ask("train", 1)
+        one.request("train", 1)
 
 
 def test_a_process_that_is_killed():
     with measure.Contestant("minitl", "minitl", PLAIN, 2, 1) as one:
-        one.ask("train", 1)
+        one.request("train", 1)
         one.process.kill()
         one.process.wait()
         with pytest.raises(InputError, match=r"the process of minitl ended with status -?[0-9]+:\nit said nothing"):
-            one.ask("train", 1)
+            one.request("train", 1)
 
 
 @LINUX
@@ -337,10 +344,11 @@ def test_command(command):
         and {"cpu", "load", "Python", "NumPy", "BLAS", "PyTorch"} < found["machine"].keys()
     )
     rows = found["models"]
-    assert [(row["model"], row["what"]) for row in rows] == [("vit-tiny-tl", w) for w in measure.TIMES + measure.SIZES]
+    assert [row["name"] for row in rows] == ["vit-tiny-tl"] * 4
+    assert [row["quantity"] for row in rows] == [*measure.TIMES, *measure.SIZES]
     for row in rows:
         assert row["minitl"] > 0 and row["low"] <= row["ratio"] <= row["high"]
-        assert row["low"] <= row["high"] and row["form"] in ("tanh GELU", "exact GELU") and row["macs"] > 0
+        assert row["low"] <= row["high"] and row["variant"] in ("tanh GELU", "exact GELU") and row["macs"] > 0
     assert Path("a/b/bench.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -369,8 +377,16 @@ def test_command_scale(command, monkeypatch):
 
 def test_tables():
     """What the table, the savings and the heading say of some figures."""
-    row = {"what": "train", "minitl": 0.15, "PyTorch": 0.2, "form": "tanh GELU", "ratio": 0.75, "low": 0.7, "high": 0.8}
-    rows = [row | {"model": "vit-384", "macs": 4}, row | {"model": "vit-tl-384", "macs": 3, "minitl": 0.12}]
+    row = {
+        "quantity": "train",
+        "minitl": 0.15,
+        "PyTorch": 0.2,
+        "variant": "tanh GELU",
+        "ratio": 0.75,
+        "low": 0.7,
+        "high": 0.8,
+    }
+    rows = [row | {"name": "vit-384", "macs": 4}, row | {"name": "vit-tl-384", "macs": 3, "minitl": 0.12}]
     line = " ".join(report.line(rows[0]).split())
     assert line == "vit-384 training step 150 ms 200 ms 0.75 0.70 to 0.80 tanh GELU"
     assert "JAX" not in report.head(row) and "JAX" in report.head(row | {"JAX": 0.1})
@@ -383,11 +399,11 @@ def test_tables():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["vit-tinny"], "there is no configuration 'vit-tinny'; did you mean vit-tiny"),
-        (["vit-tiny", "all"], "there is no configuration 'all'; choose one of vit-tiny, "),
-        (["vit-tiny", "--ops"], "choose one: names of configurations, --ops, or --scale"),
-        (["--threads", 0], f"--threads is from 1 to {sharing.cores()}, the cores there are, got 0"),
-        (["--threads", 10_000], "the cores there are, got 10000"),
+        (["vit-tinny"], "there is no model 'vit-tinny'; did you mean vit-tiny"),
+        (["vit-tiny", "all"], "there is no model 'all'; choose one of vit-tiny, "),
+        (["vit-tiny", "--ops"], "choose one: names of models, --ops, or --scale"),
+        (["--threads", 0], f"--threads must be from 1 to {sharing.cores()}, the number of cores, got 0"),
+        (["--threads", 10_000], "the number of cores, got 10000"),
     ],
 )
 def test_wrong_options(command, args, message):
