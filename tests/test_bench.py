@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from minitl import OPS, Tensor, nn
+from minitl.autograd import OVERRIDES
+from minitl.autograd import PLAIN as PLAIN_FORMS
 from minitl.errors import InputError
 from minitl.fast import threads as sharing
 from minitl.train import files
@@ -20,6 +23,7 @@ from tests.bench import contestant, measure, report
 from tests.bench.__main__ import main
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc, which Linux has")
+QUICK_TO_COMPILE = "XLA_FLAGS", "--xla_backend_optimization_level=0"
 IMAGES = nn.ViTConfig(patch_size=8, dim=8, heads=2, mlp_dim=16, hidden=8, num_tokens=2, loc=1, zero_head=False)
 PLAIN = replace(IMAGES, tokenizer="none")
 LEARNER = replace(IMAGES, version="1.1", pre_norm=False)
@@ -62,12 +66,13 @@ def test_pytorch_computes_the_same(name, layout):
     same_losses(*sides(Torch, CONFIGS[name], memory_format=layout))
 
 
-@pytest.mark.parametrize("name", ["learner 1.1 with norm", "clips"])
-def test_jax_computes_the_same(name):
+def test_jax_computes_the_same(monkeypatch):
+    """Clips by a learner with norm; a learner without one is in ``test_command``."""
+    monkeypatch.setenv(*QUICK_TO_COMPILE)
     pytest.importorskip("jax", reason="JAX is not installed")
     from tests.bench.jax_twin import Jax
 
-    same_losses(*sides(Jax, CONFIGS[name]))
+    same_losses(*sides(Jax, replace(CONFIGS["clips"], pre_norm=True)))
 
 
 def test_layers_compute_the_same():
@@ -159,6 +164,23 @@ def test_profile():
     assert before == OPS
     assert {"linear", "attention", "gelu", "softmax", "token_pool", "cross_entropy", "rest"} <= seconds.keys()
     assert "conv2d" not in seconds and min(seconds["linear"]) > 0 and seconds["rest"][0] > 0
+
+
+@pytest.mark.parametrize("plainly", [False, True])
+def test_plain_forms(monkeypatch, plainly):
+    """They are what the contestant "minitl, plain" computes, in its threads too, forward and in training."""
+    calls = []
+
+    def fast(x, **options):
+        calls.append(threading.get_ident())
+        return PLAIN_FORMS["softmax"](x, **options)
+
+    monkeypatch.setitem(OVERRIDES["cpu"], "softmax", fast)
+    job = {"framework": "minitl", "config": LEARNER, "batch": 4, "threads": 2, "device": "cpu", "by_layer": False}
+    answers = contestant.prepare(job | {"options": {"plain": True} if plainly else {}})
+    calls.clear()  # of a model that was only to be loaded
+    assert len(answers["train"](1)) == len(answers["infer"](1)) == 1
+    assert (calls == []) == plainly and threading.get_ident() not in calls
 
 
 PEAK = """
@@ -322,6 +344,7 @@ def command(tmp_path, monkeypatch, capsys):
     """A function that runs `python -m tests.bench` in an empty folder: (status, out, err)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setenv(*QUICK_TO_COMPILE)
 
     def run(*args):
         status = 0
@@ -377,23 +400,29 @@ def test_command_scale(command, monkeypatch):
 
 def test_tables():
     """What the table, the savings and the heading say of some figures."""
-    row = {
-        "quantity": "train",
-        "minitl": 0.15,
-        "PyTorch": 0.2,
-        "variant": "tanh GELU",
-        "ratio": 0.75,
-        "low": 0.7,
-        "high": 0.8,
-    }
+    row = {"quantity": "train", "minitl": 0.15, "PyTorch": 0.2, "variant": "tanh GELU"}
+    row |= {"ratio": 0.75, "low": 0.7, "high": 0.8, "plain": 0.18, "plain_ratio": 1.2}
     rows = [row | {"name": "vit-384", "macs": 4}, row | {"name": "vit-tl-384", "macs": 3, "minitl": 0.12}]
     line = " ".join(report.line(rows[0]).split())
-    assert line == "vit-384 training step 150 ms 200 ms 0.75 0.70 to 0.80 tanh GELU"
-    assert "JAX" not in report.head(row) and "JAX" in report.head(row | {"JAX": 0.1})
+    assert line == "vit-384 training step 150 ms 200 ms 0.75 0.70 to 0.80 tanh GELU 180 ms 1.20 -"
+    assert report.line(rows[0] | {"JAX": 0.1}).endswith(" 100 ms")
+    assert len(report.head()) == len(report.line(rows[0]))
     (saved,) = report.savings(rows, measure.PAIRS)
     assert saved == "vit-tl-384 / vit-384: multiply-adds 0.75, training step 0.80 in minitl, 1.00 in PyTorch"
     assert report.savings(rows[:1], measure.PAIRS) == []
-    assert "2 threads" in report.heading(measure.machine(2))
+    heading = report.heading(measure.machine(2))
+    assert "2 threads" in heading and f"NumPy {np.__version__}, SIMD " in heading
+
+
+def test_simd():
+    """As NumPy names it before 2.4 and since, on x86 and on others."""
+    old = {"baseline": ["SSE", "SSE2"], "found": ["AVX2", "AVX512F", "AVX512_SKX"]}
+    assert measure._simd(old, "x86_64") == "AVX512_SKX (AVX-512)"
+    assert measure._simd(old | {"found": ["AVX2"], "not found": ["AVX512F"]}, "AMD64") == "AVX2 (no AVX-512)"
+    new = {"baseline": ["X86_V2"], "found": ["X86_V3", "X86_V4"]}
+    assert measure._simd(new, "x86_64") == "X86_V4 (AVX-512)"
+    assert measure._simd({"baseline": ["NEON", "ASIMD"]}, "aarch64") == "ASIMD"
+    assert measure._simd({}, "riscv64") == "none"
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def lookup(name, quick=False, models=MODELS):
     config, batch = models[name]
     if quick and isinstance(config, ViTConfig):
         sizes = {"dim": 4 * config.heads, "layers": 2, "loc": min(config.loc, 1), "mlp_dim": 16, "hidden": 8}
-        return replace(config, frames=min(config.frames, 2), **sizes), 4
+        return replace(config, frames=min(config.frames, 2), stem_width=8, **sizes), 4
     return (replace(config, frames=2, widths=(4, 8)), 4) if quick else (config, batch)
 
 
