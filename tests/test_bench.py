@@ -97,6 +97,25 @@ def test_layers_compute_the_same():
 # --- statistics ---
 
 
+class InProcess:
+    """A contestant without a process of its own."""
+
+    def __init__(self, label, framework, config, batch, threads=1, options=None, by_layer=False, device="cpu"):
+        job = {"framework": framework, "config": config, "batch": batch, "threads": threads, "device": device}
+        self.job = job | {"options": options or {}, "by_layer": by_layer}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def request(self, name, times=0):
+        if not hasattr(self, "calls"):
+            self.calls = contestant.prepare(self.job)
+        return self.calls[name](times)
+
+
 class Fake:
     """A contestant that takes ``seconds`` for a step, and says so in ``log``."""
 
@@ -375,8 +394,9 @@ def test_command(command):
     assert Path("a/b/bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_command_by_op(command):
+def test_command_by_op(command, monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.setattr(measure, "Contestant", InProcess)
     status, out, _ = command("--ops", "--quick", "--threads", 1)
     lines = out.splitlines()
     picture = Path("runs/bench-quick/ops.png")

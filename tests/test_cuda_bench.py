@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_cupy
 import numpy as np
 import pytest
+from test_bench import InProcess
 
 from minitl import data, flops, nn, train
 from minitl.backend import cuda_problem
@@ -19,25 +20,6 @@ from minitl.errors import InputError
 from minitl.train import presets
 from tests.bench import contestant, contestant_cuda, measure, measure_cuda, report
 from tests.bench.__main__ import main
-
-
-class InProcess:
-    """A contestant without a process of its own."""
-
-    def __init__(self, label, framework, config, batch, threads=1, options=None, by_layer=False, device="cpu"):
-        job = {"framework": framework, "config": config, "batch": batch, "threads": threads, "device": device}
-        self.job = job | {"options": options, "by_layer": by_layer}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def request(self, name, times=0):
-        if not hasattr(self, "calls"):
-            self.calls = contestant.prepare(self.job)
-        return self.calls[name](times)
 
 
 class Broken(InProcess):
@@ -268,6 +250,8 @@ def checks(command, monkeypatch):
     for name, (config, allowed) in gpu.RUNS.items():
         config = dataclasses.replace(config, batch_size=10, **small[name])
         monkeypatch.setitem(gpu.RUNS, name, (config, allowed))
+    for size in ("ROUNDS", "STEPS"):
+        monkeypatch.setattr(measure_cuda, size, 2)
     for name in measure_cuda.MODELS:
         monkeypatch.setitem(measure_cuda.MODELS, name, (TINY, 4))
     monkeypatch.setattr(gpu, "TINY", TINY)

@@ -128,7 +128,7 @@ def cuda_picture(rows):
 
 def scale_table(rows):
     """The rows of ``measure.scale`` as lines of text."""
-    text = "{:>6} {:26}{:>14}{:>12}{:>19}{:>12}{:>12}"
+    text = "{:>6} {:31}{:>14}{:>12}{:>19}{:>12}{:>12}"
     lines = [text.format("", "", "multiply-adds", "step", "quartiles", "activations", "peak memory")]
     for row in rows:
         spread = f"{1e3 * row['low']:.1f} to {1e3 * row['high']:.1f}"
@@ -197,9 +197,9 @@ def scale_picture(rows):
         keys = "value", "seconds", "low", "high", "memory", "macs", "kept"
         x, seconds, low, high, memory, macs, kept = (np.array([row.get(key, np.nan) for row in mine]) for key in keys)
         spread = 1e3 * np.array([seconds - low, high - seconds])
-        upper.errorbar(x, 1e3 * seconds, spread, fmt="o-", ms=4, lw=1, capsize=2, label="measured")
+        upper.errorbar(x, 1e3 * seconds, spread, fmt="o-", ms=4, lw=1, capsize=2, clip_on=False, label="measured")
         upper.plot(x, 1e3 * seconds[-1] * macs / macs[-1], "--", color="grey", lw=1, label="like multiply-adds")
-        lower.plot(x, memory / 1e6, "o-", ms=4, lw=1, label="measured")
+        lower.plot(x, memory / 1e6, "o-", ms=4, lw=1, clip_on=False, label="measured")
         lower.plot(x, kept / 1e6, "--", color="grey", lw=1, label="activations, counted")
         upper.set(xlim=0, ylim=0)
         lower.set(xlabel=name, ylim=0)
