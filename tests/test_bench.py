@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from minitl import OPS, Tensor, nn
+from minitl.autograd import OVERRIDES
+from minitl.autograd import PLAIN as PLAIN_FORMS
 from minitl.errors import InputError
 from minitl.fast import threads as sharing
 from minitl.train import files
@@ -20,6 +23,7 @@ from tests.bench import contestant, measure, report
 from tests.bench.__main__ import main
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc, which Linux has")
+QUICK_TO_COMPILE = "XLA_FLAGS", "--xla_backend_optimization_level=0"
 IMAGES = nn.ViTConfig(patch_size=8, dim=8, heads=2, mlp_dim=16, hidden=8, num_tokens=2, loc=1, zero_head=False)
 PLAIN = replace(IMAGES, tokenizer="none")
 LEARNER = replace(IMAGES, version="1.1", pre_norm=False)
@@ -62,12 +66,13 @@ def test_pytorch_computes_the_same(name, layout):
     same_losses(*sides(Torch, CONFIGS[name], memory_format=layout))
 
 
-@pytest.mark.parametrize("name", ["learner 1.1 with norm", "clips"])
-def test_jax_computes_the_same(name):
+def test_jax_computes_the_same(monkeypatch):
+    """Clips by a learner with norm; a learner without one is in ``test_command``."""
+    monkeypatch.setenv(*QUICK_TO_COMPILE)
     pytest.importorskip("jax", reason="JAX is not installed")
     from tests.bench.jax_twin import Jax
 
-    same_losses(*sides(Jax, CONFIGS[name]))
+    same_losses(*sides(Jax, replace(CONFIGS["clips"], pre_norm=True)))
 
 
 def test_layers_compute_the_same():
@@ -92,14 +97,33 @@ def test_layers_compute_the_same():
 # --- statistics ---
 
 
+class InProcess:
+    """A contestant without a process of its own."""
+
+    def __init__(self, label, framework, config, batch, threads=1, options=None, by_layer=False, device="cpu"):
+        job = {"framework": framework, "config": config, "batch": batch, "threads": threads, "device": device}
+        self.job = job | {"options": options or {}, "by_layer": by_layer}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def request(self, name, times=0):
+        if not hasattr(self, "calls"):
+            self.calls = contestant.prepare(self.job)
+        return self.calls[name](times)
+
+
 class Fake:
     """A contestant that takes ``seconds`` for a step, and says so in ``log``."""
 
     def __init__(self, name, seconds, log):
         self.name, self.seconds, self.log = name, seconds, log
 
-    def ask(self, what, steps):
-        self.log.append((self.name, what))
+    def request(self, name, steps):
+        self.log.append((self.name, name))
         return [self.seconds] * steps
 
 
@@ -115,31 +139,37 @@ def test_they_take_turns(monkeypatch):
 
 
 def test_ratio_by_hand():
-    """Medians 3 and 2; medians of blocks 2, 3, 4 against 2; the quicker form counts, here that of another time."""
+    """Medians 3 and 2; medians of blocks 2, 3, 4 against 2, and 6 against them; the faster variant counts."""
     ours = np.array([[2, 2, 9], [3, 3, 3], [1, 4, 4.0]])
     slow, quick = np.full((3, 3), 2.0), np.full((3, 3), 1.0)
-    found = {
+    values = {
         "minitl": {"infer": ours},
+        "minitl, plain": {"infer": np.full((3, 3), 6.0)},
         "PyTorch, slow": {"infer": slow, "train": quick},
         "PyTorch, quick": {"infer": quick, "train": slow},
         "JAX": {"infer": 5 * slow},
     }
-    row = measure._against(found, "infer", "train")
-    assert row == {"minitl": 3, "PyTorch": 2, "form": "slow", "ratio": 1.5, "low": 1.25, "high": 1.75, "JAX": 10}
-    assert measure._against(found, "infer", "infer")["form"] == "quick"
+    row = measure._row(values, "infer", "train")
+    assert row == {"minitl": 3, "PyTorch": 2, "variant": "slow", "ratio": 1.5, "low": 1.25, "high": 1.75} | {
+        "plain": 6,
+        "plain_ratio": 2,
+        "JAX": 10,
+    }
+    assert measure._row(values, "infer", "infer")["variant"] == "quick"
 
 
 def test_losses_must_agree():
     losses = {"minitl": [2.0, 1.0], "PyTorch, tanh GELU": [2.0001, 1.0], "PyTorch, exact GELU": [2.01, 1.1]}
-    measure.check("vit-tiny", losses)
+    measure.check_losses("vit-tiny", losses)
     with pytest.raises(InputError, match=r"vit-tiny: .* in minitl and .* in JAX; these are two different"):
-        measure.check("vit-tiny", losses | {"JAX": [2.0, 1.001]})
+        measure.check_losses("vit-tiny", losses | {"JAX": [2.0, 1.001]})
 
 
 def test_pairs_are_measured_together():
     assert measure._groups(measure.MODELS) == [
         ["vit-tiny", "vit-tiny-tl"],
         ["vit-384", "vit-tl-384"],
+        ["cifar-cpu"],
         ["video-tl"],
         ["bottleneck"],
     ]
@@ -153,6 +183,23 @@ def test_profile():
     assert before == OPS
     assert {"linear", "attention", "gelu", "softmax", "token_pool", "cross_entropy", "rest"} <= seconds.keys()
     assert "conv2d" not in seconds and min(seconds["linear"]) > 0 and seconds["rest"][0] > 0
+
+
+@pytest.mark.parametrize("plainly", [False, True])
+def test_plain_forms(monkeypatch, plainly):
+    """They are what the contestant "minitl, plain" computes, in its threads too, forward and in training."""
+    calls = []
+
+    def fast(x, **options):
+        calls.append(threading.get_ident())
+        return PLAIN_FORMS["softmax"](x, **options)
+
+    monkeypatch.setitem(OVERRIDES["cpu"], "softmax", fast)
+    job = {"framework": "minitl", "config": LEARNER, "batch": 4, "threads": 2, "device": "cpu", "by_layer": False}
+    answers = contestant.prepare(job | {"options": {"plain": True} if plainly else {}})
+    calls.clear()  # of a model that was only to be loaded
+    assert len(answers["train"](1)) == len(answers["infer"](1)) == 1
+    assert (calls == []) == plainly and threading.get_ident() not in calls
 
 
 PEAK = """
@@ -187,8 +234,8 @@ class Silent:
     def __exit__(self, *_):
         pass
 
-    def ask(self, what, times=0):
-        return {} if what == "memory" else [1.0] * times
+    def request(self, name, times=0):
+        return {} if name == "memory" else [1.0] * times
 
 
 def test_a_system_that_says_little(monkeypatch, tmp_path):
@@ -206,9 +253,10 @@ def test_a_system_that_says_little(monkeypatch, tmp_path):
     job = {"framework": "minitl", "config": PLAIN, "batch": 2, "threads": 1, "device": "cpu"}
     assert contestant.prepare(job | {"options": {}, "by_layer": False})["memory"](0) == {}
 
-    monkeypatch.setattr(measure, "_team", lambda *_: {"minitl": Silent(), "PyTorch, tanh GELU": Silent()})
+    labels = "minitl", "minitl, plain", "PyTorch, tanh GELU"
+    monkeypatch.setattr(measure, "_contestants", lambda *_: {label: Silent() for label in labels})
     rows = list(measure.compare(["vit-tiny"], quick=True))
-    assert [row["what"] for row in rows] == list(measure.TIMES)
+    assert [row["quantity"] for row in rows] == list(measure.TIMES)
     labels = [text.get_text() for text in report.picture(rows).legends[0].texts]
     assert labels == ["training step", "inference"]
 
@@ -230,8 +278,8 @@ def test_growth_without_sizes(monkeypatch):
 @LINUX
 def test_a_process_keeps_to_its_threads():
     with measure.Contestant("minitl", "minitl", PLAIN, 2, threads=1) as one:
-        sizes = one.ask("memory")
-        assert len(one.ask("train", 3)) == 3 and 0 < sizes["memory"] < sizes["process"]
+        sizes = one.request("memory")
+        assert len(one.request("train", 3)) == 3 and 0 < sizes["memory"] < sizes["process"]
         settings = Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
         assert {"OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1"} <= set(settings)
         assert len(os.sched_getaffinity(one.process.pid)) == 1
@@ -243,7 +291,7 @@ def test_threads_by_default(monkeypatch):
     """As many as training takes, on any number of cores."""
     monkeypatch.setattr(measure, "default_threads", lambda: 1)
     with measure.Contestant("minitl", "minitl", PLAIN, 2) as one:
-        one.ask("train", 1)
+        one.request("train", 1)
         assert "OMP_NUM_THREADS=1" in Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
         assert len(os.sched_getaffinity(one.process.pid)) == 1
     monkeypatch.undo()
@@ -257,7 +305,7 @@ def test_a_process_that_fails_says_why():
         measure.Contestant("minitl", "minitl", PLAIN, -1, 1) as one,
         pytest.raises(InputError, match=r"(?s)the process of minitl ended with status 1:.*negative dimensions"),
     ):
-        one.ask("train", 1)
+        one.request("train", 1)
 
 
 def test_a_batch_that_does_not_fit():
@@ -265,16 +313,16 @@ def test_a_batch_that_does_not_fit():
         measure.Contestant("minitl", "minitl", PLAIN, 10**13, 1) as one,
         pytest.raises(InputError, match=r"with status 1:\nits model and batch do not fit into memory: .*allocate"),
     ):
-        one.ask("train", 1)
+        one.request("train", 1)
 
 
 def test_a_process_that_is_killed():
     with measure.Contestant("minitl", "minitl", PLAIN, 2, 1) as one:
-        one.ask("train", 1)
+        one.request("train", 1)
         one.process.kill()
         one.process.wait()
         with pytest.raises(InputError, match=r"the process of minitl ended with status -?[0-9]+:\nit said nothing"):
-            one.ask("train", 1)
+            one.request("train", 1)
 
 
 @LINUX
@@ -315,6 +363,7 @@ def command(tmp_path, monkeypatch, capsys):
     """A function that runs `python -m tests.bench` in an empty folder: (status, out, err)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setenv(*QUICK_TO_COMPILE)
 
     def run(*args):
         status = 0
@@ -337,15 +386,17 @@ def test_command(command):
         and {"cpu", "load", "Python", "NumPy", "BLAS", "PyTorch"} < found["machine"].keys()
     )
     rows = found["models"]
-    assert [(row["model"], row["what"]) for row in rows] == [("vit-tiny-tl", w) for w in measure.TIMES + measure.SIZES]
+    assert [row["name"] for row in rows] == ["vit-tiny-tl"] * 4
+    assert [row["quantity"] for row in rows] == [*measure.TIMES, *measure.SIZES]
     for row in rows:
         assert row["minitl"] > 0 and row["low"] <= row["ratio"] <= row["high"]
-        assert row["low"] <= row["high"] and row["form"] in ("tanh GELU", "exact GELU") and row["macs"] > 0
+        assert row["low"] <= row["high"] and row["variant"] in ("tanh GELU", "exact GELU") and row["macs"] > 0
     assert Path("a/b/bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_command_by_op(command):
+def test_command_by_op(command, monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.setattr(measure, "Contestant", InProcess)
     status, out, _ = command("--ops", "--quick", "--threads", 1)
     lines = out.splitlines()
     picture = Path("runs/bench-quick/ops.png")
@@ -369,25 +420,39 @@ def test_command_scale(command, monkeypatch):
 
 def test_tables():
     """What the table, the savings and the heading say of some figures."""
-    row = {"what": "train", "minitl": 0.15, "PyTorch": 0.2, "form": "tanh GELU", "ratio": 0.75, "low": 0.7, "high": 0.8}
-    rows = [row | {"model": "vit-384", "macs": 4}, row | {"model": "vit-tl-384", "macs": 3, "minitl": 0.12}]
+    row = {"quantity": "train", "minitl": 0.15, "PyTorch": 0.2, "variant": "tanh GELU"}
+    row |= {"ratio": 0.75, "low": 0.7, "high": 0.8, "plain": 0.18, "plain_ratio": 1.2}
+    rows = [row | {"name": "vit-384", "macs": 4}, row | {"name": "vit-tl-384", "macs": 3, "minitl": 0.12}]
     line = " ".join(report.line(rows[0]).split())
-    assert line == "vit-384 training step 150 ms 200 ms 0.75 0.70 to 0.80 tanh GELU"
-    assert "JAX" not in report.head(row) and "JAX" in report.head(row | {"JAX": 0.1})
+    assert line == "vit-384 training step 150 ms 200 ms 0.75 0.70 to 0.80 tanh GELU 180 ms 1.20 -"
+    assert report.line(rows[0] | {"JAX": 0.1}).endswith(" 100 ms")
+    assert len(report.head()) == len(report.line(rows[0]))
     (saved,) = report.savings(rows, measure.PAIRS)
     assert saved == "vit-tl-384 / vit-384: multiply-adds 0.75, training step 0.80 in minitl, 1.00 in PyTorch"
     assert report.savings(rows[:1], measure.PAIRS) == []
-    assert "2 threads" in report.heading(measure.machine(2))
+    heading = report.heading(measure.machine(2))
+    assert "2 threads" in heading and f"NumPy {np.__version__}, SIMD " in heading
+
+
+def test_simd():
+    """As NumPy names it before 2.4 and since, on x86 and on others."""
+    old = {"baseline": ["SSE", "SSE2"], "found": ["AVX2", "AVX512F", "AVX512_SKX"]}
+    assert measure._simd(old, "x86_64") == "AVX512_SKX (AVX-512)"
+    assert measure._simd(old | {"found": ["AVX2"], "not found": ["AVX512F"]}, "AMD64") == "AVX2 (no AVX-512)"
+    new = {"baseline": ["X86_V2"], "found": ["X86_V3", "X86_V4"]}
+    assert measure._simd(new, "x86_64") == "X86_V4 (AVX-512)"
+    assert measure._simd({"baseline": ["NEON", "ASIMD"]}, "aarch64") == "ASIMD"
+    assert measure._simd({}, "riscv64") == "none"
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["vit-tinny"], "there is no configuration 'vit-tinny'; did you mean vit-tiny"),
-        (["vit-tiny", "all"], "there is no configuration 'all'; choose one of vit-tiny, "),
-        (["vit-tiny", "--ops"], "choose one: names of configurations, --ops, or --scale"),
-        (["--threads", 0], f"--threads is from 1 to {sharing.cores()}, the cores there are, got 0"),
-        (["--threads", 10_000], "the cores there are, got 10000"),
+        (["vit-tinny"], "there is no model 'vit-tinny'; did you mean vit-tiny"),
+        (["vit-tiny", "all"], "there is no model 'all'; choose one of vit-tiny, "),
+        (["vit-tiny", "--ops"], "choose one: names of models, --ops, or --scale"),
+        (["--threads", 0], f"--threads must be from 1 to {sharing.cores()}, the number of cores, got 0"),
+        (["--threads", 10_000], "the number of cores, got 10000"),
     ],
 )
 def test_wrong_options(command, args, message):

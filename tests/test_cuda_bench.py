@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_cupy
 import numpy as np
 import pytest
+from test_bench import InProcess
 
 from minitl import data, flops, nn, train
 from minitl.backend import cuda_problem
@@ -21,34 +22,15 @@ from tests.bench import contestant, contestant_cuda, measure, measure_cuda, repo
 from tests.bench.__main__ import main
 
 
-class InProcess:
-    """A contestant without a process of its own."""
-
-    def __init__(self, label, framework, config, batch, threads=1, options=None, by_layer=False, device="cpu"):
-        job = {"framework": framework, "config": config, "batch": batch, "threads": threads, "device": device}
-        self.job = job | {"options": options, "by_layer": by_layer}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def ask(self, what, times=0):
-        if not hasattr(self, "calls"):
-            self.calls = contestant.prepare(self.job)
-        return self.calls[what](times)
-
-
 class Broken(InProcess):
     """PyTorch cannot be used; ``also`` is a second framework that cannot."""
 
     also = None
 
-    def ask(self, what, times=0):
+    def request(self, name, times=0):
         if self.job["framework"] in ("PyTorch", self.also):
             raise InputError("the process of PyTorch ended with status 1:\nTraceback\nAssertionError: not with CUDA")
-        return super().ask(what, times)
+        return super().request(name, times)
 
 
 @pytest.fixture
@@ -85,7 +67,7 @@ def test_command(command, precision, names):
     assert (status, err) == (0, f"wrote {Path('runs/bench-quick/bench-cuda.png')}\n")
     found = json.loads(out)
     assert found["machine"]["gpu"] == "made up" and found["machine"]["CuPy"] == "14.2.0"
-    assert [row["model"] for row in found["models"]] == list(names)
+    assert [row["name"] for row in found["models"]] == list(names)
     for row in found["models"]:
         assert row["precision"] == precision and row["batch"] == 4
         assert row["times"].keys() == set(measure_cuda.MINITL) and row["missing"].keys() == set(measure_cuda.PYTORCH)
@@ -98,7 +80,7 @@ def test_command(command, precision, names):
         assert 0 < ops["rest"]["share"] < 0.2
         assert {"linear", "attention", "layer_norm", "AdamW", "rest"} < ops.keys() and ops["AdamW"]["backward"] == 0
         assert ops["attention"]["backward"] > ops["attention"]["forward"] > 0
-        assert ("max_pool2d" in ops) == (row["model"] == "cifar-r1")
+        assert ("max_pool2d" in ops) == (row["name"] == "cifar-r1")
         assert row["copy"] == 2 * 4 * 64 / 1e-3 and row["products"] == 2 * 64**3 / 1e-3
     assert Path("runs/bench-quick/bench-cuda.png").read_bytes().startswith(b"\x89PNG")
 
@@ -121,7 +103,7 @@ def test_ops_are_themselves_again(command):
     from minitl import OPS
 
     before = dict(OPS)
-    side = contestant.side_of(contestant_cuda.Minitl, measure.model("vit-tiny", True)[0], 2, 1, graph=False)
+    side = contestant.side_of(contestant_cuda.Minitl, measure.lookup("vit-tiny", True)[0], 2, 1, graph=False)
     side.profile(2)
     assert before == OPS
 
@@ -186,7 +168,7 @@ def test_the_large_model_is_that_of_the_recipe():
     assert batch == presets.PRESETS["cifar-r1"]["batch_size"] == 1024 and 5.4e6 < parameters < 5.6e6
 
 
-def made_up(model, *ms, floor=1.0):
+def made_up(name, *ms, floor=1.0):
     labels = [*measure_cuda.MINITL, *measure_cuda.PYTORCH]
     times = {
         label: dict(zip(("low", "seconds", "high"), np.array([0.9, 1, 1.2]) * x / 1e3, strict=True))
@@ -194,7 +176,7 @@ def made_up(model, *ms, floor=1.0):
         if x
     }
     missing = {label: "no compiler" for label, x in zip(labels, ms, strict=True) if not x}
-    row = {"model": model, "batch": 128, "precision": "tf32", "times": times, "missing": missing, "launches": 401}
+    row = {"name": name, "batch": 128, "precision": "tf32", "times": times, "missing": missing, "launches": 401}
     return row | {"floor": floor / 1e3, "products": 3.5e14, "copy": 4e12}
 
 
@@ -216,10 +198,10 @@ def test_tables_and_picture():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["vit-tinny"], "there is no configuration 'vit-tinny'; did you mean vit-tiny"),
-        (["vit-tiny", "all"], "there is no configuration 'all'; choose one of vit-tiny, "),
-        (["vit-384"], "there is no configuration 'vit-384'; "),
-        (["--ops"], "--ops, --scale and --threads are for a CPU; leave them out with --device cuda"),
+        (["vit-tinny"], "there is no model 'vit-tinny'; did you mean vit-tiny"),
+        (["vit-tiny", "all"], "there is no model 'all'; choose one of vit-tiny, "),
+        (["vit-384"], "there is no model 'vit-384'; "),
+        (["--ops"], "--ops, --scale and --threads are for a CPU; omit them with --device cuda"),
         (["--threads", 1], "--ops, --scale and --threads are for a CPU"),
         (["--device", "cpu", "--precision", "tf32"], "--precision tf32 needs --device cuda; a CPU computes in fp32"),
     ],
@@ -241,12 +223,12 @@ def test_a_job_of_a_gpu_fails_where_there_is_none():
     if cuda_problem() is None:
         pytest.skip("a GPU can be used here")
     with contextlib.ExitStack() as stack:
-        config = measure.model("vit-tiny", True)[0]
+        config = measure.lookup("vit-tiny", True)[0]
         one = stack.enter_context(measure.Contestant("minitl", "minitl", config, 2, 1, device="cuda"))
         with pytest.raises(
             InputError, match=r"(?s)the process of minitl ended with status 1:.*device 'cuda' cannot be"
         ):
-            one.ask("train", 1)
+            one.request("train", 1)
 
 
 # --- python -m tests.gpu ---
@@ -268,6 +250,8 @@ def checks(command, monkeypatch):
     for name, (config, allowed) in gpu.RUNS.items():
         config = dataclasses.replace(config, batch_size=10, **small[name])
         monkeypatch.setitem(gpu.RUNS, name, (config, allowed))
+    for size in ("ROUNDS", "STEPS"):
+        monkeypatch.setattr(measure_cuda, size, 2)
     for name in measure_cuda.MODELS:
         monkeypatch.setitem(measure_cuda.MODELS, name, (TINY, 4))
     monkeypatch.setattr(gpu, "TINY", TINY)

@@ -23,38 +23,38 @@ from . import measure, measure_cuda, report
 @dataclass(frozen=True)
 class BenchOptions:
     names: Positional[tuple[str, ...]] = ()
-    """vit-tiny, vit-tiny-tl, vit-384, vit-tl-384, video-tl, bottleneck; on a GPU the first two and cifar-r1; all of
-    them by default"""
+    """models to measure, by default all: vit-tiny, vit-tiny-tl, vit-384, vit-tl-384, cifar-cpu, video-tl, bottleneck;
+    on a GPU vit-tiny, vit-tiny-tl, cifar-r1"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where to compute"""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """of matrix products on a GPU"""
+    """precision of matrix products on a GPU"""
     threads: int | None = None
-    """threads of each framework; by default as `minitl train` takes them, one for each core, at most 8"""
+    """threads of each framework; by default one for each core, at most 8, as in `minitl train`"""
     ops: bool = False
-    """single layers of vit-tiny-tl, and the share of each op in a training step"""
+    """measure the layers of vit-tiny-tl, and the share of each op in a training step"""
     scale: bool = False
-    """time and memory of minitl alone, against batch size, number of tokens and depth"""
+    """measure time and memory of minitl alone against batch size, number of tokens, depth and place of TokenLearner"""
     quick: bool = False
     """tiny models and few rounds, to see that everything runs"""
     json: bool = False
-    """print for machines"""
+    """print JSON"""
     out: Path | None = None
-    """folder for the picture; by default runs/bench, or runs/bench-quick"""
+    """folder for the picture; by default runs/bench, or runs/bench-quick with --quick"""
 
 
 def bench(args):
-    """Measure what ``args`` ask for."""
+    """Run the benchmark that the command line ``args`` asks for."""
     options = tyro.cli(BenchOptions, prog="python -m tests.bench", args=args)
     if options.ops + options.scale + bool(options.names) > 1:
-        raise InputError("choose one: names of configurations, --ops, or --scale")
+        raise InputError("choose one: names of models, --ops, or --scale")
     if options.threads is not None and not 1 <= options.threads <= cores():
-        raise InputError(f"--threads is from 1 to {cores()}, the cores there are, got {options.threads}")
+        raise InputError(f"--threads must be from 1 to {cores()}, the number of cores, got {options.threads}")
     if options.device == "cpu" and options.precision != "fp32":
         raise InputError(f"--precision {options.precision} needs --device cuda; a CPU computes in fp32")
     if options.device == "cuda":
         if options.ops or options.scale or options.threads:
-            raise InputError("--ops, --scale and --threads are for a CPU; leave them out with --device cuda")
+            raise InputError("--ops, --scale and --threads are for a CPU; omit them with --device cuda")
         if problem := cuda_problem():
             raise InputError(f"device cuda cannot be used: {problem}")
         machine, heading = measure_cuda.machine(), report.cuda_heading
@@ -64,59 +64,58 @@ def bench(args):
         models = measure.MODELS
         run = _bench_ops if options.ops else _bench_scale if options.scale else _bench_models
     for name in options.names:
-        measure.model(name, models=models)  # says what is wrong with it
+        measure.lookup(name, models=models)  # raises InputError for an unknown one
     out = options.out or Path("runs") / ("bench-quick" if options.quick else "bench")
-    files.check_folder(out)  # now, for measuring takes minutes
-    say = (lambda text: None) if options.json else tqdm.write  # above the line that says how far it is
-    say(heading(machine) + "\n")
-    with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as progress:
-        found, name, figure = run(options, say, progress.set_description_str)
+    files.check_folder(out)  # now, because measuring takes minutes
+    write = (lambda text: None) if options.json else tqdm.write  # above the progress bar
+    write(heading(machine) + "\n")
+    with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as bar:
+        results, name, figure = run(options, write, bar.set_description_str)
     if options.json:
-        print(json.dumps({"machine": machine} | found, indent=1))
+        print(json.dumps({"machine": machine} | results, indent=1))
     if options.quick:
-        say("this was quick: too few steps of too small models for figures that mean anything")
+        write("this was quick: too few steps of too small models for meaningful figures")
     out.mkdir(parents=True, exist_ok=True)
     files.write(out / name, png(figure))
     print(f"wrote {out / name}", file=sys.stderr if options.json else sys.stdout)
 
 
-def _bench_models(options, say, tick):
+def _bench_models(options, write, progress):
+    write(report.head())
     rows = []
-    for row in measure.compare(options.names, options.threads, options.quick, tick):
-        if not rows:
-            say(report.head(row))
-        say(report.line(row))
+    for row in measure.compare(options.names, options.threads, options.quick, progress):
+        write(report.line(row))
         rows.append(row)
-    say("\n".join(["", *report.savings(rows, measure.PAIRS)]))
+    write("\n".join(["", *report.savings(rows, measure.PAIRS)]))
     return {"models": rows}, "bench.png", report.picture(rows)
 
 
-def _bench_ops(options, say, tick):
-    rows, shares = measure.by_op(options.threads, options.quick, tick)
-    say(report.by_op_table(rows, shares) + "\n")
+def _bench_ops(options, write, progress):
+    rows, shares = measure.by_op(options.threads, options.quick, progress)
+    write(report.by_op_table(rows, shares) + "\n")
     return {"layers": rows, "ops": shares}, "ops.png", report.by_op_picture(rows)
 
 
-def _bench_scale(options, say, tick):
-    rows = measure.scale(options.threads, options.quick, tick)
-    say(report.scale_table(rows) + "\n")
+def _bench_scale(options, write, progress):
+    rows = measure.scale(options.threads, options.quick, progress)
+    write(report.scale_table(rows) + "\n")
     return {"scale": rows}, "scale.png", report.scale_picture(rows)
 
 
-def _bench_cuda(options, say, tick):
-    say(report.cuda_head())
+def _bench_cuda(options, write, progress):
+    write(report.cuda_head())
     rows = []
-    for row in measure_cuda.compare(options.names, options.precision, options.quick, tick):
-        say(report.cuda_line(row))
+    for row in measure_cuda.compare(options.names, options.precision, options.quick, progress):
+        write(report.cuda_line(row))
         rows.append(row)
-    say("\n".join(["", *report.cuda_notes(rows)]))
+    write("\n".join(["", *report.cuda_notes(rows)]))
     for row in rows:
-        say("\n" + report.shares_table(f"{row['model']}, eager", row["ops"], ()))
+        write("\n" + report.shares_table(f"{row['name']}, eager", row["ops"], ()))
     return {"models": rows}, "bench-cuda.png", report.cuda_picture(rows)
 
 
 def main(args=None):
-    """Run the benchmark with ``args`` (``sys.argv`` by default); errors end in words, as those of ``minitl``."""
+    """Run the benchmark with ``args``, ``sys.argv`` by default; errors are reported as by ``minitl``."""
     with ending_in_words():
         bench(sys.argv[1:] if args is None else args)
 

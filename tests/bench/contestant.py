@@ -1,4 +1,4 @@
-"""One framework's side of the benchmark, in a process of its own: it makes a model and times what it is asked."""
+"""One framework's side of the benchmark, in a process of its own: it makes a model and times it on request."""
 
 import collections
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minitl import data, nn, ops, optim
-from minitl.autograd import OPS, Node, Tensor, form, no_grad
+from minitl.autograd import OPS, Node, Tensor, form, no_grad, plain
 from minitl.fast.threads import DataParallel, in_shards, keep_memory, one_blas_thread
 from minitl.train.step import shard_size
 
@@ -108,7 +108,7 @@ def _inner(x):
 
 @contextlib.contextmanager
 def stopwatches(device, timed):
-    """Inside, each op computes by ``timed(name, i, call, *args, **options)``: i is 0 forward, and 1 backward."""
+    """Run each op by ``timed(name, i, call, *args, **options)`` inside ``with``; i is 0 forward and 1 backward."""
 
     def stopwatch(fn, timed):
         def op(*args, **options):
@@ -132,7 +132,7 @@ def stopwatches(device, timed):
 
 
 def layers(config, batch):
-    """The layers and ops of a ViT with TokenLearner at their shapes: {label: (layer or op, options, arrays)}."""
+    """Layers and ops of a ViT with TokenLearner, with their inputs: {label: (layer or op, options, arrays)}."""
     rng = np.random.default_rng(0)
     B, N, S, d, m = batch, config.grid[0] * config.grid[1], config.num_tokens, config.dim, config.mlp_dim
 
@@ -159,18 +159,17 @@ def layers(config, batch):
 
 
 def serve():
-    """Make what the first request says, and answer the others until there are no more.
+    """Read a job for ``prepare`` from stdin, then answer requests, pairs (name, times), until there are no more.
 
-    The first is a job for ``prepare``; each other one is a pair of what to do and how often. Requests come by stdin,
-    pickled, and answers leave by stdout.
+    Requests and answers are pickled; answers go to stdout.
     """
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print is not an answer
     try:
         calls = prepare(pickle.load(requests))
         while True:
-            what, times = pickle.load(requests)
-            pickle.dump(calls[what](times), answers)
+            name, times = pickle.load(requests)
+            pickle.dump(calls[name](times), answers)
             answers.flush()
     except EOFError:
         pass
@@ -179,28 +178,35 @@ def serve():
 
 
 def prepare(job):
-    """{what can be done: function of how often}. A job is a dict with the arguments of ``measure.Contestant``."""
+    """{name of a request: function of the number of times}. A job has the arguments of ``measure.Contestant``.
+
+    The option ``plain`` makes minitl run the plain forms of its ops.
+    """
     if job["device"] == "cuda":
         from . import contestant_cuda
 
         return contestant_cuda.prepare(job)
-    framework = _framework(job["framework"])
-    side_of(framework, nn.ViTConfig(tokenizer="none"), 2, job["threads"]).step()  # what is loaded at the first step
+    framework, options = _framework(job["framework"]), dict(job["options"])
+    plainly = options.pop("plain", False)
+    side_of(
+        framework, nn.ViTConfig(layers=1, tokenizer="none"), 2, job["threads"]
+    ).step()  # loads what a first step loads
     _forget_peak()
     before = _peak()
-    side = side_of(framework, job["config"], job["batch"], job["threads"], **job["options"])
-    calls = _layer_calls(side, job) if job["by_layer"] else {"train": side.step, "infer": side.infer}
+    side = side_of(framework, job["config"], job["batch"], job["threads"], **options)
+    timed = _layer_calls(side, job) if job["by_layer"] else {"train": side.step, "infer": side.infer}
 
-    def seconds(what, times):
-        side.mode(what != "infer")
-        return [_seconds(calls[what]) for _ in range(times + 1)][1:]  # the first fills the caches again
+    def seconds(name, times):
+        side.mode(name != "infer")
+        return [_seconds(timed[name]) for _ in range(times + 1)][1:]  # the first fills the caches again
 
-    return {what: functools.partial(seconds, what) for what in calls} | {
-        "names": lambda _: list(calls),
+    calls = {name: functools.partial(seconds, name) for name in timed} | {
+        "layers": lambda _: list(timed),
         "losses": lambda times: [float(side.step()) for _ in range(times)],
         "memory": lambda _: {} if before is None else {"memory": _peak() - before, "process": _peak()},
         "profile": lambda times: side.profile(times),
     }
+    return {name: plain()(call) for name, call in calls.items()} if plainly else calls
 
 
 def _framework(name):
@@ -216,7 +222,7 @@ def _framework(name):
 
 
 def side_of(framework, config, batch, threads, **options):
-    """A model with its batch in a framework. All draw the same numbers."""
+    """Make a model and a batch in a framework; weights and data are the same in all of them."""
     rng = np.random.default_rng(0)
     model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, rng)
     time = (config.frames,) if isinstance(config, nn.X21DConfig) or config.frames > 1 else ()
@@ -240,13 +246,13 @@ def _seconds(call):
 
 
 def _forget_peak():
-    """Let the largest size of this process begin anew, on Linux; elsewhere it stays that of the whole life."""
+    """Reset the peak size of this process, on Linux; elsewhere it stays that of its whole life."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak():
-    """The largest size of this process in memory, in bytes; None where the system does not say, as Windows."""
+    """Peak size of this process in memory in bytes, or None where the system does not tell it, as on Windows."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):

@@ -143,7 +143,7 @@ def nodes(graph):
 
 
 def prepare(job):
-    """{what can be done: function of how often}, see ``contestant.prepare``."""
+    """{name of a request: function of the number of times}, see ``contestant.prepare``."""
     if job["framework"] == "PyTorch":
         from .torch_twin import TorchOnGPU as Side
     else:

@@ -1,8 +1,8 @@
 """Is minitl as fast as PyTorch? The same models, weights, batches and threads in both, measured in turns.
 
-Each framework has a process of its own (contestant.py). They take turns in blocks of a few steps, so that whatever
-else the machine does disturbs all alike. Before each block there is a pause in which the threads of the one before
-fall asleep, and the first step of a block, which has to fill the caches again, does not count.
+Each contestant has a process of its own (contestant.py). They take turns in blocks of a few steps, so that whatever
+else the machine does disturbs all of them alike. Before each block there is a pause in which the threads of the last
+one fall asleep, and the first step of a block, which has to fill the caches again, does not count.
 """
 
 import contextlib
@@ -25,19 +25,22 @@ from minitl.errors import InputError, did_you_mean
 from minitl.fast.threads import cores, default_threads
 from minitl.nn import ViTConfig
 from minitl.paper import ablate
+from minitl.train.presets import preset
 from minitl.train.step import shard_size
 
 ROUNDS, STEPS = 7, 3  # blocks of each contestant, and steps in one that count
 PAUSE = 0.1  # seconds
-CHECKED, AGREE = 3, 1e-4  # training steps whose losses must agree, and up to which share
+CHECKED_STEPS, RTOL = 3, 1e-4  # the first training steps, whose losses must agree, and their relative tolerance
 TINY = ViTConfig(dim=128, layers=6, heads=4, mlp_dim=256, num_classes=10, tokenizer="none", zero_head=False)
 WIDE = replace(TINY, dim=384, heads=6, mlp_dim=1536)
 LEARNER = {"tokenizer": "learner", "version": "1.1", "pre_norm": False, "num_tokens": 8, "loc": 3}
+CIFAR = preset("cifar-cpu")
 MODELS = {  # name: configuration, batch size
     "vit-tiny": (TINY, 128),
     "vit-tiny-tl": (replace(TINY, **LEARNER), 128),
     "vit-384": (WIDE, 32),
     "vit-tl-384": (replace(WIDE, **LEARNER), 32),
+    "cifar-cpu": (replace(CIFAR.model, zero_head=False), CIFAR.batch_size),
     "video-tl": (replace(train.default_config("actors").model, frames=8, num_classes=10), 64),
     "bottleneck": (ablate.KINDS["video"]["bottleneck, tokens"].model, 32),
 }
@@ -47,6 +50,7 @@ SCALES = {  # of vit-tiny: what grows, and {its value: changes of the configurat
     "tokens": {(n // 4) ** 2: {"image_size": (n, n)} for n in (16, 24, 32, 40, 48, 64)},
     "blocks": {n: {"layers": n} for n in (1, 2, 4, 6, 9, 12)},
     "blocks, recomputed": {n: {"layers": n, "recompute": True} for n in (1, 2, 4, 6, 9, 12)},
+    "blocks of 6 before TokenLearner": {n: LEARNER | {"layers": 6, "loc": n} for n in range(6)} | {6: {"layers": 6}},
 }
 SCALE_BATCH = 32
 TIMES = ("train", "infer")  # a training step, inference
@@ -54,52 +58,53 @@ SIZES = ("memory", "process")  # peak memory, without what the framework takes a
 PACKAGES = {"PyTorch": "torch", "JAX": "jax"}
 
 
-def compare(names=(), threads=None, quick=False, tick=lambda text: None):
-    """Yield a dict for each model and each of TIMES (seconds) and SIZES (bytes): what ``minitl`` and ``PyTorch`` take.
+def compare(names=(), threads=None, quick=False, progress=lambda text: None):
+    """Yield a dict for each model and each quantity: TIMES in seconds, and SIZES in bytes where the system tells them.
 
-    ``names`` are some of MODELS, all by default. ``ratio``, ``low`` and ``high`` are the median and the quartiles of
-    minitl by PyTorch in single blocks. ``form`` says which form of the PyTorch model was the fastest and counts;
-    ``JAX`` is there if JAX is installed, SIZES where the system says how large a process is. ``macs`` are the
-    multiply-adds of one image or clip. ``tick(text)`` is called now and then.
+    ``names`` are keys of MODELS, all by default. ``minitl`` and ``PyTorch`` are the medians; ``ratio``, ``low`` and
+    ``high`` the median and the quartiles, over the blocks, of minitl's time divided by PyTorch's. ``variant`` is the
+    fastest variant of the PyTorch model, the one that counts. ``plain`` is the median of minitl's plain forms, and
+    ``plain_ratio`` the median of their time divided by that of the fast forms. ``JAX`` is there if it is installed and
+    has the model. ``macs`` are the multiply-adds of one image or clip. ``progress(text)`` is called now and then.
 
-    Raises InputError for an unknown name, without PyTorch, when the frameworks compute different losses, and when a
-    process fails.
+    Raises InputError without PyTorch, when the frameworks compute different losses, and when a process fails.
     """
     rounds, steps = (2, 2) if quick else (ROUNDS, STEPS)
     for group in _groups(names or MODELS):
         with contextlib.ExitStack() as stack:
-            teams = {name: _team(stack, *model(name, quick), threads) for name in group}
-            for name, team in teams.items():
-                tick(f"{name}: do all compute the same?")
-                check(name, {label: one.ask("losses", CHECKED) for label, one in team.items()})
-            everyone = [one for team in teams.values() for one in team.values()]
-            times = in_turns(everyone, TIMES, rounds, steps, tick, ", ".join(group))
-            for name, team in teams.items():
-                found = {label: {what: times[one, what] for what in TIMES} for label, one in team.items()}
-                for label, one in team.items():
-                    found[label] |= {what: np.array([[n]]) for what, n in one.ask("memory").items()}
-                macs = flops.total(flops.count(model(name, quick)[0])).macs
-                for what in found["minitl"]:
-                    decides = what if what in TIMES else "train"
-                    yield {"model": name, "what": what, "macs": macs} | _against(found, what, decides)
+            models = {name: _contestants(stack, *lookup(name, quick), threads) for name in group}
+            for name, contestants in models.items():
+                progress(f"{name}: do all compute the same?")
+                check_losses(name, {label: one.request("losses", CHECKED_STEPS) for label, one in contestants.items()})
+            everyone = [one for contestants in models.values() for one in contestants.values()]
+            times = in_turns(everyone, TIMES, rounds, steps, progress, ", ".join(group))
+            for name, contestants in models.items():
+                values = {}
+                for label, one in contestants.items():
+                    values[label] = {quantity: times[one, quantity] for quantity in TIMES}
+                    values[label] |= {quantity: np.array([[n]]) for quantity, n in one.request("memory").items()}
+                macs = flops.total(flops.count(lookup(name, quick)[0])).macs
+                for quantity in values["minitl"]:
+                    decisive = quantity if quantity in TIMES else "train"
+                    yield {"name": name, "quantity": quantity, "macs": macs} | _row(values, quantity, decisive)
 
 
-def by_op(threads=None, quick=False, tick=lambda text: None):
-    """What single ops of vit-tiny-tl take, and what they contribute to a training step.
+def by_op(threads=None, quick=False, progress=lambda text: None):
+    """Measure the layers of vit-tiny-tl alone, and what each op contributes to a training step.
 
-    Returns two lists of dicts: those of ``compare`` for each layer, by ``model`` and ``what``; and for each op of
-    minitl ``name``, seconds ``forward`` and ``backward`` in a training step, and their ``share`` of it.
+    Returns two lists of dicts: those of ``compare`` for each layer (``name``) and quantity; and for each op of minitl
+    (``name``) the seconds ``forward`` and ``backward`` in a training step, and their ``share`` of it.
     """
     rounds, steps = (2, 2) if quick else (ROUNDS, 4 * STEPS)
     with contextlib.ExitStack() as stack:
-        team = _team(stack, *model("vit-tiny-tl", quick), threads, by_layer=True)
-        whats = team["minitl"].ask("names")
-        times = in_turns(list(team.values()), whats, rounds, steps, tick, "ops")
-        profile = team["minitl"].ask("profile", rounds)
+        contestants = _contestants(stack, *lookup("vit-tiny-tl", quick), threads, by_layer=True)
+        calls = contestants["minitl"].request("layers")
+        times = in_turns(list(contestants.values()), calls, rounds, steps, progress, "layers")
+        profile = contestants["minitl"].request("profile", rounds)
     rows = []
-    for what in whats:
-        found = {label: {what: times[one, what]} for label, one in team.items()}
-        rows.append(dict(zip(("model", "what"), what, strict=True)) | _against(found, what, what))
+    for name, quantity in calls:
+        values = {label: {quantity: times[one, (name, quantity)]} for label, one in contestants.items()}
+        rows.append({"name": name, "quantity": quantity} | _row(values, quantity, quantity))
     return rows, shares(profile)
 
 
@@ -110,11 +115,11 @@ def shares(profile):
     return sorted(rows, key=lambda row: -row["share"])
 
 
-def scale(threads=None, quick=False, tick=lambda text: None):
-    """How a training step of vit-tiny in minitl grows, without PyTorch: a list of dicts, one for each of SCALES.
+def scale(threads=None, quick=False, progress=lambda text: None):
+    """Measure how a training step of vit-tiny in minitl grows: a list of dicts, one for each value of each of SCALES.
 
-    ``axis`` and ``value`` say what grew; ``seconds``, ``low`` and ``high`` are the median and the quartiles of a step,
-    SIZES are as in ``compare``; ``macs`` and ``kept`` are multiply-adds and bytes of activations, as counted: those of
+    ``axis`` and ``value`` are what grew; ``seconds``, ``low`` and ``high`` the median and the quartiles of a step,
+    SIZES as in ``compare``. ``macs`` and ``kept`` are multiply-adds and bytes of activations, as counted: those of
     a forward and a backward pass (two forward passes for blocks that are recomputed), and those of the samples that
     the threads work on at a time.
     """
@@ -122,61 +127,78 @@ def scale(threads=None, quick=False, tick=lambda text: None):
     threads, rows = threads or default_threads(), []
     for axis, values in SCALES.items():
         with contextlib.ExitStack() as stack:
-            points = {value: _point(changes, quick) for value, changes in values.items()}
-            alone = {
+            points = {value: _point(quick, **changes) for value, changes in values.items()}
+            contestants = {
                 value: stack.enter_context(Contestant("minitl", "minitl", *point, threads))
                 for value, point in points.items()
             }
-            times = in_turns(list(alone.values()), ["train"], rounds, steps, tick, axis)
+            times = in_turns(list(contestants.values()), ["train"], rounds, steps, progress, axis)
             for value, (config, batch) in points.items():
-                low, median, high = np.quantile(times[alone[value], "train"], (0.25, 0.5, 0.75))
-                row = {"axis": axis, "value": value, "seconds": median, "low": low, "high": high}
-                row |= alone[value].ask("memory")
+                row = {"axis": axis, "value": value} | spread(times[contestants[value], "train"])
+                row |= contestants[value].request("memory")
                 cost, passes = flops.total(flops.count(config)), 4 if config.recompute else 3
                 held = batch / -(-batch // (shard_size(config) * threads))  # samples at a time
                 rows.append(row | {"macs": passes * batch * cost.macs, "kept": 4 * held * cost.kept})
     return rows
 
 
-def _point(changes, quick):
-    """vit-tiny with these changes: (configuration, batch size)."""
-    config, batch = model("vit-tiny", quick)[0], changes.get("batch", SCALE_BATCH)
-    return replace(config, **{name: value for name, value in changes.items() if name != "batch"}), batch
+def spread(seconds):
+    """Median and quartiles of an array: ``seconds``, ``low`` and ``high``."""
+    low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75))
+    return {"seconds": float(median), "low": float(low), "high": float(high)}
 
 
-def model(name, quick=False, models=MODELS):
-    """(configuration, batch size) of one of ``models``; a tiny one of its kind for ``quick``."""
+def _point(quick, batch=SCALE_BATCH, **changes):
+    return replace(lookup("vit-tiny", quick)[0], **changes), batch
+
+
+def lookup(name, quick=False, models=MODELS):
+    """(configuration, batch size) of one of ``models``; of a tiny one of its kind for ``quick``.
+
+    Raises InputError for an unknown name.
+    """
     if name not in models:
-        raise InputError(f"there is no configuration {name!r}; {did_you_mean(name, models)}")
+        raise InputError(f"there is no model {name!r}; {did_you_mean(name, models)}")
     config, batch = models[name]
     if quick and isinstance(config, ViTConfig):
         sizes = {"dim": 4 * config.heads, "layers": 2, "loc": min(config.loc, 1), "mlp_dim": 16, "hidden": 8}
-        return replace(config, frames=min(config.frames, 2), **sizes), 4
+        return replace(config, frames=min(config.frames, 2), stem_width=8, **sizes), 4
     return (replace(config, frames=2, widths=(4, 8)), 4) if quick else (config, batch)
 
 
 def machine(threads=None):
     """What the figures depend on: processor, cores, threads, versions of Python, NumPy, its BLAS, PyTorch and JAX.
 
-    ``load`` is how many threads of other programs wanted a core in the last minute; near 0 the figures are fair. It is
-    missing where the system does not say.
+    ``SIMD`` are the processor's instructions that NumPy found. ``load`` is how many threads of other programs wanted a
+    core in the last minute; near 0 the figures are fair. It is missing where the system does not tell it.
     """
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    build = np.show_config(mode="dicts")
+    blas = build["Build Dependencies"]["blas"]
     versions = {"Python": platform.python_version(), "NumPy": np.__version__}
+    versions["SIMD"] = _simd(build["SIMD Extensions"], platform.machine())
     versions["BLAS"] = f"{blas.get('name')} {blas.get('version')}"
     versions |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items() if installed(name)}
-    found = {"cpu": cpu, "cores": cores(), "threads": threads or default_threads()}
+    facts = {"cpu": cpu, "cores": cores(), "threads": threads or default_threads()}
     with contextlib.suppress(AttributeError, OSError):
-        found["load"] = os.getloadavg()[0]
-    return found | versions
+        facts["load"] = os.getloadavg()[0]
+    return facts | versions
+
+
+def _simd(extensions, architecture):
+    """The highest of NumPy's SIMD ``extensions`` here, and on x86 whether they include AVX-512."""
+    names = ["none", *extensions.get("baseline", []), *extensions.get("found", [])]  # NumPy leaves out empty lists
+    if architecture.lower() not in ("x86_64", "amd64"):
+        return names[-1]
+    wide = any(name == "X86_V4" or name.startswith("AVX512") for name in names)
+    return f"{names[-1]} ({'' if wide else 'no '}AVX-512)"
 
 
 class Contestant:
-    """A process with one model in one framework, from ``with`` to its end."""
+    """A process with one model in one framework, for the time of a ``with`` block."""
 
     def __init__(self, label, framework, config, batch, threads=None, options=None, by_layer=False, device="cpu"):
         self.label, threads = label, threads or default_threads()
@@ -191,22 +213,25 @@ class Contestant:
                 stderr=self.errors,
                 env=os.environ | settings,
                 cwd=Path(__file__).parents[2],  # where minitl and tests are found
-                start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the others
+                start_new_session=True,  # so that Ctrl-C reaches the parent alone, which then ends this process
             )
         job = {"framework": framework, "config": config, "batch": batch, "threads": threads, "device": device}
         self._send(job | {"options": options or {}, "by_layer": by_layer})
 
-    def ask(self, what, times=0):
-        """The answer of ``contestant.prepare``. Raises InputError with the process's last words if it is no more."""
-        self._send((what, times))
+    def request(self, name, times=0):
+        """Return the answer to one of the requests of ``contestant.prepare``.
+
+        Raises InputError with the last words of the process if it has ended.
+        """
+        self._send((name, times))
         try:
             return pickle.load(self.process.stdout)
         except EOFError:
             self._fail()
 
-    def _send(self, request):
+    def _send(self, message):
         try:
-            pickle.dump(request, self.process.stdin)
+            pickle.dump(message, self.process.stdin)
             self.process.stdin.flush()
         except BrokenPipeError:
             self._fail()
@@ -231,7 +256,7 @@ class Contestant:
 
 @contextlib.contextmanager
 def _on_cores(n):
-    """Processes that start inside may use ``n`` cores, where the system lets one say so. JAX has no other setting."""
+    """Let processes that start inside use ``n`` cores, where the system can do that. JAX has no other setting."""
     if not hasattr(os, "sched_getaffinity"):
         yield
         return
@@ -243,21 +268,22 @@ def _on_cores(n):
         os.sched_setaffinity(0, before)
 
 
-def _team(stack, config, batch, threads, by_layer=False):
+def _contestants(stack, config, batch, threads, by_layer=False):
     """The contestants for one model, {label: Contestant}, running until ``stack`` is closed."""
     if not installed("PyTorch"):
-        wanted = "install minitl[bench], or try `python -m tests.bench --scale`, which measures minitl alone"
-        raise InputError(f"the benchmark compares with PyTorch, which is not installed; {wanted}")
+        advice = "install minitl[bench], or try `python -m tests.bench --scale`, which measures minitl alone"
+        raise InputError(f"the benchmark compares with PyTorch, which is not installed; {advice}")
+    entries = [("minitl", "minitl", {}), ("minitl, plain", "minitl", {"plain": True})]
     if isinstance(config, ViTConfig):
-        forms = {"tanh GELU": {"gelu": "tanh"}, "exact GELU": {"gelu": "none"}}
+        variants = {"tanh GELU": {"gelu": "tanh"}, "exact GELU": {"gelu": "none"}}
     else:
-        forms = {"channels first": {}, "channels last": {"memory_format": "channels_last_3d"}}
-    found = [("minitl", "minitl", {})]
-    found += [(f"PyTorch, {form}", "PyTorch", options) for form, options in forms.items()]
-    found += [("JAX", "JAX", {})] * (isinstance(config, ViTConfig) and not by_layer and installed("JAX"))
+        variants = {"channels first": {}, "channels last": {"memory_format": "channels_last_3d"}}
+    entries += [(f"PyTorch, {variant}", "PyTorch", options) for variant, options in variants.items()]
+    if isinstance(config, ViTConfig) and config.stem == "patch" and not by_layer and installed("JAX"):
+        entries.append(("JAX", "JAX", {}))
     return {
         label: stack.enter_context(Contestant(label, framework, config, batch, threads, options, by_layer))
-        for label, framework, options in found
+        for label, framework, options in entries
     }
 
 
@@ -267,43 +293,45 @@ def installed(framework):
 
 def _groups(names):
     """``names`` without repeats, in groups to be measured together."""
-    for name in names:
-        model(name)  # says what is wrong with it
     groups = {}
     for name in names:
         groups.setdefault(PAIRS.get(name, name), {})[name] = True
     return [sorted(group, key=list(MODELS).index) for group in groups.values()]
 
 
-def check(name, losses, agree=AGREE):
-    """Raise InputError when a contestant's losses are not those of the first; the exact GELU's differ, and may."""
+def check_losses(name, losses, rtol=RTOL):
+    """Raise InputError when a contestant's losses are not those of the first; those of the exact GELU may differ."""
     first, ours = next(iter(losses.items()))
     for label, theirs in losses.items():
-        if "exact" not in label and not np.allclose(ours, theirs, rtol=agree, atol=0):
+        if "exact" not in label and not np.allclose(ours, theirs, rtol=rtol, atol=0):
             raise InputError(
                 f"{name}: the losses of the first steps are {ours} in {first} and {theirs} in {label}; these are two "
-                "different computations, so their times say nothing"
+                "different computations, so their times cannot be compared"
             )
 
 
-def in_turns(contestants, whats, rounds, steps, tick, text):
-    """Seconds of each contestant doing each of ``whats``: {(contestant, what): array (rounds, steps)}."""
+def in_turns(contestants, requests, rounds, steps, progress, title):
+    """Seconds that each contestant takes for each of ``requests``: {(contestant, request): array (rounds, steps)}."""
     times = {}
     for i in range(rounds):
-        tick(f"{text}: round {i + 1} of {rounds}")
-        for what in whats:
+        progress(f"{title}: round {i + 1} of {rounds}")
+        for request in requests:
             for one in contestants[:: 1 if i % 2 == 0 else -1]:
                 time.sleep(PAUSE)
-                times.setdefault((one, what), []).append(one.ask(what, steps))
+                times.setdefault((one, request), []).append(one.request(request, steps))
     return {key: np.array(blocks) for key, blocks in times.items()}
 
 
-def _against(found, what, decides):
-    """minitl against that form of PyTorch which was faster in ``decides``. ``found``: {label: {what: array}}."""
-    best = min((label for label in found if label.startswith("PyTorch")), key=lambda it: np.median(found[it][decides]))
-    ours, theirs = found["minitl"][what], found[best][what]
-    low, middle, high = np.quantile(np.median(ours, 1) / np.median(theirs, 1), (0.25, 0.5, 0.75))
-    row = {"minitl": np.median(ours), "PyTorch": np.median(theirs), "form": best.removeprefix("PyTorch, ")}
-    row |= {"ratio": middle, "low": low, "high": high}
-    row |= {"JAX": np.median(found["JAX"][what])} if "JAX" in found else {}
-    return {name: value if isinstance(value, str) else float(value) for name, value in row.items()}
+def _row(values, quantity, decisive):
+    """What ``compare`` yields for a quantity. ``values`` is {label: {quantity: array (rounds, steps)}}.
+
+    The variant of PyTorch that counts is the one with the least ``decisive`` quantity.
+    """
+    labels = [label for label in values if label.startswith("PyTorch")]
+    best = min(labels, key=lambda label: np.median(values[label][decisive]))
+    ours, plain, theirs = (values[label][quantity] for label in ("minitl", "minitl, plain", best))
+    low, ratio, high = np.quantile(np.median(ours, 1) / np.median(theirs, 1), (0.25, 0.5, 0.75))
+    row = {"minitl": np.median(ours), "PyTorch": np.median(theirs), "ratio": ratio, "low": low, "high": high}
+    row |= {"plain": np.median(plain), "plain_ratio": np.median(np.median(plain, 1) / np.median(ours, 1))}
+    row |= {"JAX": np.median(values["JAX"][quantity])} if "JAX" in values else {}
+    return {key: float(value) for key, value in row.items()} | {"variant": best.removeprefix("PyTorch, ")}

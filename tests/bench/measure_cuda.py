@@ -1,11 +1,12 @@
 """Is minitl as fast as PyTorch on a GPU, and how far is it from what the GPU can do?
 
-As in ``bench``, each contestant has a process of its own, and they take turns. Each step is timed by the GPU's clock.
+As on a CPU (measure.py), each contestant has a process of its own, and they take turns. Each step is timed by the
+GPU's clock.
 
-The floor of a step is what its numbers need at least: each multiply-add at the rate of large products, three times
-(forward, and twice backward); each kept activation written and read once, and 32 bytes for each parameter (gradient
-written; gradient, weight and two moments read, the latter three written), at the bandwidth of a copy. Multiply-adds
-and activations are counted by ``flops``, both rates are measured.
+The floor of a step is the least time that its numbers need: each multiply-add at the rate of large products, three
+times (forward, and twice backward); each kept activation written and read once, and 32 bytes for each parameter
+(gradient written; gradient, weight and two moments read; the latter three written), at the bandwidth of a copy.
+Multiply-adds and activations are counted by ``flops``; both rates are measured.
 """
 
 import contextlib
@@ -29,58 +30,54 @@ MODELS = {  # name: configuration, batch size
 MINITL = {"minitl graph": {"graph": True}, "minitl eager": {"graph": False}}
 PYTORCH = {"PyTorch eager": {"compiled": False}, "PyTorch compiled": {"compiled": True}}
 ROUNDS, STEPS = 7, 10  # blocks of each contestant, and steps in one
-AGREE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 2e-2}  # up to which share losses must agree
+RTOL = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 2e-2}  # relative tolerance of the losses, which must agree
 
 
-def compare(names=(), precision="fp32", quick=False, tick=lambda text: None, against=tuple(PYTORCH)):
+def compare(names=(), precision="fp32", quick=False, progress=lambda text: None):
     """Yield a dict for each model: ``times`` is {contestant: {"seconds", "low", "high"}}, median and quartiles.
 
-    ``names`` are some of MODELS, all by default; ``against`` some of PYTORCH. What cannot run here is not in ``times``
-    but in ``missing``, {contestant: why}. ``launches`` are kernels and copies of minitl's step. ``floor`` is in
-    seconds, for ``copy`` bytes and ``products`` operations per second. ``ops`` are dicts as ``measure.by_op`` has them.
+    ``names`` are keys of MODELS, all by default. What cannot run here is not in ``times`` but in ``missing``,
+    {contestant: why}. ``launches`` are kernels and copies of minitl's step. ``floor`` is in seconds, for ``copy`` bytes
+    and ``products`` operations per second. ``ops`` are dicts as ``measure.by_op`` has them.
 
     Raises InputError for an unknown name, when the frameworks compute different losses, and when minitl fails.
     """
     rounds, steps = (2, 2) if quick else (ROUNDS, STEPS)
-    for name in names:
-        measure.model(name, models=MODELS)  # says what is wrong with it
     for name in dict.fromkeys(names or MODELS):
-        config, batch = measure.model(name, quick, MODELS)
+        config, batch = measure.lookup(name, quick, MODELS)
         with contextlib.ExitStack() as stack:
-            tick(f"{name}: do all compute the same?")
-            team, missing, losses = {}, {}, {}
-            for label, options in MINITL.items():
-                team[label] = _contestant(stack, label, "minitl", config, batch, options | {"precision": precision})
-            for label in against:
-                options = PYTORCH[label] | {"precision": precision}
-                if measure.installed("PyTorch"):
-                    team[label] = _contestant(stack, label, "PyTorch", config, batch, options)
-                else:
+            progress(f"{name}: do all compute the same?")
+            contestants, missing, losses = {}, {}, {}
+            for label, options in (MINITL | PYTORCH).items():
+                framework, options = label.split()[0], options | {"precision": precision}
+                if framework == "PyTorch" and not measure.installed("PyTorch"):
                     missing[label] = "PyTorch is not installed"
-            for label in list(team):
+                    continue
+                one = measure.Contestant(label, framework, config, batch, options=options, device="cuda")
+                contestants[label] = stack.enter_context(one)
+            for label in list(contestants):
                 try:
-                    losses[label] = team[label].ask("losses", measure.CHECKED)
+                    losses[label] = contestants[label].request("losses", measure.CHECKED_STEPS)
                 except InputError as error:
                     if label in MINITL:
                         raise
-                    lines = str(error).splitlines()[::-1]  # a CPU's PyTorch, no compiler, no memory
+                    lines = str(error).splitlines()[::-1]  # PyTorch built without CUDA, no compiler, no memory
                     missing[label] = next((line for line in lines if "Error" in line), lines[0])
-                    del team[label]
-            measure.check(name, losses, AGREE[precision])
-            measured = measure.in_turns(list(team.values()), ["train"], rounds, steps, tick, name)
-            times = {label: measured[one, "train"] for label, one in team.items()}
-            tick(f"{name}: ops")
-            row = {"model": name, "precision": precision, "batch": batch, "missing": missing}
-            row["times"] = {label: _spread(array) for label, array in times.items()}
-            row["launches"] = team["minitl graph"].ask("launches")
-            row["copy"], row["products"] = team["minitl eager"].ask("rates", rounds * STEPS)
+                    del contestants[label]
+            measure.check_losses(name, losses, RTOL[precision])
+            times = measure.in_turns(list(contestants.values()), ["train"], rounds, steps, progress, name)
+            progress(f"{name}: ops")
+            row = {"name": name, "precision": precision, "batch": batch, "missing": missing}
+            row["times"] = {label: measure.spread(times[one, "train"]) for label, one in contestants.items()}
+            row["launches"] = contestants["minitl graph"].request("launches")
+            row["copy"], row["products"] = contestants["minitl eager"].request("rates", rounds * STEPS)
             row |= floor(config, batch, row["copy"], row["products"])
-            row["ops"] = measure.shares(team["minitl eager"].ask("profile", rounds))
+            row["ops"] = measure.shares(contestants["minitl eager"].request("profile", rounds))
             yield row
 
 
 def floor(config, batch, copy, products):
-    """``parameters``, ``macs`` of one image, and the ``floor`` of a training step in seconds."""
+    """Number of ``parameters``, ``macs`` of one image, and the ``floor`` of a training step in seconds."""
     cost = flops.total(flops.count(config))
     seconds = 6 * batch * cost.macs / products + (8 * batch * cost.kept + 32 * cost.params) / copy
     return {"parameters": cost.params, "macs": cost.macs, "floor": seconds}
@@ -95,12 +92,3 @@ def machine():
     versions |= {"PyTorch": importlib.metadata.version("torch")} if measure.installed("PyTorch") else {}
     cuda = {"driver": runtime.driverGetVersion(), "runtime": runtime.runtimeGetVersion()}
     return {"gpu": runtime.getDeviceProperties(0)["name"].decode()} | cuda | versions
-
-
-def _contestant(stack, label, framework, config, batch, options):
-    return stack.enter_context(measure.Contestant(label, framework, config, batch, options=options, device="cuda"))
-
-
-def _spread(seconds):
-    low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75))
-    return {"seconds": float(median), "low": float(low), "high": float(high)}

@@ -1,44 +1,53 @@
-"""Tables and pictures of what `python -m tests.bench` measured; the rows are those of ``bench``."""
+"""Tables and pictures of what `python -m tests.bench` measured: of rows of ``measure`` and ``measure_cuda``."""
 
 import numpy as np
 
 from minitl.flops import short
 
 WORDS = {"train": "training step", "infer": "inference", "memory": "peak memory", "process": "whole process"}
-LINE = "{:14}{:16}{:>11}{:>11}{:>8}{:>15}  {:16}{:>11}"
-LAYER = "{:20}{:22}{:>11}{:>11}{:>8}{:>15}"
+MODEL = "{:13}{:15}{:>10}{:>10}{:>7}{:>14}  {:16}{:>10}{:>9}{:>10}"
+LAYER = "{:18}{:22}{:>11}{:>11}{:>7}{:>14}{:>11}{:>9}"
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
+PLAIN = "plain", "/ minitl"
 CUDA = "{:14}{:>7}{:>14}{:>14}{:>15}{:>18}{:>11}{:>10}{:>10}"
 COLOURS = {"minitl graph": BLUE, "minitl eager": "tab:cyan", "PyTorch eager": GREY, "PyTorch compiled": ORANGE}
 
 
 def heading(machine):
     """The machine and the versions, in a line."""
-    versions = [f"{name} {machine[name]}" for name in ("Python", "NumPy", "BLAS", "PyTorch", "JAX") if name in machine]
+    versions = [
+        f"{name} {machine[name]}" for name in ("Python", "NumPy", "SIMD", "BLAS", "PyTorch", "JAX") if name in machine
+    ]
     load = f", load {machine['load']:.1f}" if "load" in machine else ""
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads{load}; {', '.join(versions)}"
 
 
-def head(row):
-    """The first line of a table of rows like this one."""
-    columns = "minitl", "PyTorch", "ratio", "quartiles", "PyTorch with", "JAX" if "JAX" in row else ""
-    return LINE.format("", "", *columns).rstrip()
+def head():
+    """The first line of a table of ``line``."""
+    return MODEL.format("", "", "minitl", "PyTorch", "ratio", "quartiles", "PyTorch with", *PLAIN, "JAX")
 
 
 def line(row):
     """A row of ``measure.compare`` as a line of the table."""
-    name = row["model"] if row["what"] == "train" else ""
-    cells = [_amount(row[who], row["what"]) if who in row else "" for who in ("minitl", "PyTorch", "JAX")]
-    ratio = f"{row['ratio']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"
-    return LINE.format(name, WORDS[row["what"]], *cells[:2], *ratio, row["form"], cells[2]).rstrip()
+    name = row["name"] if row["quantity"] == "train" else ""
+    *cells, jax = (_amount(row[who], row["quantity"]) if who in row else "-" for who in ("minitl", "PyTorch", "JAX"))
+    return MODEL.format(name, WORDS[row["quantity"]], *cells, *_ratio(row), row["variant"], *_plain(row), jax)
+
+
+def _ratio(row):
+    return f"{row['ratio']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"
+
+
+def _plain(row):
+    return _amount(row["plain"], row["quantity"]), f"{row['plain_ratio']:.2f}"
 
 
 def savings(rows, pairs):
-    """What TokenLearner saves, counted and measured: a line for each of ``pairs`` whose models are both in ``rows``."""
-    found, lines = {row["model"]: row for row in rows if row["what"] == "train"}, []
+    """Savings by TokenLearner, counted and measured: a line for each of ``pairs`` whose models are both in ``rows``."""
+    steps, lines = {row["name"]: row for row in rows if row["quantity"] == "train"}, []
     for few, whole in pairs.items():
-        if {few, whole} <= found.keys():
-            macs, ours, theirs = (found[few][key] / found[whole][key] for key in ("macs", "minitl", "PyTorch"))
+        if {few, whole} <= steps.keys():
+            macs, ours, theirs = (steps[few][key] / steps[whole][key] for key in ("macs", "minitl", "PyTorch"))
             times = f"training step {ours:.2f} in minitl, {theirs:.2f} in PyTorch"
             lines.append(f"{few} / {whole}: multiply-adds {macs:.2f}, {times}")
     return lines
@@ -46,11 +55,11 @@ def savings(rows, pairs):
 
 def by_op_table(rows, shares):
     """Both lists of ``measure.by_op`` as lines of text."""
-    lines = [LAYER.format("", "", "minitl", "PyTorch", "ratio", "quartiles")]
+    lines = [LAYER.format("", "", "minitl", "PyTorch", "ratio", "quartiles", *PLAIN)]
     for row in rows:
-        name = "" if row["what"] != "forward" and lines[-1].strip().startswith(row["model"]) else row["model"]
-        ratio = f"{row['ratio']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"
-        lines.append(LAYER.format(name, row["what"], _amount(row["minitl"]), _amount(row["PyTorch"]), *ratio))
+        name = "" if row["quantity"] == "forward and backward" else row["name"]
+        cells = _amount(row["minitl"]), _amount(row["PyTorch"]), *_ratio(row), *_plain(row)
+        lines.append(LAYER.format(name, row["quantity"], *cells))
     return "\n".join([*lines, "", shares_table("training step", shares)])
 
 
@@ -78,21 +87,19 @@ def cuda_line(row):
     """A row of ``measure_cuda.compare`` as a line of the table; reached is the floor's share of a graph's time."""
     times = [_amount(row["times"][label]["seconds"]) if label in row["times"] else "-" for label in COLOURS]
     share = row["floor"] / row["times"]["minitl graph"]["seconds"]
-    return CUDA.format(
-        row["model"], row["batch"], *times, _amount(row["floor"]), f"{share:.0%}", row["launches"] or "-"
-    )
+    return CUDA.format(row["name"], row["batch"], *times, _amount(row["floor"]), f"{share:.0%}", row["launches"] or "-")
 
 
 def cuda_notes(rows):
-    """What to know about rows of ``compare``: ratios, what the floors were made of, and who is missing; lines."""
+    """Ratios of the times, contestants that are missing, and the rates behind the floors, as lines of text."""
     lines = []
     for row in rows:
         ours = row["times"]["minitl graph"]["seconds"]
         ratios = [
             f"{ours / row['times'][label]['seconds']:.2f} of {label}" for label in COLOURS if label in row["times"]
         ]
-        lines.append(f"{row['model']}: a graph takes {', '.join(ratios[1:])}")
-        lines += [f"{row['model']}: no {label}: {why}" for label, why in row["missing"].items()]
+        lines.append(f"{row['name']}: a graph takes {', '.join(ratios[1:])}")
+        lines += [f"{row['name']}: no {label}: {why}" for label, why in row["missing"].items()]
     last = rows[-1]
     rate = f"{short(last['products'])}operations/s in large {last['precision']} products"
     return [*lines, f"floor: {rate}, {short(last['copy'], 'B')}/s in a copy; activations as flops counts them"]
@@ -111,7 +118,7 @@ def cuda_picture(rows):
         bars = axes.barh(labels, median, xerr=[median - low, high - median], color=[COLOURS[it] for it in labels])
         axes.bar_label(bars, [_amount(ms / 1e3) for ms in median], padding=5, fontsize=8)
         axes.axvline(1e3 * row["floor"], color="black", linestyle="--", linewidth=0.8)
-        axes.set_title(f"{row['model']}, batch {row['batch']}, {row['precision']}", fontsize=9, loc="left")
+        axes.set_title(f"{row['name']}, batch {row['batch']}, {row['precision']}", fontsize=9, loc="left")
         axes.set_xlim(0, 1.15 * max(*high, 1e3 * row["floor"]))
         axes.tick_params(labelsize=8)
         axes.invert_yaxis()
@@ -121,7 +128,7 @@ def cuda_picture(rows):
 
 def scale_table(rows):
     """The rows of ``measure.scale`` as lines of text."""
-    text = "{:>6} {:20}{:>14}{:>12}{:>19}{:>12}{:>12}"
+    text = "{:>6} {:31}{:>14}{:>12}{:>19}{:>12}{:>12}"
     lines = [text.format("", "", "multiply-adds", "step", "quartiles", "activations", "peak memory")]
     for row in rows:
         spread = f"{1e3 * row['low']:.1f} to {1e3 * row['high']:.1f}"
@@ -133,40 +140,40 @@ def scale_table(rows):
 
 
 def picture(rows):
-    """A bar chart of time and memory as shares of PyTorch's, with quartiles. Rows of ``compare``."""
+    """A bar chart of time and memory as shares of PyTorch's, with quartiles, for rows of ``measure.compare``."""
     return _bars(rows, {"train": BLUE, "infer": ORANGE, "memory": GREY})
 
 
 def by_op_picture(rows):
-    """The same for the rows of ``by_op``."""
+    """The same for the rows of ``measure.by_op``."""
     return _bars(rows, {"forward": ORANGE, "forward and backward": BLUE, "step": GREY})
 
 
 def _bars(rows, colours):
-    """A bar for each row whose ``what`` has a colour, in groups by ``model``; diamonds are the times of JAX."""
+    """A bar for each row whose quantity has a colour, in groups by name; diamonds are the times of JAX."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if row["what"] in colours]
-    names = list(dict.fromkeys(row["model"] for row in rows))
-    y = np.arange(len(rows)) + 0.5 * np.array([names.index(row["model"]) for row in rows])  # a gap between groups
+    rows = [row for row in rows if row["quantity"] in colours]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    y = np.arange(len(rows)) + 0.5 * np.array([names.index(row["name"]) for row in rows])  # a gap between groups
     ends = np.array([max(row["ratio"], row["high"]) for row in rows])
-    timed = [i for i, row in enumerate(rows) if "JAX" in row and row["what"] in ("train", "infer")]
+    timed = [i for i, row in enumerate(rows) if "JAX" in row and row["quantity"] in ("train", "infer")]
     jax = [rows[i]["JAX"] / rows[i]["PyTorch"] for i in timed]
     figure = Figure(figsize=(7, 1 + 0.22 * y[-1]), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for what in dict.fromkeys(row["what"] for row in rows):
-        mine = [i for i, row in enumerate(rows) if row["what"] == what]
+    for quantity in dict.fromkeys(row["quantity"] for row in rows):
+        mine = [i for i, row in enumerate(rows) if row["quantity"] == quantity]
         low, ratio, high = (np.array([rows[i][key] for i in mine]) for key in ("low", "ratio", "high"))
         spread = np.maximum(0, [ratio - low, high - ratio])
-        label, lines = WORDS.get(what, what), {"linewidth": 0.8}
-        axes.barh(y[mine], ratio, 0.9, xerr=spread, color=colours[what], label=label, error_kw=lines)
+        label, lines = WORDS.get(quantity, quantity), {"linewidth": 0.8}
+        axes.barh(y[mine], ratio, 0.9, xerr=spread, color=colours[quantity], label=label, error_kw=lines)
     text = {"va": "center", "fontsize": 7, "bbox": {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}}
     for row, place, end in zip(rows, y, ends, strict=True):
         axes.annotate(f"{row['ratio']:.2f}", (end, place), (5, 0), textcoords="offset points", **text)
     if jax:
         axes.plot(jax, y[timed], "D", color="black", markersize=3, label="JAX")
     axes.axvline(1, color="black", linewidth=0.8)
-    middles = [np.mean([place for row, place in zip(rows, y, strict=True) if row["model"] == name]) for name in names]
+    middles = [np.mean([place for row, place in zip(rows, y, strict=True) if row["name"] == name]) for name in names]
     axes.set_yticks(middles, names)
     axes.set(xlabel="share of what PyTorch eager takes (less is better)", xlim=(0, 1.1 * max(1, *ends, *jax)))
     axes.invert_yaxis()
@@ -175,7 +182,7 @@ def _bars(rows, colours):
 
 
 def scale_picture(rows):
-    """Time and memory of a training step against what grows, a column for each axis. Rows of ``scale``.
+    """Time and memory of a training step against what grows, a column for each axis, for rows of ``measure.scale``.
 
     The dashed lines are in proportion to the counted multiply-adds, and the counted activations themselves.
     """
@@ -183,16 +190,16 @@ def scale_picture(rows):
     from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(row["axis"] for row in rows))
-    figure = Figure(figsize=(11, 5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.6 * len(names), 5), dpi=110, layout="constrained")
     panels = figure.subplots(2, len(names), sharex="col", squeeze=False)
     for (upper, lower), name in zip(panels.T, names, strict=True):
         mine = [row for row in rows if row["axis"] == name]
         keys = "value", "seconds", "low", "high", "memory", "macs", "kept"
         x, seconds, low, high, memory, macs, kept = (np.array([row.get(key, np.nan) for row in mine]) for key in keys)
         spread = 1e3 * np.array([seconds - low, high - seconds])
-        upper.errorbar(x, 1e3 * seconds, spread, fmt="o-", ms=4, lw=1, capsize=2, label="measured")
+        upper.errorbar(x, 1e3 * seconds, spread, fmt="o-", ms=4, lw=1, capsize=2, clip_on=False, label="measured")
         upper.plot(x, 1e3 * seconds[-1] * macs / macs[-1], "--", color="grey", lw=1, label="like multiply-adds")
-        lower.plot(x, memory / 1e6, "o-", ms=4, lw=1, label="measured")
+        lower.plot(x, memory / 1e6, "o-", ms=4, lw=1, clip_on=False, label="measured")
         lower.plot(x, kept / 1e6, "--", color="grey", lw=1, label="activations, counted")
         upper.set(xlim=0, ylim=0)
         lower.set(xlabel=name, ylim=0)
@@ -204,8 +211,8 @@ def scale_picture(rows):
     return figure
 
 
-def _amount(value, what="train"):
-    if what in ("memory", "process"):
+def _amount(value, quantity="train"):
+    if quantity in ("memory", "process"):
         return short(value, "B")
     milliseconds = 1e3 * value
     return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
