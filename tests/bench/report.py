@@ -189,7 +189,7 @@ def scale_picture(rows):
     from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(row["axis"] for row in rows))
-    figure = Figure(figsize=(2.6 * len(names), 5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.8 * len(names), 5), dpi=110, layout="constrained")
     panels = figure.subplots(2, len(names), sharex="col", squeeze=False)
     for (upper, lower), name in zip(panels.T, names, strict=True):
         mine = [row for row in rows if row["axis"] == name]
