@@ -298,7 +298,7 @@ def captured_equals_eager():
     configs = {"tiny": replace(TINY, dropout=0.1, drop_path=0.1), "cifar-r1": measure_cuda.MODELS["cifar-r1"][0]}
     seen = {}
     for name, precision in (*(("tiny", precision) for precision in PRECISIONS), ("cifar-r1", "tf32")):
-        eager, captured = (make(configs[name], 64, precision=precision, graph=graph) for graph in (False, True))
+        eager, captured = (make(configs[name], BATCH // 2, precision=precision, graph=graph) for graph in (False, True))
         worst = 0
         for i in range(20):
             eager.optimizer.lr = captured.optimizer.lr = 1e-3 / (1 + i)

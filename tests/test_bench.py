@@ -268,6 +268,9 @@ def test_growth_without_sizes(monkeypatch):
     assert "memory" not in rows[0] and rows[0]["seconds"] == 1
     kept = report.short(rows[0]["kept"], "B")
     assert report.scale_table(rows).splitlines()[1].rstrip().endswith(f" {kept}")
+    few = [row for row in rows if "TokenLearner" in row["axis"]]
+    macs = [row["macs"] for row in few]
+    assert [row["value"] for row in few] == [0, 1, 2, 3, 4, 5, 6] and macs == sorted(macs)  # 6: all tokens
     measured, counted = report.scale_picture(rows).axes[-1].lines
     assert np.isnan(measured.get_ydata()).all() and not np.isnan(counted.get_ydata()).any()
 

@@ -188,9 +188,8 @@ def prepare(job):
         return contestant_cuda.prepare(job)
     framework, options = _framework(job["framework"]), dict(job["options"])
     plainly = options.pop("plain", False)
-    side_of(
-        framework, nn.ViTConfig(layers=1, tokenizer="none"), 2, job["threads"]
-    ).step()  # loads what a first step loads
+    small = nn.ViTConfig(layers=1, tokenizer="none")
+    side_of(framework, small, 2, job["threads"]).step()  # loads what any first step loads
     _forget_peak()
     before = _peak()
     side = side_of(framework, job["config"], job["batch"], job["threads"], **options)
@@ -225,8 +224,8 @@ def side_of(framework, config, batch, threads, **options):
     """Make a model and a batch in a framework; weights and data are the same in all of them."""
     rng = np.random.default_rng(0)
     model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, rng)
-    time = (config.frames,) if isinstance(config, nn.X21DConfig) or config.frames > 1 else ()
-    images = rng.standard_normal((batch, *time, *config.image_size, config.channels), "float32")
+    frames = (config.frames,) if isinstance(config, nn.X21DConfig) or config.frames > 1 else ()
+    images = rng.standard_normal((batch, *frames, *config.image_size, config.channels), "float32")
     labels = rng.integers(config.num_classes, size=batch)
     return framework(model, images, labels, threads, **TRAINING, **options)
 

@@ -50,7 +50,8 @@ SCALES = {  # of vit-tiny: what grows, and {its value: changes of the configurat
     "tokens": {(n // 4) ** 2: {"image_size": (n, n)} for n in (16, 24, 32, 40, 48, 64)},
     "blocks": {n: {"layers": n} for n in (1, 2, 4, 6, 9, 12)},
     "blocks, recomputed": {n: {"layers": n, "recompute": True} for n in (1, 2, 4, 6, 9, 12)},
-    "blocks of 6 before TokenLearner": {n: LEARNER | {"layers": 6, "loc": n} for n in range(6)} | {6: {"layers": 6}},
+    "blocks of 6 before TokenLearner": {n: LEARNER | {"layers": 6, "loc": n} for n in range(6)}
+    | {6: {"layers": 6}},  # all tokens
 }
 SCALE_BATCH = 32
 TIMES = ("train", "infer")  # a training step, inference

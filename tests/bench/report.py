@@ -15,9 +15,8 @@ COLOURS = {"minitl graph": BLUE, "minitl eager": "tab:cyan", "PyTorch eager": GR
 
 def heading(machine):
     """The machine and the versions, in a line."""
-    versions = [
-        f"{name} {machine[name]}" for name in ("Python", "NumPy", "SIMD", "BLAS", "PyTorch", "JAX") if name in machine
-    ]
+    names = "Python", "NumPy", "SIMD", "BLAS", "PyTorch", "JAX"
+    versions = [f"{name} {machine[name]}" for name in names if name in machine]
     load = f", load {machine['load']:.1f}" if "load" in machine else ""
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads{load}; {', '.join(versions)}"
 
@@ -190,7 +189,7 @@ def scale_picture(rows):
     from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(row["axis"] for row in rows))
-    figure = Figure(figsize=(2.6 * len(names), 5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.8 * len(names), 5), dpi=110, layout="constrained")
     panels = figure.subplots(2, len(names), sharex="col", squeeze=False)
     for (upper, lower), name in zip(panels.T, names, strict=True):
         mine = [row for row in rows if row["axis"] == name]
@@ -198,7 +197,9 @@ def scale_picture(rows):
         x, seconds, low, high, memory, macs, kept = (np.array([row.get(key, np.nan) for row in mine]) for key in keys)
         spread = 1e3 * np.array([seconds - low, high - seconds])
         upper.errorbar(x, 1e3 * seconds, spread, fmt="o-", ms=4, lw=1, capsize=2, clip_on=False, label="measured")
-        upper.plot(x, 1e3 * seconds[-1] * macs / macs[-1], "--", color="grey", lw=1, label="like multiply-adds")
+        upper.plot(
+            x, 1e3 * seconds[-1] * macs / macs[-1], "--", color="grey", lw=1, label="proportional to multiply-adds"
+        )
         lower.plot(x, memory / 1e6, "o-", ms=4, lw=1, clip_on=False, label="measured")
         lower.plot(x, kept / 1e6, "--", color="grey", lw=1, label="activations, counted")
         upper.set(xlim=0, ylim=0)
