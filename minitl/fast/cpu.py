@@ -18,6 +18,7 @@ from ..ops.noise import keep_mask
 
 CACHE = 2**19  # numbers that stay near the processor: 2 MB in float32
 WEIGHTS = 2**20  # of vector attention, N x N x C, held at once: 4 MB in float32
+MAX_EXPONENT = 40  # e^40 times a million is still a float32, and so is e^-40 divided by that
 meeting = contextvars.ContextVar("meeting", default=None)  # how threads that share a batch exchange statistics
 
 
@@ -53,51 +54,65 @@ def relu(x):
 
 @override(alike)
 def sigmoid(x):
-    """y = (1 + tanh(x/2)) / 2"""
-    y = np.tanh(x / 2)
+    """y = 1 / (1 + e^-x), where an overflow to infinity gives 0, as it should."""
+    y = -x
+    with np.errstate(over="ignore"):
+        np.exp(y, out=y)
     y += 1
-    y /= 2
-    return y, lambda dy: dy * y * (1 - y)
-
-
-@override(lambda x, approximate="tanh": alike(x) and approximate == "tanh")
-def gelu(x, *, approximate="tanh"):
-    """y = x (1 + t) / 2,  dx = ((1 + t) + x (1 - t²) u') dy / 2,  t = tanh u,  u = x (c + c k x²)"""
-    c, k = math.sqrt(2 / math.pi), 0.044715
-    t = x * x
-    t *= c * k
-    t += c
-    t *= x
-    np.tanh(t, out=t)
-    y = t + 1
-    y *= x
-    y *= 0.5
+    np.divide(1, y, out=y)
 
     def backward(dy):
-        dx = x * x
-        dx *= 3 * c * k
-        dx += c  # u'
-        dx *= x
-        sech2 = t * t
-        dx *= np.subtract(1, sech2, out=sech2)
-        dx += t
-        dx += 1
+        dx = 1 - y
+        dx *= y
         dx *= dy
-        dx *= 0.5
         return dx
 
     return y, backward
 
 
+@override(lambda x, approximate="tanh": alike(x) and approximate == "tanh")
+def gelu(x, *, approximate="tanh"):
+    """y = x s,  dx = s (1 + 2 u' x (1 - s)) dy,  s = (1 + tanh u) / 2 = 1 / (1 + e^-2u),  u = x (c + c k x²)
+
+    The exponential costs less than tanh, everywhere, and several times less on processors without AVX2.
+    """
+    c, k = math.sqrt(2 / math.pi), 0.044715
+    e = x * x
+    e *= -2 * c * k
+    e -= 2 * c
+    e *= x
+    with np.errstate(over="ignore"):
+        np.exp(e, out=e)
+    e += 1
+
+    def backward(dy):
+        s = 1 / e
+        dx = x * x
+        dx *= 6 * c * k
+        dx += 2 * c  # 2 u'
+        dx *= x
+        dx *= 1 - s
+        dx += 1
+        dx *= s
+        dx *= dy
+        return dx
+
+    return x / e, backward
+
+
 # --- rows ---
+
+
+def _small(x):
+    """Return whether exp(x) is safe as it is: to look for the largest number in each row takes as long as exp."""
+    return x.size > 0 and -MAX_EXPONENT < x.min() and x.max() < MAX_EXPONENT
 
 
 @override(lambda x, axis=-1: alike(x))
 def softmax(x, *, axis=-1):
     """Make x contiguous first: it is several times as fast as to sum along a transposed array."""
     x = np.ascontiguousarray(x)
-    y = x - x.max(axis, keepdims=True)
-    np.exp(y, out=y)
+    y = np.exp(x if _small(x) else x - x.max(axis, keepdims=True))
     y /= y.sum(axis, keepdims=True)
 
     def backward(dy):
@@ -220,7 +235,8 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
     scale = 1 / math.sqrt(d)
     q, k, v = qkv.reshape(B, N, 3, num_heads, d).transpose(2, 0, 3, 1, 4)  # each (B, heads, N, d)
     A = (q * scale) @ _transposed(k)
-    A -= A.max(-1, keepdims=True)
+    if not _small(A):
+        A -= A.max(-1, keepdims=True)
     np.exp(A, out=A)
     A /= A @ np.ones((N, 1), A.dtype)
     keep = keep_mask(A, A.shape, dropout, rng) if dropout else None
