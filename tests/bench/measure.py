@@ -23,23 +23,24 @@ import numpy as np
 from minitl import flops, train
 from minitl.errors import InputError, did_you_mean
 from minitl.fast.threads import cores, default_threads
-from minitl.nn import ViTConfig
+from minitl.nn import DataSpec, ViTConfig
 from minitl.paper import ablate
 from minitl.train.step import shard_size
 
 ROUNDS, STEPS = 7, 3  # blocks of each contestant, and steps in one that count
 PAUSE = 0.1  # seconds
 CHECKED, AGREE = 3, 1e-4  # training steps whose losses must agree, and up to which share
-TINY = ViTConfig(dim=128, layers=6, heads=4, mlp_dim=256, num_classes=10, tokenizer="none", zero_head=False)
+TINY = ViTConfig(dim=128, layers=6, heads=4, mlp_dim=256, tokenizer="none", zero_head=False)
 WIDE = replace(TINY, dim=384, heads=6, mlp_dim=1536)
 LEARNER = {"tokenizer": "learner", "version": "1.1", "pre_norm": False, "num_tokens": 8, "loc": 3}
-MODELS = {  # name: configuration, batch size
-    "vit-tiny": (TINY, 128),
-    "vit-tiny-tl": (replace(TINY, **LEARNER), 128),
-    "vit-384": (WIDE, 32),
-    "vit-tl-384": (replace(WIDE, **LEARNER), 32),
-    "video-tl": (replace(train.default_config("actors").model, frames=8, num_classes=10), 64),
-    "bottleneck": (ablate.KINDS["video"]["bottleneck, tokens"].model, 32),
+IMAGES, CLIPS = DataSpec(), DataSpec(frames=8)
+MODELS = {  # name: configuration, DataSpec, batch size
+    "vit-tiny": (TINY, IMAGES, 128),
+    "vit-tiny-tl": (replace(TINY, **LEARNER), IMAGES, 128),
+    "vit-384": (WIDE, IMAGES, 32),
+    "vit-tl-384": (replace(WIDE, **LEARNER), IMAGES, 32),
+    "video-tl": (train.default_config("actors").model, CLIPS, 64),
+    "bottleneck": (ablate.KINDS["video"]["bottleneck, tokens"].model, CLIPS, 32),
 }
 PAIRS = {"vit-tiny-tl": "vit-tiny", "vit-tl-384": "vit-384"}  # with TokenLearner and without, measured together
 SCALES = {  # of vit-tiny: what grows, and {its value: changes of the configuration}
@@ -78,7 +79,7 @@ def compare(names=(), threads=None, quick=False, tick=lambda text: None):
                 found = {label: {what: times[one, what] for what in TIMES} for label, one in team.items()}
                 for label, one in team.items():
                     found[label] |= {what: np.array([[n]]) for what, n in one.ask("memory").items()}
-                macs = flops.total(flops.count(model(name, quick)[0])).macs
+                macs = flops.total(flops.count(*model(name, quick)[:2])).macs
                 for what in found["minitl"]:
                     decides = what if what in TIMES else "train"
                     yield {"model": name, "what": what, "macs": macs} | _against(found, what, decides)
@@ -128,31 +129,36 @@ def scale(threads=None, quick=False, tick=lambda text: None):
                 for value, point in points.items()
             }
             times = in_turns(list(alone.values()), ["train"], rounds, steps, tick, axis)
-            for value, (config, batch) in points.items():
+            for value, (config, spec, batch) in points.items():
                 low, median, high = np.quantile(times[alone[value], "train"], (0.25, 0.5, 0.75))
                 row = {"axis": axis, "value": value, "seconds": median, "low": low, "high": high}
                 row |= alone[value].ask("memory")
-                cost, passes = flops.total(flops.count(config)), 4 if config.recompute else 3
-                held = batch / -(-batch // (shard_size(config) * threads))  # samples at a time
+                cost, passes = flops.total(flops.count(config, spec)), 4 if config.recompute else 3
+                held = batch / -(-batch // (shard_size(config, spec) * threads))  # samples at a time
                 rows.append(row | {"macs": passes * batch * cost.macs, "kept": 4 * held * cost.kept})
     return rows
 
 
 def _point(changes, quick):
-    """vit-tiny with these changes: (configuration, batch size)."""
-    config, batch = model("vit-tiny", quick)[0], changes.get("batch", SCALE_BATCH)
-    return replace(config, **{name: value for name, value in changes.items() if name != "batch"}), batch
+    """vit-tiny with these changes: (configuration, DataSpec, batch size)."""
+    config, spec, _ = model("vit-tiny", quick)
+    batch, size = changes.get("batch", SCALE_BATCH), changes.get("image_size", spec.image_size)
+    options = {name: value for name, value in changes.items() if name not in ("batch", "image_size")}
+    return replace(config, **options), replace(spec, image_size=size), batch
 
 
 def model(name, quick=False, models=MODELS):
-    """(configuration, batch size) of one of ``models``; a tiny one of its kind for ``quick``."""
+    """(configuration, DataSpec, batch size) of one of ``models``; a tiny one of its kind for ``quick``."""
     if name not in models:
         raise InputError(f"there is no configuration {name!r}; {did_you_mean(name, models)}")
-    config, batch = models[name]
-    if quick and isinstance(config, ViTConfig):
+    config, spec, batch = models[name]
+    if not quick:
+        return config, spec, batch
+    if isinstance(config, ViTConfig):
         sizes = {"dim": 4 * config.heads, "layers": 2, "loc": min(config.loc, 1), "mlp_dim": 16, "hidden": 8}
-        return replace(config, frames=min(config.frames, 2), **sizes), 4
-    return (replace(config, frames=2, widths=(4, 8)), 4) if quick else (config, batch)
+    else:
+        sizes = {"widths": (4, 8)}
+    return replace(config, **sizes), replace(spec, frames=min(spec.frames, 2)), 4
 
 
 def machine(threads=None):
@@ -178,7 +184,7 @@ def machine(threads=None):
 class Contestant:
     """A process with one model in one framework, from ``with`` to its end."""
 
-    def __init__(self, label, framework, config, batch, threads=None, options=None, by_layer=False, device="cpu"):
+    def __init__(self, label, framework, config, spec, batch, threads=None, options=None, by_layer=False, device="cpu"):
         self.label, threads = label, threads or default_threads()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in __exit__
         limits = dict.fromkeys(("OPENBLAS", "OMP", "MKL"), str(threads))
@@ -193,7 +199,8 @@ class Contestant:
                 cwd=Path(__file__).parents[2],  # where minitl and tests are found
                 start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the others
             )
-        job = {"framework": framework, "config": config, "batch": batch, "threads": threads, "device": device}
+        job = {"framework": framework, "config": config, "spec": spec, "batch": batch, "threads": threads}
+        job["device"] = device
         self._send(job | {"options": options or {}, "by_layer": by_layer})
 
     def ask(self, what, times=0):
@@ -243,7 +250,7 @@ def _on_cores(n):
         os.sched_setaffinity(0, before)
 
 
-def _team(stack, config, batch, threads, by_layer=False):
+def _team(stack, config, spec, batch, threads, by_layer=False):
     """The contestants for one model, {label: Contestant}, running until ``stack`` is closed."""
     if not installed("PyTorch"):
         wanted = "install minitl[bench], or try `python -m tests.bench --scale`, which measures minitl alone"
@@ -256,7 +263,7 @@ def _team(stack, config, batch, threads, by_layer=False):
     found += [(f"PyTorch, {form}", "PyTorch", options) for form, options in forms.items()]
     found += [("JAX", "JAX", {})] * (isinstance(config, ViTConfig) and not by_layer and installed("JAX"))
     return {
-        label: stack.enter_context(Contestant(label, framework, config, batch, threads, options, by_layer))
+        label: stack.enter_context(Contestant(label, framework, config, spec, batch, threads, options, by_layer))
         for label, framework, options in found
     }
 

@@ -21,10 +21,10 @@ from minitl.train.presets import R1
 
 from . import measure
 
-MODELS = {  # name: configuration, batch size
+MODELS = {  # name: configuration, DataSpec, batch size
     "vit-tiny": measure.MODELS["vit-tiny"],
     "vit-tiny-tl": measure.MODELS["vit-tiny-tl"],
-    "cifar-r1": (replace(R1, drop_path=0.0, zero_head=False), 1024),
+    "cifar-r1": (replace(R1, drop_path=0.0, zero_head=False), measure.IMAGES, 1024),
 }
 MINITL = {"minitl graph": {"graph": True}, "minitl eager": {"graph": False}}
 PYTORCH = {"PyTorch eager": {"compiled": False}, "PyTorch compiled": {"compiled": True}}
@@ -45,16 +45,18 @@ def compare(names=(), precision="fp32", quick=False, tick=lambda text: None, aga
     for name in names:
         measure.model(name, models=MODELS)  # says what is wrong with it
     for name in dict.fromkeys(names or MODELS):
-        config, batch = measure.model(name, quick, MODELS)
+        config, spec, batch = measure.model(name, quick, MODELS)
         with contextlib.ExitStack() as stack:
             tick(f"{name}: do all compute the same?")
             team, missing, losses = {}, {}, {}
             for label, options in MINITL.items():
-                team[label] = _contestant(stack, label, "minitl", config, batch, options | {"precision": precision})
+                team[label] = _contestant(
+                    stack, label, "minitl", config, spec, batch, options | {"precision": precision}
+                )
             for label in against:
                 options = PYTORCH[label] | {"precision": precision}
                 if measure.installed("PyTorch"):
-                    team[label] = _contestant(stack, label, "PyTorch", config, batch, options)
+                    team[label] = _contestant(stack, label, "PyTorch", config, spec, batch, options)
                 else:
                     missing[label] = "PyTorch is not installed"
             for label in list(team):
@@ -74,14 +76,14 @@ def compare(names=(), precision="fp32", quick=False, tick=lambda text: None, aga
             row["times"] = {label: _spread(array) for label, array in times.items()}
             row["launches"] = team["minitl graph"].ask("launches")
             row["copy"], row["products"] = team["minitl eager"].ask("rates", rounds * STEPS)
-            row |= floor(config, batch, row["copy"], row["products"])
+            row |= floor(config, spec, batch, row["copy"], row["products"])
             row["ops"] = measure.shares(team["minitl eager"].ask("profile", rounds))
             yield row
 
 
-def floor(config, batch, copy, products):
+def floor(config, spec, batch, copy, products):
     """``parameters``, ``macs`` of one image, and the ``floor`` of a training step in seconds."""
-    cost = flops.total(flops.count(config))
+    cost = flops.total(flops.count(config, spec))
     seconds = 6 * batch * cost.macs / products + (8 * batch * cost.kept + 32 * cost.params) / copy
     return {"parameters": cost.params, "macs": cost.macs, "floor": seconds}
 
@@ -97,8 +99,10 @@ def machine():
     return {"gpu": runtime.getDeviceProperties(0)["name"].decode()} | cuda | versions
 
 
-def _contestant(stack, label, framework, config, batch, options):
-    return stack.enter_context(measure.Contestant(label, framework, config, batch, options=options, device="cuda"))
+def _contestant(stack, label, framework, config, spec, batch, options):
+    return stack.enter_context(
+        measure.Contestant(label, framework, config, spec, batch, options=options, device="cuda")
+    )
 
 
 def _spread(seconds):
