@@ -1,8 +1,8 @@
-"""What a model costs, by arithmetic on its config: parameters, multiply-adds, memory. No weight is ever made.
+"""Cost of a model, computed from its configuration: parameters, multiply-adds, memory. No weights are allocated.
 
-The letters are the paper's: d width, m MLP width, h heads, n tokens that a block sees, T time steps, P pixels of the
-token grid, S learned tokens of a frame. A multiply-add counts as 1. The GFLOPs that the paper prints are multiply-adds
-plus elementwise work inside the blocks: 2 for each entry of a softmax, 5 for each entry of a GELU or a LayerNorm.
+The letters are the paper's: d width, m MLP width, h heads, n tokens in a block, T time steps, P pixels of the token
+grid, S learned tokens of a frame. A multiply-add counts as 1. The paper's GFLOPs are multiply-adds plus elementwise
+work inside the blocks: 2 for each entry of a softmax, 5 for each entry of a GELU or a LayerNorm.
 """
 
 import itertools
@@ -14,16 +14,16 @@ from .nn import ViTConfig, X21DConfig
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image or clip costs. Costs add up: ``cost + cost``, ``3 * cost``."""
+    """Cost of one image or clip. Costs can be added and multiplied: ``cost + cost``, ``3 * cost``."""
 
     params: int = 0
-    """numbers that are learned"""
+    """learned parameters"""
     macs: int = 0
     """multiply-adds of one forward pass"""
     elementwise: int = 0
     """operations of softmax, GELU and LayerNorm in the blocks, as the paper counts them"""
     kept: int = 0
-    """activations that backward keeps, in numbers; four bytes each in float32, dropout off"""
+    """numbers kept for backward without dropout; four bytes each in float32"""
 
     def __add__(self, other):
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -33,13 +33,13 @@ class Cost:
 
     @property
     def flops(self):
-        """What the paper calls FLOPs."""
+        """FLOPs as the paper counts them."""
         return self.macs + self.elementwise
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a model that is there ``times`` times, with ``tokens`` behind it; ``cost`` is that of one."""
+    """A part of a model that occurs ``times`` times and has ``tokens`` outputs; ``cost`` is that of one occurrence."""
 
     name: str
     times: int
@@ -47,24 +47,26 @@ class Part:
     cost: Cost
 
 
-def count(config):
-    """The Parts of the ``ViT`` or ``X21D`` that a config describes, in the order of the forward pass.
+def count(config, spec):
+    """Return the Parts of the ``ViT`` or ``X21D`` of a configuration and a DataSpec, in the order of the forward pass.
 
-    ``params`` add up to the model's ``num_parameters()``; nothing is allocated. Activations of an X21D are not counted,
-    and its batch norms cost nothing: the layers before them can take them in.
+    Their ``params`` add up to the model's ``num_parameters()``; nothing is allocated. Activations of an X21D are not
+    counted, and its batch norms cost nothing: the layers before them can absorb them.
+    Raises InputError if the configuration does not fit ``spec``.
     """
-    return _count_x21d(config) if isinstance(config, X21DConfig) else _count_vit(config)
+    return _count_x21d(config, spec) if isinstance(config, X21DConfig) else _count_vit(config, spec)
 
 
-def _count_vit(config):
-    d, T, P, S = config.dim, config.time_steps, config.grid[0] * config.grid[1], config.num_tokens
+def _count_vit(config, spec):
+    T, rows, columns = config.grid(spec)
+    d, P, S = config.dim, rows * columns, config.num_tokens
     later = config.layers - config.loc
 
     def blocks(times, n):
         cost = block(n, d, config.mlp_dim, config.heads)
         return Part("block", times, n, replace(cost, kept=n * d) if config.recompute else cost)
 
-    parts, left = [Part("patch embedding", 1, T * P, STEMS[config.stem](config, T * P, d) + Cost(T * P * d))], T * P
+    parts, left = [Part("patch embedding", 1, T * P, STEMS[config.stem](config, spec, T * P) + Cost(T * P * d))], T * P
     if config.tokenizer == "none":
         parts += [blocks(config.layers, T * P)]
     else:
@@ -75,7 +77,7 @@ def _count_vit(config):
             left = T * S
         else:
             parts += [Part(f"way back: {config.back}", later, T * P, BACKS[config.back](config, T, P, S, d))]
-    head = norm(left, d) + linear(1, d, config.num_classes)  # the mean in between is free
+    head = norm(left, d) + linear(1, d, spec.num_classes)  # the mean in between is free
     if config.head_pool == "sequence":
         head += linear(left, d, 1, bias=False) + pooling(left, 1, d) + Cost(kept=-left * d)
     parts += [Part("head", 1, 1, head)]
@@ -83,75 +85,75 @@ def _count_vit(config):
 
 
 def total(parts):
-    """The Cost of all Parts together."""
+    """Return the Cost of all Parts together."""
     return sum((part.times * part.cost for part in parts), Cost())
 
 
 def linear(n, i, o, bias=True):
-    """n rows through a matrix (i, o)."""
+    """Product of n rows with a matrix (i, o)."""
     return Cost(params=i * o + o * bias, macs=n * i * o, kept=n * i)
 
 
 def norm(n, d):
-    """LayerNorm of n rows: keeps the normalised rows and their deviations."""
+    """LayerNorm of n rows; keeps the normalised rows and their standard deviations."""
     return Cost(params=2 * d, kept=n * d + n)
 
 
 def gelu(n):
-    """GELU of n numbers: keeps them and their tanh."""
+    """GELU of n numbers; keeps them and their tanh."""
     return Cost(kept=2 * n)
 
 
 def block(n, d, m, h, e=None):
-    """4nd² + 2ndm + 2n²d, with 4d² + 2dm + 9d + m parameters; ``e`` is the width of all heads, d by default."""
+    """Encoder block: 4nd² + 2ndm + 2n²d, 4d² + 2dm + 9d + m parameters; ``e`` is the width of all heads, else d."""
     e = e or d
     attention = linear(n, d, 3 * e) + Cost(macs=2 * n * n * e, kept=3 * n * e + h * n * n) + linear(n, e, d)
     mlp = linear(n, d, m) + gelu(n * m) + linear(n, m, d)
     return 2 * norm(n, d) + attention + mlp + Cost(elementwise=2 * h * n * n + 5 * n * (m + 2 * d))
 
 
-def conv(H, W, k, i, o):
-    """k x k convolution, stride 1, zeros around, no bias: keeps its input."""
-    return Cost(params=k * k * i * o, macs=H * W * k * k * i * o, kept=H * W * i)
+def conv(n, k, i, o):
+    """k x k convolution at n pixels, stride 1, zero padding, no bias; keeps its input."""
+    return Cost(params=k * k * i * o, macs=n * k * k * i * o, kept=n * i)
 
 
-def stem(c, d):
+def stem(c, s):
     """Convolutions of one frame, each followed by max pooling to half the size and ReLU."""
-    (H, W), halvings = c.image_size, c.patch_size.bit_length() - 1
-    cost = Cost(kept=H * W * c.channels)
-    for i, o in itertools.pairwise([c.channels, *[c.stem_width] * (halvings - 1), d]):
-        kept = H * W * o // 4  # by ReLU and the next convolution together, and a byte for each by pooling
-        cost += replace(conv(H, W, 3, i, o), kept=kept + kept // 4)
-        H, W = H // 2, W // 2
+    n, halvings = math.prod(s.image_size), c.patch_size.bit_length() - 1
+    cost = Cost(kept=n * s.channels)
+    for i, o in itertools.pairwise([s.channels, *[c.stem_width] * (halvings - 1), c.dim]):
+        kept = n // 4 * o  # by ReLU and the next convolution together, and a byte for each by pooling
+        cost += replace(conv(n, 3, i, o), kept=kept + kept // 4)
+        n //= 4
     return cost
 
 
-STEMS = {  # of the config c, n tokens, width d
-    "patch": lambda c, n, d: linear(n, c.tubelet * c.patch_size**2 * c.channels, d),
-    "conv": lambda c, n, d: frames(c.frames, stem(c, d)),
+STEMS = {  # of the config c, the DataSpec s, n tokens
+    "patch": lambda c, s, n: linear(n, c.tubelet * c.patch_size**2 * s.channels, c.dim),
+    "conv": lambda c, s, n: frames(s.frames, stem(c, s)),
 }
 
 
 def pooling(P, S, d):
-    """Z = A X: keeps A and X."""
+    """Z = A X; keeps A and X."""
     return Cost(macs=P * S * d, kept=P * (S + d))
 
 
 def cross_attention(T, queries, n, k, d, h):
-    """In each of T frames n rows attend to k rows, without an MLP; ``queries`` rows are projected in all."""
+    """Attention of n rows to k rows in each of T frames, without an MLP; ``queries`` rows are projected in total."""
     macs = queries * d * d + T * (n * d * d + 2 * k * d * d + 2 * n * k * d)
     return Cost(4 * d * d + 4 * d, macs, kept=2 * queries * d + T * (3 * k * d + h * n * k + n * d))
 
 
 def frames(T, cost):
-    """The same weights on each of T frames."""
+    """Cost of applying the same weights to each of T frames."""
     return Cost(cost.params, T * cost.macs, T * cost.elementwise, T * cost.kept)
 
 
 def learner(c, P, S, d):
     """TokenLearner on one frame: 9PdS + 27PS² + PSd; version 1.1: 64Pd + 64PS + PSd with 64 hidden units."""
     if c.version == "1.0":
-        maps = conv(*c.grid, 3, d, S) + 3 * (gelu(P * S) + conv(*c.grid, 3, S, S))
+        maps = conv(P, 3, d, S) + 3 * (gelu(P * S) + conv(P, 3, S, S))
     else:
         maps = linear(P, d, c.hidden) + gelu(P * c.hidden) + linear(P, c.hidden, S)
     maps += Cost(kept=0 if c.pre_norm else -P * d)  # without the norm their input is X, which pooling keeps anyway
@@ -166,9 +168,7 @@ TOKENIZERS = {  # of the config c, T frames of P pixels, S tokens each, width d
     "mean-dense": lambda c, T, P, S, d: frames(T, linear(1, d, S * d)),
     "query": lambda c, T, P, S, d: cross_attention(T, S, S, P, d, c.heads) + Cost(params=S * d),
     # 7x7 convolution of two channels, the maximum and the mean, and batch norm
-    "gate": lambda c, T, P, S, d: frames(
-        T, conv(*c.grid, 7, 2, S) + Cost(params=2 * S, kept=P * (1 + S)) + pooling(P, S, d)
-    ),
+    "gate": lambda c, T, P, S, d: frames(T, conv(P, 7, 2, S) + Cost(params=2 * S, kept=P * (1 + S)) + pooling(P, S, d)),
 }
 
 
@@ -184,7 +184,7 @@ def fuser(c, T, P, S, d):
 
 
 def reproject(c, T, P, S, d):
-    """All pixels attend to all tokens, without an MLP: 2TPd² + 2TSd² + 2(TP)(TS)d."""
+    """Attention of all pixels to all tokens, without an MLP: 2TPd² + 2TSd² + 2(TP)(TS)d."""
     grid = T * P * d if c.tokenizer in ("pool", "mean-dense") else 0  # the others keep it anyway
     return cross_attention(1, T * P, T * P, T * S, d, c.heads) + Cost(kept=grid)
 
@@ -196,8 +196,8 @@ BACKS = {
 }
 
 
-def _count_x21d(config):
-    T, (H, W), channels, parts = config.frames, config.image_size, config.channels, []
+def _count_x21d(config, spec):
+    T, (H, W), channels, parts = spec.frames, spec.image_size, spec.channels, []
 
     def part(name, cost):
         return Part(name, 1, T * H * W, replace(cost, kept=0))
@@ -205,25 +205,25 @@ def _count_x21d(config):
     def block(width, last):
         inner, n = config.expansion * width, T * H * W
         sides = linear(n, width, inner, bias=False) + linear(n, inner, width, bias=False)
-        space = frames(T, conv(H, W, 3, inner, inner))
+        space = frames(T, conv(H * W, 3, inner, inner))
         time = Cost(3 * inner**2, n * 3 * inner**2) if last == "conv" else mixer(inner, H * W, config.num_tokens)
         return part(f"block: {last}", sides + space + time + Cost(params=2 * (3 * inner + width)))
 
     def mixer(d, P, S):
-        learner = norm(P, d) + conv(H, W, 3, d, S) + pooling(P, S, d)
+        learner = norm(P, d) + conv(P, 3, d, S) + pooling(P, S, d)
         attention = 3 * linear(T * S, d, d) + Cost(macs=2 * (T * S) ** 2 * d)
         return frames(T, learner) + attention + fuser(ViTConfig(), T, P, S, d)
 
     for width in config.widths:
         H, W = -(-H // 2), -(-W // 2)
-        down = frames(T, conv(H, W, 3, channels, width))
+        down = frames(T, conv(H * W, 3, channels, width))
         parts += [part("convolution", down + Cost(params=2 * width)), block(width, "conv")]
         channels = width
-    return [*parts, block(width, config.last), part("head", linear(1, width, config.num_classes))]
+    return [*parts, block(width, config.last), part("head", linear(1, width, spec.num_classes))]
 
 
 def table(parts):
-    """The Parts as lines of text, one column each for what they cost, with their sum."""
+    """Return the Parts and their total as lines of text, with a column for each kind of cost."""
     whole = total(parts)
     rows = [("part", "times", "tokens", "parameters", "multiply-adds", "elementwise", "activations")]
     rows += [(p.name, p.times, p.tokens, *_cells(p.times * p.cost)) for p in parts]
@@ -236,7 +236,7 @@ def table(parts):
 
 
 def as_dict(parts):
-    """The same for machines: the Parts, each with the cost of one, and their sum."""
+    """Return the Parts, each with the cost of one occurrence, and their total as a dict for JSON."""
 
     def numbers(cost):
         sizes = asdict(cost)
@@ -252,6 +252,6 @@ def _cells(cost):
 
 
 def short(n, unit=""):
-    """Four digits and a prefix: 55378163712 -> ``55.38 G``."""
+    """Format a number with four digits and a prefix: 55378163712 -> ``55.38 G``."""
     power = min(max(math.floor(math.log10(n) / 3 + 1e-5), 0), 4) if n else 0
     return f"{n / 1000**power:.4g} {'kMGT'[power - 1] if power else ''}{unit}".rstrip()

@@ -1,14 +1,14 @@
 """Weights from and to other programs: PyTorch, and the authors' own code (Scenic's ``projects/token_learner``).
 
 For PyTorch only the order of the axes differs; the names are ours. Scenic, in JAX and Flax, holds the same numbers
-under other names, and each of its arrays is a view of one of ours. So a single table, ``_parts``, names the parts of
-every module and their views: reading writes through a view, writing copies one.
+under other names, and each of its arrays is a view of one of ours. So a single table, ``_scenic_names``, lists the
+children of every module with their views: import writes through a view, export copies it.
 """
 
 import json
 import operator
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import numpy as np
 
@@ -23,10 +23,10 @@ SUPPORTED = (
 
 
 def to_torch(module):
-    """Name -> NumPy array, a copy, of all weights and buffers of ``module`` as PyTorch has them.
+    """Return copies of all weights and buffers of ``module`` in PyTorch's layout, {name: NumPy array}.
 
-    The weight of a Linear is (out, in), that of a Conv2d (out, in, kh, kw); all else is as in ``module.state_dict()``,
-    and so are the names: a module of PyTorch's own layers with attributes of these names can load it.
+    The weight of a Linear is (out, in), that of a Conv2d (out, in, kh, kw); everything else, including the names, is as
+    in ``module.state_dict()``: a module of PyTorch's own layers with attributes of these names can load it.
     """
     axes = _torch_axes(module)
     state = {name: to_numpy(array) for name, array in module.state_dict().items()}
@@ -34,10 +34,10 @@ def to_torch(module):
 
 
 def from_torch(module, arrays):
-    """Copy ``arrays`` (name -> array, as ``to_torch`` gives them) into ``module``.
+    """Copy ``arrays``, {name: array} as returned by ``to_torch``, into ``module``.
 
-    Raises InputError with a list of every name that is missing, unknown, of another shape (shapes being those that
-    minitl has, (..., in, out)) or not of real numbers; then nothing changes.
+    Raises InputError with a list of all names that are missing, unknown, of another shape (given in minitl's layout,
+    (..., in, out)) or not of real numbers; then nothing changes.
     """
     arrays = {name: to_numpy(array) for name, array in arrays.items()}
     for name, axes in _torch_axes(module).items():
@@ -47,27 +47,27 @@ def from_torch(module, arrays):
 
 
 def _torch_axes(module):
-    """Name of a weight -> where its axes in PyTorch are found here."""
+    """Return {name of a weight: minitl's axes in PyTorch's order}."""
     kinds = {nn.Linear: (1, 0), nn.Conv2d: (3, 2, 0, 1)}
     weights = [(path, type(owner)) for path, _, owner in module._members() if path.rpartition(".")[2] == "weight"]
     return {path: kinds[kind] for path, kind in weights if kind in kinds}
 
 
 def torch_file(model, about):
-    """The bytes of a plain safetensors file with ``to_torch(model)``, of a ViT or X21D.
+    """Return the bytes of a plain safetensors file with ``to_torch(model)``, for a ViT or X21D.
 
-    Its metadata says of what configuration the model is, and ``about``: strings by name.
+    Its metadata holds the model's configuration and DataSpec, and ``about``, a dict of strings.
     """
     from safetensors.numpy import save
 
-    header = {"format": "pt", type(model).__name__: json.dumps(asdict(model.config))}
+    header = {"format": "pt", type(model).__name__: json.dumps(asdict(model.config) | asdict(model.spec))}
     return save(to_torch(model), header | about)
 
 
 def load_torch(path):
-    """``(model, about)`` of a file that ``torch_file`` made, or that has such weights and metadata.
+    """Return ``(model, about)`` from a file that ``torch_file`` made, or that has such weights and metadata.
 
-    Raises InputError for a file that is missing or damaged, or whose metadata or weights are of no such model.
+    Raises InputError if the file is missing or damaged, or its metadata or weights are not of such a model.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -77,33 +77,39 @@ def load_torch(path):
             arrays, about = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
         kind = next(kind for kind in kinds if kind in about)
         model, config = kinds[kind]
-        sizes = {name: tuple(x) if isinstance(x, list) else x for name, x in json.loads(about.pop(kind)).items()}
-        model = model(config(**sizes), rng=np.random.default_rng(0))
+        options, spec = split_spec(json.loads(about.pop(kind)))
+        model = model(config(**options), spec, rng=np.random.default_rng(0))
         from_torch(model, arrays)
     except StopIteration:
         raise InputError(f"{path} has weights, but no metadata on the model; build it and use from_torch") from None
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no model that minitl exported ({error})") from error
+        raise InputError(f"{path} is not a model that minitl exported ({error})") from error
     return model, about
+
+
+def split_spec(saved):
+    """Split a flat dict of options, read from JSON, into those of a model's configuration and a DataSpec."""
+    options = {name: tuple(x) if isinstance(x, list) else x for name, x in dict(saved).items()}
+    return options, nn.DataSpec(**{f.name: options.pop(f.name) for f in fields(nn.DataSpec) if f.name in options})
 
 
 def from_scenic(meta, params):
     """Build the module that ``meta`` describes with the weights ``params``, in their dtype, on the CPU.
 
     ``meta`` is a dict or its JSON text: ``module``, ``version``, sizes and options. ``params`` maps Flax paths, with
-    or without ``param/`` in front, to float32 or float64 arrays. A TokenFuser here adds its residual, which Scenic
-    leaves to the encoder. Raises InputError for a module that is not supported, a ``meta`` that does not describe one,
-    and, in one list, all parameters that are missing, unknown or of another shape.
+    or without the prefix ``param/``, to float32 or float64 arrays. A TokenFuser here adds its residual, which Scenic
+    leaves to the encoder. Raises InputError for an unsupported module, for a ``meta`` that does not describe one, and,
+    in one list, for all parameters that are missing, unknown or of another shape.
     """
     try:
         meta = meta if isinstance(meta, dict) else json.loads(str(meta))
     except json.JSONDecodeError as error:
-        raise InputError(f"meta is a dict or its JSON text, and this text is no JSON: {error}") from error
+        raise InputError(f"meta is neither a dict nor JSON text: {error}") from error
     if not isinstance(meta, dict) or "module" not in meta:
-        raise InputError(f"meta is a dict with the 'module' and its sizes, or its JSON text; got {meta!r}")
+        raise InputError(f"meta must be a dict with the 'module' and its sizes, or its JSON text; got {meta!r}")
     params = {path.removeprefix("param/"): to_numpy(array) for path, array in params.items()}
     module = _build(meta, params)
-    table = _table(module)
+    table = _views(module)
     shapes = {path: view(parameter.data).shape for path, (parameter, view) in table.items()}
     wrong = [f"missing: {path} {list(shapes[path])}" for path in shapes if path not in params]
     wrong += [f"unknown: {path} {describe(params[path])}" for path in params if path not in shapes]
@@ -122,33 +128,33 @@ def from_scenic(meta, params):
 
 
 def to_scenic(module, leaf=lambda parameter: parameter.data):
-    """Flax path -> NumPy array in Scenic's shape, a copy, of what ``leaf`` picks from each Parameter of ``module``.
+    """Return copies of the arrays of ``module`` in Scenic's shapes, {Flax path: NumPy array}.
 
-    ``leaf`` maps a Parameter to an array of its shape: the weight by default, ``lambda p: p.grad`` for the gradient.
-    Raises InputError for a module that Scenic does not have, and ValueError when ``leaf`` gives anything else.
+    ``leaf`` maps a Parameter to an array of its shape: the weight by default, or ``lambda p: p.grad`` for the gradient.
+    Raises InputError for a module that Scenic does not have, and ValueError if ``leaf`` returns anything else.
     """
     arrays = {}
-    for path, (parameter, view) in _table(module).items():
+    for path, (parameter, view) in _views(module).items():
         array = leaf(parameter)
         if not is_array(array) or array.shape != parameter.shape:
-            raise ValueError(f"{path}: leaf must give an array of the shape {parameter.shape}, got {describe(array)}")
+            raise ValueError(f"{path}: leaf must return an array of the shape {parameter.shape}, got {describe(array)}")
         arrays[path] = np.array(to_numpy(view(array)))
     return arrays
 
 
-def _table(module):
-    """Flax path -> (Parameter, view), where ``view`` shows an array of the Parameter's shape in Scenic's shape."""
+def _views(module):
+    """Return {Flax path: (Parameter, view)}; ``view`` maps an array of the Parameter's shape to Scenic's shape."""
     table = {}
-    for name, part in _parts(module).items():
-        if isinstance(part, nn.Module):
-            table |= {f"{name}/{path}": row for path, row in _table(part).items()}
-        elif part is not None:
-            table[name] = part if isinstance(part, tuple) else (part, lambda array: array)
+    for name, child in _scenic_names(module).items():
+        if isinstance(child, nn.Module):
+            table |= {f"{name}/{path}": row for path, row in _views(child).items()}
+        elif child is not None:
+            table[name] = child if isinstance(child, tuple) else (child, lambda array: array)
     return table
 
 
-def _parts(module):
-    """Scenic's name -> Module, Parameter, (Parameter, view) where the shapes differ, or None for what is left out."""
+def _scenic_names(module):
+    """Return {Scenic's name: Module, Parameter, (Parameter, view) if shapes differ, or None if left out}."""
     match module:
         case nn.LayerNorm():
             return {"scale": module.weight, "bias": module.bias}
@@ -157,11 +163,11 @@ def _parts(module):
         case nn.MLP():
             return {"Dense_0": module.fc1, "Dense_1": module.fc2}
         case nn.Attention(qkv=qkv, proj=proj, num_heads=heads):
-            parts = {"out/kernel": (proj.weight, lambda W: W.reshape(heads, -1, W.shape[1])), "out/bias": proj.bias}
+            names = {"out/kernel": (proj.weight, lambda W: W.reshape(heads, -1, W.shape[1])), "out/bias": proj.bias}
             for i, name in enumerate(("query", "key", "value")):
                 third = _third(i, heads)
-                parts |= {f"{name}/kernel": (qkv.weight, third), f"{name}/bias": (qkv.bias, third)}
-            return parts
+                names |= {f"{name}/kernel": (qkv.weight, third), f"{name}/bias": (qkv.bias, third)}
+            return names
         case nn.EncoderBlock():
             attention = {"LayerNorm_0": module.norm1, "MultiHeadDotProductAttention_0": module.attn}
             return attention | {"LayerNorm_1": module.norm2, "MlpBlock_0": module.mlp}
@@ -172,9 +178,9 @@ def _parts(module):
         case nn.TokenFuser(beta=nn.MLP()):
             mix = {"fuser_mix_norm1": module.mix_norm1, "Dense_0": module.mix, "fuser_mix_norm2": module.mix_norm2}
             return mix | {"LayerNorm_0": module.norm, "token_masking": module.beta}
-        case nn.ViT(config=nn.ViTConfig(stem="patch", head_pool="mean") as config, patch_embed=embed):
-            patch = (config.patch_size, config.patch_size, config.channels, config.dim)
-            patch = patch if config.frames == 1 else (config.tubelet, *patch)
+        case nn.ViT(config=nn.ViTConfig(stem="patch", head_pool="mean") as config, spec=spec, patch_embed=embed):
+            patch = (config.patch_size, config.patch_size, spec.channels, config.dim)
+            patch = patch if spec.frames == 1 else (config.tubelet, *patch)
             learner = {"1.0": "TokenLearnerModule", "1.1": "TokenLearnerModuleV11"}[config.version]
             tokenizers = [module.tokenizer, *module.later_tokenizers]
             return {
@@ -191,13 +197,13 @@ def _parts(module):
 
 
 def _third(i, heads):
-    """View of one of packed (..., 3C) = [q | k | v] as (..., heads, C / heads)."""
+    """Return a view of q, k or v in packed (..., 3C) = [q | k | v] as (..., heads, C / heads)."""
     return lambda array: array.reshape(*array.shape[:-1], 3, heads, -1)[..., i, :, :]
 
 
 def _build(meta, params):
-    """The module that ``meta`` describes, with weights that are to be overwritten."""
-    rng = np.random.default_rng(0)  # its own, so that the package's random numbers go on as if nothing had been drawn
+    """Build the module that ``meta`` describes, with weights to be overwritten."""
+    rng = np.random.default_rng(0)  # its own, to leave the package's generator as it is
     try:
         match meta["module"]:
             case "TokenLearner":
@@ -210,7 +216,7 @@ def _build(meta, params):
                 sizes = _sizes(meta, num_heads="num_heads", mlp_dim="mlp_dim")
                 return nn.EncoderBlock(_width(params), **sizes, rng=rng)
             case "ViT" | "VideoViT":
-                return nn.ViT(_vit_config(meta, params), rng=rng)
+                return nn.ViT(*_vit_config(meta, params), rng=rng)
     except KeyError as error:
         raise InputError(f"meta has no {error}, which this {meta['module']} needs") from error
     except (TypeError, ValueError) as error:
@@ -219,39 +225,40 @@ def _build(meta, params):
 
 
 def _sizes(meta, **names):
-    """Our name -> meta's value, given our name -> meta's name; TypeError for what is no integer."""
+    """Return {our name: meta's value}, given our names and meta's; raises TypeError for a value that is not integer."""
     return {ours: operator.index(meta[theirs]) for ours, theirs in names.items()}
 
 
 def _learner(meta):
-    """What the two versions of TokenLearner have of their own."""
+    """Return the options that only one version of TokenLearner has."""
     own = {"pool": meta["pool"]} if meta["version"] == "1.0" else _sizes(meta, hidden="bottleneck_dim")
     return {"version": meta["version"], **own}
 
 
 def _vit_config(meta, params):
+    """Return the ViTConfig and the DataSpec that ``meta`` describes."""
     names = {"dim": "hidden_size", "layers": "num_layers", "heads": "num_heads"}
-    names |= {name: name for name in ("image_size", "num_classes", "patch_size", "mlp_dim")}
-    tokenizer = {"tokenizer": "none"}
+    names |= {name: name for name in ("patch_size", "mlp_dim")}
+    tokenizer, data = {"tokenizer": "none"}, {"side": "image_size", "num_classes": "num_classes"}
     if meta["module"] == "VideoViT":
-        names |= {"frames": "frames", "tubelet": "tubelet_frames"}
+        names, data = names | {"tubelet": "tubelet_frames"}, data | {"frames": "frames"}
     if meta["version"] is not None:
         tokenizer = _sizes(meta, num_tokens="num_tokens", loc="tokenlearner_loc") | _learner(meta)
     if meta.get("fuser"):
         tokenizer |= {"back": "fuser", "fuser_beta": "mlp", "fuser_mix": meta.get("fuser_mix", "frame")}
         tokenizer |= _sizes(meta, hidden="bottleneck_dim")
-    sizes = _sizes(meta, **names)
-    sizes["image_size"] = (sizes["image_size"], sizes["image_size"])
+    data = _sizes(meta, **data)
+    side = data.pop("side")
     kernel = params.get("embedding/kernel")
-    channels = kernel.shape[-2] if kernel is not None and kernel.ndim in (4, 5) else 3  # meta does not say
-    return nn.ViTConfig(**sizes, **tokenizer, channels=channels)
+    channels = kernel.shape[-2] if kernel is not None and kernel.ndim in (4, 5) else 3  # meta does not give them
+    return nn.ViTConfig(**_sizes(meta, **names), **tokenizer), nn.DataSpec((side, side), channels, **data)
 
 
 def _width(params):
-    """The channels, which meta does not give: most of these parameters agree on them, even if one is wrong."""
+    """Return the channels, which meta does not give: most of these parameters agree on them, even if one is wrong."""
     axes = {"LayerNorm_0/scale": 0, "LayerNorm_0/bias": 0, "Conv_0/kernel": 2}
     axes |= {"token_masking/Dense_0/kernel": 0, "MlpBlock_0/Dense_0/kernel": 0}
     widths = [params[path].shape[axis] for path, axis in axes.items() if path in params and params[path].ndim > axis]
     if not widths:
-        raise InputError(f"the number of channels is read from one of {', '.join(axes)}, and all are missing")
+        raise InputError(f"the number of channels is read from one of {', '.join(axes)}, but all are missing")
     return statistics.mode(widths)

@@ -19,8 +19,8 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minitl import data, metrics, nn, no_grad
-from minitl.train import checkpoint, pictures
+from minitl import data, metrics, no_grad
+from minitl.train import checkpoint, model_of, pictures
 
 FAST = bool(os.environ.get("MINITL_FAST"))  # set by the tests: fewer images
 plt.rcParams["figure.dpi"] = 90
@@ -67,7 +67,7 @@ plt.show()
 def load(name):
     """A saved model, ready for use, and what was saved with it."""
     arrays, meta = checkpoint.load(f"models/{name}.safetensors")
-    model = nn.ViT(nn.ViTConfig(**meta["config"]["model"]))
+    model = model_of(meta)
     checkpoint.restore(arrays, {"model": model})
     return model.eval(), meta
 

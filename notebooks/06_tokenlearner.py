@@ -329,7 +329,7 @@ def look(model):
 # %%
 def train(stop=STEPS, **options):
     """Train a ViT with TokenLearner 1.0; returns the loss at each step, and what `look` saw at some."""
-    model = nn.ViT(nn.ViTConfig(version="1.0", **options), np.random.default_rng(0))
+    model = nn.ViT(nn.ViTConfig(version="1.0", **options), train_set.spec, np.random.default_rng(0))
     optimizer = optim.AdamW(model.parameters(), weight_decay=0.05)
     loader = data.Loader(train_set, 100, shuffle=True, rng=np.random.default_rng(0))
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch

@@ -1,8 +1,8 @@
 """Train the models that the notebooks load: ``python notebooks/make_models.py [NAME ...]``, all of them by default.
 
-Each is the result of one ``minitl train`` command. Of its checkpoint only the weights are kept, with what is needed to
-use them (the configuration, the class names, the mean and deviation of the training colours), less than 200 kB a model.
-Together they take about 12 minutes on two CPU cores.
+Each is the result of one ``minitl train`` command. Only the weights of its checkpoint are kept, with what is needed to
+use them (the configuration, the sizes of the images, the class names, the mean and standard deviation of the training
+colours), less than 200 kB per model. Together they take about 12 minutes on two CPU cores.
 """
 
 import subprocess
@@ -32,7 +32,7 @@ def make(name):
         subprocess.run([minitl, "train", "clutter", *OPTIONS[name].split(), "--out", run], check=True)
         arrays, meta = checkpoint.load(run / "checkpoint.safetensors")
     weights = {key: array for key, array in arrays.items() if key.startswith("model.")}
-    known = {key: meta[key] for key in ("config", "classes", "mean", "std")}
+    known = {key: meta[key] for key in ("config", "spec", "classes", "mean", "std")}
     checkpoint.save(FOLDER / f"{name}.safetensors", weights, known)
 
 

@@ -38,7 +38,7 @@ from tests.bench import contestant, contestant_cuda, measure_cuda, report  # noq
 
 BUDGET = 520  # seconds
 PRECISIONS = ("fp32", "tf32", "bf16")
-TINY, BATCH = measure_cuda.MODELS["vit-tiny-tl"]
+TINY, SPEC, BATCH = measure_cuda.MODELS["vit-tiny-tl"]
 STEPS = (  # the models and precisions whose steps are measured, the most wanted first, and seconds that each may take
     ("vit-tiny-tl", "tf32", 90),
     ("cifar-r1", "tf32", 120),
@@ -171,7 +171,7 @@ def close(own, expected, rtol, what):
 def make(config, batch, device="cuda", lr=1e-3, **options):
     """A side of `python -m tests.bench` with a learning rate that moves the weights."""
     kind = contestant.Minitl if device == "cpu" else contestant_cuda.Minitl
-    side = contestant.side_of(kind, config, batch, 1, **options)
+    side = contestant.side_of(kind, config, SPEC, batch, 1, **options)
     side.optimizer.lr = lr
     return side
 
@@ -286,7 +286,7 @@ def masks_equal_numpys():
 def losses_equal_the_cpus():
     """20 steps of the tiny model in fp32, relative difference of each loss."""
     host, device = make(TINY, 32, "cpu"), make(TINY, 32, graph=False)
-    pairs = [(float(host.step()), float(device.step())) for _ in range(20)]
+    pairs = [(host.loss(), device.loss()) for _ in range(20)]
     worst = max(abs(a - b) / abs(a) for a, b in pairs)
     assert worst < 1e-3, pairs
     return {"worst": worst, "first and last loss": [pairs[0], pairs[-1]]}
@@ -302,9 +302,9 @@ def captured_equals_eager():
         worst = 0
         for i in range(20):
             eager.optimizer.lr = captured.optimizer.lr = 1e-3 / (1 + i)
-            x, y = float(eager.step()), float(captured.step())
+            x, y = eager.loss(), captured.loss()
             worst = max(worst, abs(x - y) / abs(x))
-        assert worst < 1e-4 and len(captured.captured.graphs) == 1, (name, precision, worst)
+        assert worst < 1e-4 and len(captured.take_step.step.graphs) == 1, (name, precision, worst)
         weights = close(captured.optimizer.flat.data, to_numpy(eager.optimizer.flat.data), 1e-2, precision)
         seen[f"{name} {precision}"] = {"worst": worst, "weights": weights}
     return seen
@@ -317,23 +317,23 @@ def replays_leave_memory_constant():
 
     def memory(side):
         cupy.cuda.Device().synchronize()
-        pool = side.captured.pool
+        pool = side.take_step.step.pool
         return pool.total_bytes(), pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
 
     clean, scribbled = make(TINY, BATCH), make(TINY, BATCH)
     for _ in range(5):
-        clean.step()
+        clean.loss()
     before = memory(clean)
     for _ in range(100):
-        clean.step()
+        clean.loss()
     after = memory(clean)
     assert before == after, (before, after)
     clean = make(TINY, BATCH)
     for _ in range(20):
-        x = float(clean.step())
+        x = clean.loss()
         for n in SIZES["scribbles"]:
             cupy.full(n, np.nan, "float32")  # takes and frees memory that a graph must not share
-        y = float(scribbled.step())
+        y = scribbled.loss()
         assert x == y, (x, y)
     return {"pool bytes": after[0], "used bytes": after[1]}
 

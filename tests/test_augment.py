@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from minitl import data, train
 from minitl.backend import cuda_problem, to_device, to_numpy
 from minitl.data import policies, transforms
+from minitl.train.augmentation import training_batch
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -400,8 +401,8 @@ def test_a_batch_on_a_gpu_is_that_of_the_cpu(stand_in, policy):
     config = replace(train.TrainConfig(), **recipe)
     images, labels = pictures((32, 32, 3)), np.arange(N) % 8
     mean, std = data.channel_stats(images)
-    expected = data.training_batch(images, labels, config, mean, std, rng(3))
-    found = data.training_batch(stand_in.asarray(images), stand_in.asarray(labels), config, mean, std, rng(3))
+    expected = training_batch(images, labels, config, 8, mean, std, rng(3))
+    found = training_batch(stand_in.asarray(images), stand_in.asarray(labels), config, 8, mean, std, rng(3))
     for own, x in zip(found, expected, strict=True):
         assert isinstance(own, stand_in.ndarray) and np.array_equal(to_numpy(own), x)
 

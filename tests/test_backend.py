@@ -6,7 +6,7 @@ import pytest
 import minitl
 from minitl import Tensor, backend
 from minitl.errors import InputError
-from minitl.nn import ViTConfig
+from minitl.nn import DataSpec, ViTConfig
 
 
 def test_array_module(xp):
@@ -69,12 +69,27 @@ def test_seed():
         ({"layers": True}, "layers is of type int, got True"),
         ({"pre_norm": "no"}, "pre_norm is of type bool, got 'no'"),
         ({"dropout": "0.1"}, "dropout is of type float, got '0.1'"),
-        ({"image_size": 32}, "image_size is a pair of integers, got 32"),
-        ({"image_size": (32, 32, 3)}, "image_size is a pair of integers"),
         ({"tokenizer": "lerner"}, "tokenizer is one of learner, "),
     ],
 )
 def test_a_configuration_names_the_field_of_a_wrong_type(options, message):
     with pytest.raises(InputError, match=message):
         ViTConfig(**options)
-    assert ViTConfig(image_size=[32, 32], dropout=0).dropout == 0
+    assert ViTConfig(dropout=0).dropout == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"image_size": 32}, "image_size is a pair of integers, got 32"),
+        ({"image_size": (32, 32, 3)}, "image_size is a pair of integers"),
+        ({"image_size": (0, 8)}, r"image_size must be at least 1, got \(0, 8\)"),
+        ({"num_classes": -2}, "num_classes must be at least 1, got -2"),
+        ({"frames": 0}, "frames must be at least 1, got 0"),
+        ({"channels": 3.0}, "channels is of type int, got 3.0"),
+    ],
+)
+def test_a_data_spec_is_checked(options, message):
+    with pytest.raises(InputError, match=message):
+        DataSpec(**options)
+    assert DataSpec(image_size=[8, 9]) == DataSpec((8, 9)), "as JSON has it"

@@ -33,23 +33,28 @@ CONFIGS = {
     "learner 1.1 with norm": replace(LEARNER, pre_norm=True),
     "learner 1.0": IMAGES,
     "learner 1.0, sum": replace(IMAGES, pool="sum"),
-    "clips": replace(LEARNER, frames=4, tubelet=2),
+    "clips": replace(LEARNER, tubelet=2),
+    "clips with norm": replace(LEARNER, tubelet=2, pre_norm=True),
     "grid": replace(IMAGES, tokenizer="pool"),
     "convolutional stem": replace(LEARNER, stem="conv", stem_width=6, head_pool="sequence"),
-    "bottleneck": nn.X21DConfig(frames=2, image_size=(16, 12), widths=(4, 6), num_tokens=3),
-    "bottleneck, conv": nn.X21DConfig(frames=3, image_size=(16, 12), widths=(4, 6), last="conv"),
+    "bottleneck": nn.X21DConfig(widths=(4, 6), num_tokens=3),
+    "bottleneck, conv": nn.X21DConfig(widths=(4, 6), last="conv"),
 }
+SPEC = nn.DataSpec()  # of all but these
+SPECS = {"clips": nn.DataSpec(frames=4), "clips with norm": nn.DataSpec(frames=4)}
+SPECS |= {"bottleneck": nn.DataSpec((16, 12), frames=2), "bottleneck, conv": nn.DataSpec((16, 12), frames=3)}
 
 
-def sides(framework, config, **options):
+def sides(framework, name, **options):
     """minitl's side and the framework's, with the same model and batch."""
-    ours = contestant.side_of(contestant.Minitl, config, 4, 1)
-    return ours, contestant.side_of(framework, config, 4, 1, **options)
+    config, spec = CONFIGS[name], SPECS.get(name, SPEC)
+    ours = contestant.side_of(contestant.Minitl, config, spec, 4, 1)
+    return ours, contestant.side_of(framework, config, spec, 4, 1, **options)
 
 
 def same_losses(ours, theirs):
     """Of five training steps, which takes both gradients and updates; and of what inference makes of the result."""
-    np.testing.assert_allclose([ours.step() for _ in range(5)], [theirs.step() for _ in range(5)], rtol=1e-5)
+    np.testing.assert_allclose([ours.loss() for _ in range(5)], [theirs.step() for _ in range(5)], rtol=1e-5)
     for side in (ours, theirs):
         side.mode(False)
     np.testing.assert_allclose(ours.infer().data, np.asarray(theirs.infer()), rtol=1e-3, atol=1e-4)
@@ -63,7 +68,7 @@ def test_pytorch_computes_the_same(name, layout):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     from tests.bench.torch_twin import Torch
 
-    same_losses(*sides(Torch, CONFIGS[name], memory_format=layout))
+    same_losses(*sides(Torch, name, memory_format=layout))
 
 
 def test_jax_computes_the_same(monkeypatch):
@@ -72,15 +77,15 @@ def test_jax_computes_the_same(monkeypatch):
     pytest.importorskip("jax", reason="JAX is not installed")
     from tests.bench.jax_twin import Jax
 
-    same_losses(*sides(Jax, replace(CONFIGS["clips"], pre_norm=True)))
+    same_losses(*sides(Jax, "clips with norm"))
 
 
 def test_layers_compute_the_same():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     from tests.bench.torch_twin import Torch
 
-    ours, theirs = sides(Torch, LEARNER)
-    table = contestant.layers(LEARNER, 4)
+    ours, theirs = sides(Torch, "learner 1.1")
+    table = contestant.layers(LEARNER, SPEC, 4)
     assert len(table) == 9
     for label, (layer, options, arrays) in table.items():
         forward, backward = theirs.layer(layer, options, arrays)
@@ -100,9 +105,9 @@ def test_layers_compute_the_same():
 class InProcess:
     """A contestant without a process of its own."""
 
-    def __init__(self, label, framework, config, batch, threads=1, options=None, by_layer=False, device="cpu"):
-        job = {"framework": framework, "config": config, "batch": batch, "threads": threads, "device": device}
-        self.job = job | {"options": options or {}, "by_layer": by_layer}
+    def __init__(self, label, framework, config, spec, batch, threads=1, options=None, by_layer=False, device="cpu"):
+        job = {"framework": framework, "config": config, "spec": spec, "batch": batch, "threads": threads}
+        self.job = job | {"options": options or {}, "by_layer": by_layer, "device": device}
 
     def __enter__(self):
         return self
@@ -178,7 +183,7 @@ def test_pairs_are_measured_together():
 
 def test_profile():
     """Each op of a step and the rest add up; afterwards the ops are themselves again."""
-    side, before = contestant.side_of(contestant.Minitl, LEARNER, 4, 1), dict(OPS)
+    side, before = contestant.side_of(contestant.Minitl, LEARNER, SPEC, 4, 1), dict(OPS)
     seconds = side.profile(3)
     assert before == OPS
     assert {"linear", "attention", "gelu", "softmax", "token_pool", "cross_entropy", "rest"} <= seconds.keys()
@@ -195,8 +200,8 @@ def test_plain_forms(monkeypatch, plainly):
         return PLAIN_FORMS["softmax"](x, **options)
 
     monkeypatch.setitem(OVERRIDES["cpu"], "softmax", fast)
-    job = {"framework": "minitl", "config": LEARNER, "batch": 4, "threads": 2, "device": "cpu", "by_layer": False}
-    answers = contestant.prepare(job | {"options": {"plain": True} if plainly else {}})
+    job = {"framework": "minitl", "config": LEARNER, "spec": SPEC, "batch": 4, "threads": 2, "device": "cpu"}
+    answers = contestant.prepare(job | {"by_layer": False, "options": {"plain": True} if plainly else {}})
     calls.clear()  # of a model that was only to be loaded
     assert len(answers["train"](1)) == len(answers["infer"](1)) == 1
     assert (calls == []) == plainly and threading.get_ident() not in calls
@@ -250,7 +255,7 @@ def test_a_system_that_says_little(monkeypatch, tmp_path):
 
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.setattr(contestant, "Path", lambda name: tmp_path / "nothing")
-    job = {"framework": "minitl", "config": PLAIN, "batch": 2, "threads": 1, "device": "cpu"}
+    job = {"framework": "minitl", "config": PLAIN, "spec": SPEC, "batch": 2, "threads": 1, "device": "cpu"}
     assert contestant.prepare(job | {"options": {}, "by_layer": False})["memory"](0) == {}
 
     labels = "minitl", "minitl, plain", "PyTorch, tanh GELU"
@@ -280,7 +285,7 @@ def test_growth_without_sizes(monkeypatch):
 
 @LINUX
 def test_a_process_keeps_to_its_threads():
-    with measure.Contestant("minitl", "minitl", PLAIN, 2, threads=1) as one:
+    with measure.Contestant("minitl", "minitl", PLAIN, SPEC, 2, threads=1) as one:
         sizes = one.request("memory")
         assert len(one.request("train", 3)) == 3 and 0 < sizes["memory"] < sizes["process"]
         settings = Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
@@ -293,7 +298,7 @@ def test_a_process_keeps_to_its_threads():
 def test_threads_by_default(monkeypatch):
     """As many as training takes, on any number of cores."""
     monkeypatch.setattr(measure, "default_threads", lambda: 1)
-    with measure.Contestant("minitl", "minitl", PLAIN, 2) as one:
+    with measure.Contestant("minitl", "minitl", PLAIN, SPEC, 2) as one:
         one.request("train", 1)
         assert "OMP_NUM_THREADS=1" in Path(f"/proc/{one.process.pid}/environ").read_text().split("\0")
         assert len(os.sched_getaffinity(one.process.pid)) == 1
@@ -305,7 +310,7 @@ def test_threads_by_default(monkeypatch):
 
 def test_a_process_that_fails_says_why():
     with (
-        measure.Contestant("minitl", "minitl", PLAIN, -1, 1) as one,
+        measure.Contestant("minitl", "minitl", PLAIN, SPEC, -1, 1) as one,
         pytest.raises(InputError, match=r"(?s)the process of minitl ended with status 1:.*negative dimensions"),
     ):
         one.request("train", 1)
@@ -313,14 +318,14 @@ def test_a_process_that_fails_says_why():
 
 def test_a_batch_that_does_not_fit():
     with (
-        measure.Contestant("minitl", "minitl", PLAIN, 10**13, 1) as one,
+        measure.Contestant("minitl", "minitl", PLAIN, SPEC, 10**13, 1) as one,
         pytest.raises(InputError, match=r"with status 1:\nits model and batch do not fit into memory: .*allocate"),
     ):
         one.request("train", 1)
 
 
 def test_a_process_that_is_killed():
-    with measure.Contestant("minitl", "minitl", PLAIN, 2, 1) as one:
+    with measure.Contestant("minitl", "minitl", PLAIN, SPEC, 2, 1) as one:
         one.request("train", 1)
         one.process.kill()
         one.process.wait()
@@ -404,7 +409,7 @@ def test_command_by_op(command, monkeypatch):
     lines = out.splitlines()
     picture = Path("runs/bench-quick/ops.png")
     assert status == 0 and lines[-1] == f"wrote {picture}" and picture.is_file() and "was quick" in lines[-2]
-    assert sum("forward and backward" in line for line in lines) == len(contestant.layers(LEARNER, 2))
+    assert sum("forward and backward" in line for line in lines) == len(contestant.layers(LEARNER, SPEC, 2))
     start = next(i for i, line in enumerate(lines) if line.startswith("training step"))
     shares = [float(line.split()[-1].rstrip("%")) for line in lines[start + 1 : -3]]
     assert sum(shares) == pytest.approx(100, abs=1) and shares == sorted(shares, reverse=True)

@@ -197,11 +197,11 @@ def test_every_truncation_is_noticed(saved):
     lengths = {0, 1, 7, 8, 9, header // 2, header - 1, header, header + 1, len(content) // 2, len(content) - 1}
     for length in sorted(lengths):
         saved.write_bytes(content[:length])
-        with pytest.raises(InputError, match="is damaged, cut short, or no checkpoint at all"):
+        with pytest.raises(InputError, match="is damaged, truncated or not a checkpoint"):
             checkpoint.load(saved)
     for foreign in (content + b"\0", b"PK\x03\x04" + bytes(1000), b"epoch,loss\n" * 100):
         saved.write_bytes(foreign)
-        with pytest.raises(InputError, match="is damaged, cut short, or no checkpoint at all"):
+        with pytest.raises(InputError, match="is damaged, truncated or not a checkpoint"):
             checkpoint.load(saved)
 
 
@@ -221,7 +221,7 @@ def test_a_file_of_another_program(tmp_path, metadata):
 def test_a_later_format_and_a_broken_meta(tmp_path):
     header = {"format": str(checkpoint.FORMAT + 1), "minitl": "9.1", "meta": "{}"}
     save_file({"x": np.ones(2)}, tmp_path / "c", header)
-    with pytest.raises(InputError, match=r"saved by minitl 9\.1 in format 2.*formats up to 1; update minitl"):
+    with pytest.raises(InputError, match=r"saved by minitl 9\.1 in format 3.*formats up to 2; update minitl"):
         checkpoint.load(tmp_path / "c")
     save_file({"x": np.ones(2)}, tmp_path / "c", {"format": "1", "minitl": "0.1.0", "meta": "{"})
     with pytest.raises(InputError, match="damaged"):
@@ -272,7 +272,7 @@ def test_configurations_are_compared_field_by_field():
     with pytest.raises(InputError) as caught:
         checkpoint.compare_config(saved, wanted)
     assert str(caught.value).split("\n  ") == [
-        "the checkpoint is of another configuration; use its options, or start a new run",
+        "the checkpoint has another configuration; use its options, or start a new run",
         "model.width: 48 in the checkpoint, 64 here",
         "model.old: None in the checkpoint, absent here",
         "name: a in the checkpoint, b here",

@@ -76,7 +76,7 @@ def fails(capsys, *args):
 
 
 def test_train_eval_maps(here, capsys, pictures):
-    """The results, the same results again, a picture elsewhere, nothing left to go on with, and a second run."""
+    """Results, the same results again, a picture elsewhere, a finished run resumed, and a second run."""
     assert minitl("train", pictures, *TINY, "--epochs", 8, "--lr", 0.01) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -95,14 +95,14 @@ def test_train_eval_maps(here, capsys, pictures):
 
     assert minitl("train", "--resume", "runs/night", "--epochs", 8, "--lr=0.01", pictures) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "going on with runs/night after step 32 of 32" and lines[2].startswith("test loss")
+    assert lines[0] == "continuing runs/night after step 32 of 32" and lines[2].startswith("test loss")
     assert minitl("train", pictures, *TINY, "--epochs", 1) == 0
     assert "results are in runs/night-2:" in capsys.readouterr().out
 
 
 def test_the_command_is_kept(here, pictures, monkeypatch):
-    """As it was typed, so that a shell can do it again; what goes on with a run leaves it alone."""
-    folder = here / "it's my run\udcff"  # a name that is no UTF-8
+    """As typed, so that a shell can repeat it; resuming leaves it alone."""
+    folder = here / "it's my run\udcff"  # a name that is not UTF-8
     typed = ["minitl", "train", pictures, *TINY, "--epochs", "1", "--out", str(folder)]
     monkeypatch.setattr(sys, "argv", typed)
     cli.main()
@@ -113,7 +113,7 @@ def test_the_command_is_kept(here, pictures, monkeypatch):
 
 def test_flip_averaging(capsys, pictures, monkeypatch):
     """In the end of a run that mirrors, and for any run of images that is asked."""
-    line = "flip averaging 100.00% (mean logits of an image and of its mirror image)"
+    line = "flip averaging 100.00% (mean logits of each image and its mirror image)"
     options = [*TINY, "--epochs", 8, "--lr", 0.01, "--out"]
     assert minitl("train", pictures, "--flip", *options, "mirrored") == 0
     assert capsys.readouterr().out.splitlines()[-3:-1] == ["test accuracy  100.00%", line]
@@ -189,7 +189,7 @@ def test_predict_and_export(here, capsys, pictures):
 def test_predict_without_maps(capsys, pictures):
     assert minitl("train", pictures, *TINY, "--tokenizer", "none", "--epochs", 1, "--out", "plain") == 0
     assert minitl("predict", "plain", f"{pictures}/test/dark/0.png") == 0
-    assert "no picture: the tokens" in capsys.readouterr().out and not Path("plain/predict.png").exists()
+    assert "no figure: the tokens" in capsys.readouterr().out and not Path("plain/predict.png").exists()
 
 
 def test_flops(capsys):
@@ -197,6 +197,14 @@ def test_flops(capsys):
     assert minitl("flops", "b/16-8AT6", "--back", "fuser", "--json") == 0
     same = flops.as_dict(tables.count_preset("B/16-8at6-fuser"))
     assert json.loads(capsys.readouterr().out) == same
+    assert minitl("flops", "B/16-8at6", "--num-classes", 18291, "--image-size", 224, 224, "--json") == 0
+    config, spec = tables.preset("B/16-8at6")
+    cost = flops.total(flops.count(config, nn.DataSpec((224, 224), num_classes=18291)))
+    assert (
+        json.loads(capsys.readouterr().out)["total"]["params"]
+        == cost.params
+        != flops.total(flops.count(config, spec)).params
+    )
     assert minitl("flops", "B/16-8at6-fuser") == 0
     assert capsys.readouterr().out == flops.table(tables.count_preset("B/16-8at6-fuser")) + "\n"
     assert minitl("flops", "keras") == 0
@@ -207,7 +215,7 @@ def test_flops(capsys):
     assert json.loads(capsys.readouterr().out) == tables.paper()
 
 
-def test_runs_of_ablations_go_on_elsewhere(capsys, monkeypatch):
+def test_runs_of_ablations_are_resumed_elsewhere(capsys, monkeypatch):
     splits = sample_clips(np.random.default_rng(1), 8), sample_clips(np.random.default_rng(2), 8)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
     train.start(train.TrainConfig("actors", nn.X21DConfig(widths=(4,))), "run")
@@ -259,8 +267,8 @@ def test_a_name_for_the_folder(here):
         ("train --ema 1", ["ema must be in [0, 1), got 1.0"]),
         ("train --seed -1", ["seed must be 0 or more, got -1"]),
         ("train --subset 0", ["subset must be at least 1, got 0"]),
-        ("train --dropout 1", ["dropout lies in [0, 1), got 1.0"]),
-        ("train --patch-size 0", ["patch_size is at least 1, got 0"]),
+        ("train --dropout 1", ["dropout must be in [0, 1), got 1.0"]),
+        ("train --patch-size 0", ["patch_size must be at least 1, got 0"]),
         ("train --heads 5", ["heads=5 does not divide dim=48"]),
         ("train --loc 2", ["loc=2 is not the index of a block: 0 <= loc < layers=2"]),
         ("train --loc -1", ["loc=-1 is not the index of a block"]),
@@ -270,9 +278,9 @@ def test_a_name_for_the_folder(here):
         ("train DATA --patch-size 5", ["patch_size=5 does not divide the image size 32 x 32"]),
         ("train DATA --tokenizer pool --num-tokens 7", ["8 x 8", "cannot be cut into 7 equal cells"]),
         ("train DATA --crop 32", ["crop must be less than a side of the images, 32 x 32, got 32"]),
-        ("train DATA --out RUN", ["is not empty; go on with it by --resume, or choose another --out"]),
+        ("train DATA --out RUN", ["is not empty; continue it by --resume, or choose another --out"]),
         ("train DATA --out RUN/config.json", ["cannot write", "Not a directory"]),
-        ("train --resume nowhere", ["nowhere is no run"]),
+        ("train --resume nowhere", ["nowhere is not a run"]),
         ("train --resume RUN --out other", ["--out other and --resume exclude each other"]),
         (
             "train --resume RUN --lr 0.5 --dim 24",
@@ -282,27 +290,28 @@ def test_a_name_for_the_folder(here):
         ("train --resume", ["--resume"]),
         ("train DATA --tubelet 2", ["tubelet=2 does not divide frames=1"]),
         ("eval", ["folder of a run"]),
-        ("eval nowhere", ["nowhere is no run"]),
+        ("eval nowhere", ["nowhere is not a run"]),
         ("eval RUN --images 3", ["Unrecognized options: --images"]),
-        ("maps RUN --images 0", ["--images is from 1 to 64, got 0"]),
-        ("maps RUN --out maps.gif", ["the picture is a PNG; choose a name that ends in .png"]),
+        ("maps RUN --images 0", ["--images must be from 1 to 64, got 0"]),
+        ("maps RUN --out maps.gif", ["the figure is a PNG; choose a name that ends in .png"]),
         ("predict RUN", ["give from 1 to 64 picture files, got 0"]),
-        ("predict nowhere DATA", ["nowhere is no run"]),
+        ("predict nowhere DATA", ["nowhere is not a run"]),
         ("predict RUN DATA", ["night.and.day is a folder; give picture files"]),
         ("predict RUN cat.jpg", ["cat.jpg is not there; give picture files"]),
         ("predict RUN run/config.json", ["run/config.json is not a readable image of a format that Pillow knows"]),
-        ("predict RUN DATA/test/dark/0.png --out x.gif", ["the picture is a PNG; choose a name that ends in .png"]),
+        ("predict RUN DATA/test/dark/0.png --out x.gif", ["the figure is a PNG; choose a name that ends in .png"]),
         ("export", ["folder of a run"]),
-        ("export nowhere x.safetensors", ["nowhere is no run"]),
-        ("export RUN x.pt", ["x.pt is to be a safetensors file; choose a name that ends in .safetensors"]),
+        ("export nowhere x.safetensors", ["nowhere is not a run"]),
+        ("export RUN x.pt", ["x.pt is not the name of a safetensors file; choose one that ends in .safetensors"]),
         ("export RUN run/checkpoint.safetensors", ["exists already; choose another name"]),
         ("export RUN no/x.safetensors", ["cannot write no/x.safetensors (No such file or directory)"]),
         ("flops", ["name a model first, as in `minitl flops B/16-8at6`; `minitl flops --paper` lists them"]),
         ("flops --loc 1 B/16", ["name a model first"]),
         ("flops B/17-8at6", ["there is no preset 'B/17-8at6'; did you mean B/16-8at6"]),
-        ("flops keras --loc 2", ["keras is counted, but it is no ViT with options"]),
+        ("flops keras --loc 2", ["keras can be counted, but is not a ViT with options"]),
         ("flops B/16-8at6 --loc 12", ["loc=12 is not the index of a block: 0 <= loc < layers=12"]),
         ("flops B/16 --image-size 100 100", ["patch_size=16 does not divide the image size 100 x 100"]),
+        ("flops B/16 --num-classes 0", ["num_classes must be at least 1, got 0"]),
         ("maps RUN --out nowhere/maps.png", ["cannot write nowhere/maps.png (No such file or directory)"]),
     ],
 )
@@ -337,7 +346,7 @@ def test_one_class(here, capsys):
 def test_a_run_without_maps(capsys, pictures):
     assert minitl("train", pictures, *TINY, "--tokenizer", "none", "--epochs", 1, "--out", "run") == 0
     capsys.readouterr()
-    assert "do not come from maps, so there are none to draw" in fails(capsys, "maps", "run")
+    assert "do not come from maps, so there is nothing to draw" in fails(capsys, "maps", "run")
     assert minitl("maps", "run", "--stages") == 0, "which any model has"
     assert Path("run/stages.png").stat().st_size > 1000
 
@@ -355,7 +364,7 @@ def test_a_loss_that_is_no_number(capsys, pictures):
         (InputError("it is wrong"), 2, "minitl: it is wrong\n"),
         (OSError(errno.EACCES, "Permission denied", "x"), 2, "minitl: [Errno 13] Permission denied: 'x'\n"),
         (MemoryError("7 TiB"), 2, "minitl: not enough memory (7 TiB); choose a smaller model or batch size\n"),
-        (KeyboardInterrupt(), 130, "minitl: interrupted; whatever was saved before is still there\n"),
+        (KeyboardInterrupt(), 130, "minitl: interrupted; everything saved before is kept\n"),
     ],
 )
 def test_every_end_has_its_message(capsys, monkeypatch, error, status, message):
@@ -402,18 +411,18 @@ def wait_for(process, start):
 
 
 def test_ctrl_c_and_kill(pictures):
-    """Ctrl-C saves and says how to go on, and so it does; the run is then killed and goes on all the same."""
+    """Ctrl-C saves and says how to continue; the resumed run is then killed, and can be resumed again."""
     with running("train", pictures, *TINY, "--epochs", 100_000, "--out", "my run") as process:
         wait_for(process, "epoch   2/")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert process.returncode == 130 and err == ""
     step = int(out.splitlines()[-1].split(" after step ")[1].split(" of ")[0])
-    assert out.splitlines()[-1].endswith("go on with: minitl train --resume 'my run'")
+    assert out.splitlines()[-1].endswith("continue with: minitl train --resume 'my run'")
     assert checkpoint.load("my run/checkpoint.safetensors")[1]["step"] == step >= 8
 
     with running("train", "--resume", "my run") as process:
-        wait_for(process, f"going on with my run after step {step} of 400000")
+        wait_for(process, f"continuing my run after step {step} of 400000")
         wait_for(process, "epoch")
         wait_for(process, "epoch")
         process.kill()
@@ -431,18 +440,18 @@ def saved(folder):
 def test_a_reader_that_goes_away(pictures):
     """As in ``minitl train | head -2``: not even the epoch is lost of which nobody heard any more."""
     options = [pictures, *TINY, "--epochs", 100_000, "--out"]
-    gone = "minitl: nobody reads the output any more; stopped and saved; "
+    gone = "minitl: the output was closed; stopped and saved; "
     with running("train", *options, "my run") as process:
         wait_for(process, "epoch   1/")
         process.stdout.close()
-        assert process.stderr.read() == f"{gone}go on with: minitl train --resume 'my run'\n"
+        assert process.stderr.read() == f"{gone}continue with: minitl train --resume 'my run'\n"
         assert process.wait() == 141 and saved("my run") >= 2
 
     command = ["train", *map(str, options), "seeds", "--seeds", "2"]
     with running(*command) as process:
         wait_for(process, "epoch   1/")
         process.stdout.close()
-        how = f"the same command goes on from there:\n{shlex.join(['minitl', *command])}\n"
+        how = f"the same command continues from there:\n{shlex.join(['minitl', *command])}\n"
         assert process.stderr.read() == gone + how
         assert process.wait() == 141 and saved("seeds/seed0") >= 2
 
@@ -453,7 +462,7 @@ def test_a_reader_that_goes_away_at_ctrl_c(pictures):
         wait_for(process, "epoch   1/")
         process.stdout.close()
         process.send_signal(signal.SIGINT)
-        assert process.stderr.read().endswith("stopped and saved; go on with: minitl train --resume run\n")
+        assert process.stderr.read().endswith("stopped and saved; continue with: minitl train --resume run\n")
         assert process.wait() == 141 and train.resume("run").step >= 4
 
 

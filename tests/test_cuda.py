@@ -500,13 +500,13 @@ def test_without_cublas_cupy_multiplies(cuda, monkeypatch):
 
 # --- a training step ---
 
-TINY = {"image_size": (16, 16), "dim": 24, "heads": 2, "mlp_dim": 40, "zero_head": False}
+TINY = {"dim": 24, "heads": 2, "mlp_dim": 40, "zero_head": False}
 MODELS = {
     "1.1": nn.ViTConfig(**TINY, version="1.1", pre_norm=False),
     "1.0": nn.ViTConfig(**TINY, version="1.0"),
     "dropped": nn.ViTConfig(**TINY, version="1.1", dropout=0.2, drop_path=0.3),
     "convolutional stem": nn.ViTConfig(**TINY, version="1.1", stem="conv", stem_width=6, head_pool="sequence"),
-    "X21D": nn.X21DConfig(frames=2, image_size=(16, 16), widths=(4, 6), num_classes=8, num_tokens=3),
+    "X21D": nn.X21DConfig(widths=(4, 6), num_tokens=3),
 }
 BUDGETS = {"X21D": 300}  # launches of a step that is not captured; 300 for the others
 
@@ -516,7 +516,8 @@ class Run:
 
     def __init__(self, device, config, cuda=None):
         self.rng = np.random.default_rng(0)
-        self.model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, self.rng).to(device)
+        spec = nn.DataSpec((16, 16), num_classes=8, frames=2 if isinstance(config, nn.X21DConfig) else 1)
+        self.model = step.build_model(config, spec, self.rng).to(device)
         self.optimizer = optim.AdamW(self.model.parameters(), 1e-3, weight_decay=0.05)
         self.ema = optim.EMA(self.optimizer, 0.9)
         self.cuda = cuda
@@ -683,7 +684,7 @@ def test_launches_of_the_step_that_is_measured(cuda, monkeypatch):
     assert 250 < State.launches <= 300
     for _ in range(2):
         side.step()
-    (recording,) = side.captured.graphs.values()
+    (recording,) = side.take_step.step.graphs.values()
     assert 250 < len(recording.graph.work) <= 287
 
 
@@ -764,7 +765,7 @@ RUNS = {
     "queries": model_with(tokenizer="query"),
     "fuser": model_with(back="fuser"),
     "convolutional stem": model_with(stem="conv", stem_width=6, head_pool="sequence"),
-    "clips": {"dataset": "clips"} | model_with(frames=4, tubelet=2),
+    "clips": {"dataset": "clips"} | model_with(tubelet=2),
     "X21D": {"dataset": "clips", "model": nn.X21DConfig(widths=(4, 6), num_tokens=2)},
 }
 

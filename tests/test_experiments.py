@@ -1,4 +1,4 @@
-"""The ablations compare what they say, go on where they were stopped, and count what they compute; few-shot."""
+"""Ablations compare what they say, continue where they were stopped, and count what they compute; few-shot."""
 
 import csv
 import signal
@@ -12,6 +12,7 @@ from minitl.errors import InputError
 from minitl.flops import count, total
 from minitl.paper import ablate, fewshot
 from minitl.train import TrainConfig
+from minitl.train.step import build_model
 
 SMALL = nn.ViTConfig(patch_size=8, dim=12, heads=2, mlp_dim=16, num_tokens=4, version="1.1", pre_norm=False, hidden=8)
 PLAIN = TrainConfig(model=SMALL, epochs=2, batch_size=20)
@@ -35,10 +36,8 @@ def small(monkeypatch):
 @pytest.mark.parametrize(("kind", "label"), MODELS)
 def test_each_model_can_be_built_and_is_counted(kind, label):
     config = ablate.KINDS[kind][label].model
-    if kind == "video" and isinstance(config, nn.ViTConfig):
-        config = replace(config, frames=8, num_classes=10)
-    model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, np.random.default_rng(0))
-    assert total(count(config)).params == model.num_parameters()
+    spec = nn.DataSpec(frames=8 if kind == "video" else 1)
+    assert total(count(config, spec)).params == build_model(config, spec).num_parameters()
 
 
 @pytest.mark.parametrize("last", ["tokens", "conv"])
@@ -63,9 +62,9 @@ def test_multiply_adds_of_the_bottleneck_model(last, monkeypatch):
 
     for name, size in sizes.items():
         monkeypatch.setitem(OPS, name, counted(OPS[name], size))
-    config = nn.X21DConfig(frames=4, image_size=(16, 20), widths=(4, 6, 6), num_tokens=3, last=last)
-    nn.X21D(config, np.random.default_rng(0))(np.zeros((1, 4, 16, 20, 3), "float32"))
-    assert total(count(config)).macs == sum(macs)
+    config, spec = nn.X21DConfig(widths=(4, 6, 6), num_tokens=3, last=last), nn.DataSpec((16, 20), frames=4)
+    nn.X21D(config, spec, np.random.default_rng(0))(np.zeros((1, 4, 16, 20, 3), "float32"))
+    assert total(count(config, spec)).macs == sum(macs)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_folder_of():
         ({"kind": "tokeniser"}, "no ablation 'tokeniser'; did you mean tokenizer"),
         ({"kind": "fusr"}, "did you mean fuser"),
         ({"kind": "zzz"}, "choose one of location, tokens, .*, overfit"),
-        ({"kind": "tokens", "seeds": 0}, "seeds is at least 1, got 0"),
+        ({"kind": "tokens", "seeds": 0}, "seeds must be at least 1, got 0"),
         ({"kind": "video", "dataset": "clutter"}, "video needs clips, and clutter has images"),
         ({"kind": "tokens", "dataset": "actors"}, "tokens needs images, and actors has clips"),
     ],
@@ -186,7 +185,7 @@ def test_what_is_finished_is_not_done_again(small, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_and_the_same_again(small, tmp_path, monkeypatch):
-    """The run that was stopped goes on, and ends as if nothing had been."""
+    """The stopped run is resumed, and ends like an uninterrupted one."""
     run, _ = ablate.plan("small", tmp_path / "stopped", seeds=1)
     usual, _ = ablate.plan("small", tmp_path / "usual", seeds=1)
     expected = usual.finish()
@@ -256,9 +255,9 @@ def test_ridge_with_fewer_images_than_features(rng):
 @pytest.mark.parametrize("kind", ["vit", "x21d"])
 def test_features_are_what_the_head_reads(kind, rng):
     if kind == "vit":
-        model, shape = nn.ViT(replace(SMALL, dropout=0.5), rng), (5, 32, 32, 3)
+        model, shape = nn.ViT(replace(SMALL, dropout=0.5), nn.DataSpec(), rng), (5, 32, 32, 3)
     else:
-        model, shape = nn.X21D(nn.X21DConfig(frames=2, widths=(4, 6)), rng), (5, 2, 32, 32, 3)
+        model, shape = nn.X21D(nn.X21DConfig(widths=(4, 6)), nn.DataSpec(frames=2), rng), (5, 2, 32, 32, 3)
     head = model.head
     head.weight.data[...] = rng.standard_normal(head.weight.shape)
     images = rng.standard_normal(shape).astype("float32")
@@ -295,12 +294,12 @@ def test_few_shot(trained, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shots": 0}, "shots is at least 1, got 0"),
-        ({"draws": 0}, "draws is at least 1, got 0"),
-        ({"l2": 0.0}, "l2 is above 0, got 0.0"),
+        ({"shots": 0}, "shots must be at least 1, got 0"),
+        ({"draws": 0}, "draws must be at least 1, got 0"),
+        ({"l2": 0.0}, "l2 must be above 0, got 0.0"),
         ({"shots": 50}, "not 50 training images of each class.*choose fewer"),
-        ({"dataset": "large"}, r"takes images of \(32, 32, 3\), those of large are \(16, 16, 3\)"),
-        ({"dataset": "several"}, "one label each, those of several are several"),
+        ({"dataset": "large"}, r"takes images of \(32, 32, 3\), large has images of \(16, 16, 3\)"),
+        ({"dataset": "several"}, "one label per image, several has several"),
     ],
 )
 def test_few_shot_that_cannot_be(trained, monkeypatch, options, message):

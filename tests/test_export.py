@@ -7,23 +7,25 @@ import pytest
 
 from minitl import interop, nn
 from minitl.errors import InputError
+from minitl.train.step import build_model
 
-SMALL = nn.ViTConfig(image_size=(16, 24), dim=12, heads=3, mlp_dim=20, layers=3, loc=1, num_tokens=4, zero_head=False)
+SMALL = nn.ViTConfig(dim=12, heads=3, mlp_dim=20, layers=3, loc=1, num_tokens=4, zero_head=False)
 MODELS = {
     "version 1.0": SMALL,
     "version 1.1": replace(SMALL, version="1.1", hidden=9),
     "all tokens": replace(SMALL, tokenizer="none"),
     "convolutional stem": replace(SMALL, stem="conv", stem_width=5, head_pool="sequence", version="1.1"),
     "grid": replace(SMALL, tokenizer="pool", stem="conv", patch_size=2),
-    "clips": replace(SMALL, frames=4, tubelet=2),
-    "X(2+1)D": nn.X21DConfig(frames=2, image_size=(16, 12), widths=(4, 6), num_tokens=3),
+    "clips": replace(SMALL, tubelet=2),
+    "X(2+1)D": nn.X21DConfig(widths=(4, 6), num_tokens=3),
 }
+IMAGES = nn.DataSpec((16, 24), num_classes=8)
+SPECS = {"clips": replace(IMAGES, frames=4), "X(2+1)D": replace(IMAGES, frames=2)}  # IMAGES for the others
 
 
 def made(name, rng):
     """A model whose every number is drawn, so that none can be mistaken for another."""
-    kind = nn.X21D if isinstance(MODELS[name], nn.X21DConfig) else nn.ViT
-    model = kind(MODELS[name], rng=rng)
+    model = build_model(MODELS[name], SPECS.get(name, IMAGES), rng)
     for array in model.state_dict().values():
         array[...] = 0.3 * rng.random(array.shape) + 0.1
     return model.eval()
@@ -50,7 +52,7 @@ def test_there_and_back(name, rng, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(interop.torch_file(model, {"classes": "a, b"}))
     again, about = interop.load_torch(path)
-    assert about == {"format": "pt", "classes": "a, b"} and again.config == model.config
+    assert about == {"format": "pt", "classes": "a, b"} and (again.config, again.spec) == (model.config, model.spec)
     for found in (other, again):
         for key, array in model.state_dict().items():
             assert (found.state_dict()[key] == array).all(), key
@@ -67,8 +69,8 @@ def test_pytorch_computes_the_same_logits(name, rng, tmp_path):
     model = made(name, rng)
     (tmp_path / "model.safetensors").write_bytes(interop.torch_file(model, {}))
     theirs = twin(made(name, rng)).eval()
-    time = (model.config.frames,) if model.config.frames > 1 else ()
-    x = rng.standard_normal((5, *time, *model.config.image_size, 3)).astype("float32")
+    time = (model.spec.frames,) if model.spec.frames > 1 else ()
+    x = rng.standard_normal((5, *time, *model.spec.image_size, 3)).astype("float32")
     y = model(x).data
     assert np.abs(theirs(torch.tensor(x)).detach().numpy() - y).max() > 1e-2
     theirs.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
@@ -95,13 +97,13 @@ def test_wrong_files(rng, tmp_path):
     for content in (None, b"", b"no weights", interop.torch_file(model, {})[:-1]):
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(InputError, match=r"x\.safetensors is no model that minitl exported"):
+        with pytest.raises(InputError, match=r"x\.safetensors is not a model that minitl exported"):
             interop.load_torch(path)
     save_file(interop.to_torch(model), path)
     with pytest.raises(InputError, match="has weights, but no metadata on the model; build it and use from_torch"):
         interop.load_torch(path)
     save_file(interop.to_torch(model), path, {"ViT": "{"})
-    with pytest.raises(InputError, match="is no model that minitl exported"):
+    with pytest.raises(InputError, match="is not a model that minitl exported"):
         interop.load_torch(path)
     save_file(interop.to_torch(model), path, {"ViT": '{"dim": 13, "heads": 13}'})
     with pytest.raises(InputError, match=r"exported \(these weights do not fit this model"):

@@ -2,7 +2,7 @@
 
 import json
 import tracemalloc
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from graph_memory import saved_bytes
 from minitl import OPS, flops
 from minitl.autograd import form
 from minitl.errors import InputError
-from minitl.nn import ViT, ViTConfig
+from minitl.nn import DataSpec, ViT, ViTConfig
 from minitl.nn.bottleneck import SpaceConv, TimeConv, TokenMixer
 from minitl.paper import tables
 
@@ -64,8 +64,9 @@ DERIVED = """
     L/8+11-16at18-jft            1551.1  1563.1  464.2
 """  # multiply-adds, with elementwise terms (10⁹), parameters (10⁶), derived from the formulas apart from this code
 ERRATA = {("Table 1", "B/32"), ("Table 1", "B/16-8at6"), ("Table 2", "L/16-16at12")}
-TINY = {"image_size": (16, 24), "patch_size": 4, "dim": 16, "heads": 2, "mlp_dim": 40, "layers": 3}
+TINY = {"image_size": (16, 24), "num_classes": 8, "patch_size": 4, "dim": 16, "heads": 2, "mlp_dim": 40, "layers": 3}
 CLIP = {**TINY, "frames": 6, "tubelet": 2}
+SIZES = {field.name for field in fields(DataSpec)}
 BUILT = [
     {**size, "tokenizer": tokenizer, "back": back, "num_tokens": 4, "loc": 1}
     for size in (TINY, CLIP)
@@ -129,8 +130,8 @@ def test_derived(line):
 
 
 def test_mixing_frame_by_frame_is_cheaper():
-    config = replace(tables.preset("ViViT-L/10x2+11-16at18-fuser"), fuser_mix="frame")
-    cost = flops.total(flops.count(config))
+    config, spec = tables.preset("ViViT-L/10x2+11-16at18-fuser")
+    cost = flops.total(flops.count(replace(config, fuser_mix="frame"), spec))
     assert (round(cost.macs / 1e9, 1), round(cost.flops / 1e9, 1)) == (4053.3, 4092.3)
     assert round(cost.params / 1e6, 1) == 452.9
 
@@ -164,7 +165,8 @@ MACS = {  # of an op, from the arrays it got and gave
 )
 def test_against_a_model_that_runs(options, rng, monkeypatch):
     """Parameters and multiply-adds exactly, and what backward keeps to a few numbers of batch norm."""
-    config, done = ViTConfig(**options), []
+    spec = DataSpec(**{name: value for name, value in options.items() if name in SIZES})
+    config, done = ViTConfig(**{name: value for name, value in options.items() if name not in SIZES}), []
 
     def counting(name):
         def run(*arrays, **kwargs):
@@ -177,9 +179,9 @@ def test_against_a_model_that_runs(options, rng, monkeypatch):
 
     for name in MACS:
         monkeypatch.setitem(OPS, name, counting(name))
-    model, cost = ViT(config, rng), flops.total(flops.count(config))
-    time = (config.frames,) if config.frames > 1 else ()
-    logits = model(rng.standard_normal((1, *time, *config.image_size, config.channels), np.float32))
+    model, cost = ViT(config, spec, rng), flops.total(flops.count(config, spec))
+    time = (spec.frames,) if spec.frames > 1 else ()
+    logits = model(rng.standard_normal((1, *time, *spec.image_size, spec.channels), np.float32))
     assert cost.params == model.num_parameters()
     assert cost.macs == sum(done)
     assert 4 * cost.kept == pytest.approx(sum(saved_bytes(logits).values()), rel=2e-3)
@@ -198,10 +200,10 @@ def test_every_name_is_counted():
         parts = tables.count_preset(name.lower())
         assert parts == tables.count_preset(name) and flops.total(parts).macs > 0
         if name in tables.SPECIAL:
-            with pytest.raises(InputError, match="no ViT with options"):
+            with pytest.raises(InputError, match="not a ViT with options"):
                 tables.preset(name)
         else:
-            assert flops.count(tables.preset(name)) == parts
+            assert flops.count(*tables.preset(name)) == parts
 
 
 @pytest.mark.parametrize(
@@ -214,10 +216,16 @@ def test_unknown_name(name, near):
 
 
 def test_a_config_that_cannot_be_built():
+    config, spec = tables.preset("B/16-8at6")
     with pytest.raises(InputError, match="loc=12 is not the index of a block"):
-        replace(tables.preset("B/16-8at6"), loc=12)
-    with pytest.raises(InputError, match="does not divide the image size 512 x 512"):
-        replace(tables.preset("L/14"), image_size=(512, 512))
+        replace(config, loc=12)
+    for options, message in (
+        ({"patch_size": 14}, "patch_size=14 does not divide the image size 384 x 384"),
+        ({"tubelet": 2}, "tubelet=2 does not divide frames=1"),
+        ({"tokenizer": "pool", "num_tokens": 7}, "a grid of 24 x 24 pixels cannot be cut into 7 equal cells"),
+    ):
+        with pytest.raises(InputError, match=message):
+            flops.count(replace(config, **options), spec)
 
 
 def test_tables():

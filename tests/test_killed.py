@@ -1,4 +1,4 @@
-"""Real processes, really killed: training goes on bit for bit, and a checkpoint is whole at every moment."""
+"""Real processes, really killed: training resumes bit for bit, and a checkpoint is whole at every moment."""
 
 import os
 import re
@@ -75,7 +75,7 @@ def photos(tmp_path):
 
 
 def train(*args, steps=NEVER, events=NEVER):
-    """``minitl train``, killed so many events after that step has begun. Returns exit status, stdout and stderr."""
+    """``minitl train``, killed ``events`` events after step ``steps`` began. Returns exit status, stdout and stderr."""
     command = [sys.executable, "-c", TRAIN, *map(str, (steps, events, *args))]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -90,7 +90,7 @@ def contents(folder):
     return {name: (x.dtype, x.shape, x.tobytes()) for name, x in arrays.items()}, meta, table
 
 
-def test_killed_ten_times_a_training_ends_as_if_nothing_had_been(photos, tmp_path):
+def test_a_run_killed_ten_times_ends_like_an_uninterrupted_one(photos, tmp_path):
     """Each kill comes within three epochs, so that ten of them do not reach the end."""
     rng, parts, whole = np.random.default_rng(0), tmp_path / "parts", tmp_path / "whole"
     status, _, problem = train(photos, *OPTIONS.split(), "--out", whole)
@@ -108,7 +108,7 @@ def test_killed_ten_times_a_training_ends_as_if_nothing_had_been(photos, tmp_pat
     assert contents(parts) == contents(whole)
 
 
-def test_killed_before_its_first_checkpoint_a_run_can_only_be_begun_anew(photos, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_can_only_be_started_again(photos, tmp_path):
     options = [photos, *OPTIONS.split(), "--epochs", 1]
     assert train(*options, "--out", tmp_path / "run", steps=0)[0] == -signal.SIGKILL
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"command.txt", "config.json"}

@@ -136,12 +136,11 @@ def test_links(source):
 
 
 def test_models_are_small_and_load():
-    from minitl import nn
-    from minitl.train import checkpoint
+    from minitl.train import checkpoint, model_of
 
     files = sorted((FOLDER / "models").glob("*.safetensors"))
     assert files
     for file in files:
         arrays, meta = checkpoint.load(file)
-        checkpoint.restore(arrays, {"model": nn.ViT(nn.ViTConfig(**meta["config"]["model"]))})
+        checkpoint.restore(arrays, {"model": model_of(meta)})
         assert file.stat().st_size <= 200_000, file.name

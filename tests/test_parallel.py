@@ -15,30 +15,47 @@ from minitl.fast import threads as sharing
 from minitl.fast.threads import DataParallel, in_shards
 from minitl.train import step
 
-CONFIG = nn.ViTConfig(image_size=(8, 8), patch_size=4, dim=12, heads=2, mlp_dim=16, num_tokens=3, num_classes=5)
-CLIPS = nn.X21DConfig(frames=2, image_size=(8, 8), widths=(4, 6), num_classes=5, num_tokens=3)
+CONFIG = nn.ViTConfig(patch_size=4, dim=12, heads=2, mlp_dim=16, num_tokens=3)
+CLIPS = nn.X21DConfig(widths=(4, 6), num_tokens=3)
 SEED = np.random.SeedSequence(3)
+
+
+def spec_of(config):
+    return nn.DataSpec((8, 8), num_classes=5, frames=1 if isinstance(config, nn.ViTConfig) else 2)
 
 
 def model_of(config, seed=0):
     """A model in float64 whose head does not start at zero, its generator, and its flat gradient."""
     rng = np.random.default_rng(seed)
-    model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, rng).to(dtype="float64")
+    model = step.build_model(config, spec_of(config), rng).to(dtype="float64")
     for p in model.parameters():
         p.data += 0.1 * rng.standard_normal(p.shape)
     return model, rng, optim.SGD(model.parameters(), 0.1).flat
 
 
 def batch_of(config, count, seed=1):
-    rng, time = np.random.default_rng(seed), () if isinstance(config, nn.ViTConfig) else (config.frames,)
-    return rng.standard_normal((count, *time, *config.image_size, 3)), rng.integers(5, size=count)
+    rng, time = np.random.default_rng(seed), () if isinstance(config, nn.ViTConfig) else (2,)
+    return rng.standard_normal((count, *time, 8, 8, 3)), rng.integers(5, size=count)
+
+
+def gradients(runner, inputs, targets, seed=SEED, loss_of=ops.cross_entropy):
+    """Add the gradient of the mean loss by a DataParallel. Returns (mean loss, outputs)."""
+
+    def forward_backward(model, shard):
+        outputs = model(inputs[shard])
+        loss, share = loss_of(outputs, targets[shard]), len(outputs.data) / len(inputs)
+        loss.backward(np.full_like(loss.data, share))
+        return loss.item() * share, outputs.data
+
+    losses, outputs = zip(*runner.run(forward_backward, len(inputs), seed), strict=True)
+    return sum(losses), np.concatenate(outputs)
 
 
 def found_by(config, count, threads, shard=3, seed=SEED):
     """(loss, outputs, flat gradient, model) of a batch."""
     model, rng, flat = model_of(config)
     runner = DataParallel(model, rng, threads, shard)
-    loss, outputs = runner.gradients(ops.cross_entropy, *batch_of(config, count), np.random.SeedSequence(seed.entropy))
+    loss, outputs = gradients(runner, *batch_of(config, count), np.random.SeedSequence(seed.entropy))
     return loss, outputs, flat.grad, model
 
 
@@ -72,17 +89,17 @@ def test_each_shard_drops_something_else():
     config = nn.ViTConfig(**vars(CONFIG) | {"dropout": 0.5})
     model, rng, _ = model_of(config)
     same = np.repeat(batch_of(config, 1)[0], 4, axis=0)
-    runner = DataParallel(model, rng, threads=2, shard=1)
-    _, outputs = runner.gradients(ops.cross_entropy, same, np.zeros(4, int), SEED)
+    runner = DataParallel(model, rng, threads=2, shard_size=1)
+    _, outputs = gradients(runner, same, np.zeros(4, int))
     assert len(np.unique(outputs.round(9), axis=0)) == 4
 
 
 def test_gradients_are_added_to_what_is_there():
     model, rng, flat = model_of(CONFIG)
     runner, batch = DataParallel(model, rng, 2, 3), batch_of(CONFIG, 8)
-    runner.gradients(ops.cross_entropy, *batch, SEED)
+    gradients(runner, *batch)
     once = flat.grad.copy()
-    runner.gradients(ops.cross_entropy, *batch, SEED)
+    gradients(runner, *batch)
     np.testing.assert_allclose(flat.grad, 2 * once, rtol=1e-12)
 
 
@@ -92,7 +109,7 @@ def test_weights_are_shared_and_the_mode_is_followed():
     runner, (images, labels) = DataParallel(model, rng, 2, 3), batch_of(config, 8)
     flat.data *= 0.9
     model.eval()
-    _, outputs = runner.gradients(ops.cross_entropy, images, labels, SEED)
+    _, outputs = gradients(runner, images, labels)
     np.testing.assert_allclose(outputs, model(images).data, rtol=1e-10)
 
 
@@ -103,7 +120,7 @@ def test_an_error_in_one_thread_ends_all(config):
     runner, (images, labels) = DataParallel(model, rng, 3, 2), batch_of(config, 9)
     runner.replicas[1][0].head.weight.data = np.zeros((3, 3))
     with pytest.raises(ValueError, match=r"^linear.*needs x"):
-        runner.gradients(ops.cross_entropy, images, labels, SEED)
+        gradients(runner, images, labels)
 
 
 def test_a_model_is_as_before_afterwards():
@@ -118,16 +135,16 @@ def test_predict(threads):
     images = batch_of(CONFIG, 10)[0]
     with no_grad():
         expected = model(images).data
-    np.testing.assert_allclose(in_shards(model, images, threads, shard=2), expected, rtol=1e-12)
-    assert in_shards(model.maps, images, threads, shard=2).shape == (10, 3, 2, 2)
+    np.testing.assert_allclose(in_shards(model, images, threads, shard_size=2), expected, rtol=1e-12)
+    assert in_shards(model.maps, images, threads, shard_size=2).shape == (10, 3, 2, 2)
 
 
 def test_threads_keep_the_callers_settings():
-    """Numbers that are not finite are no warning in a thread when they are none outside."""
+    """A warning that is silenced outside is silenced in the threads."""
     model, rng, _ = model_of(CONFIG)
     images, labels = batch_of(CONFIG, 8)
     with np.errstate(all="ignore"):
-        DataParallel(model, rng, 2, 3).gradients(ops.cross_entropy, images * np.inf, labels, SEED)
+        gradients(DataParallel(model, rng, 2, 3), images * np.inf, labels)
 
 
 PAGES = """
@@ -165,9 +182,10 @@ def test_threads_for_the_work(monkeypatch):
     """A second thread has to be worth it: the model of CLUTTER takes one, a larger one takes all."""
     monkeypatch.setattr(step, "default_threads", lambda: 4)
     small, large = nn.ViTConfig(), nn.ViTConfig(dim=384, heads=6, mlp_dim=1536)
-    assert (step.thread_count(small, 100), step.thread_count(large, 100)) == (1, 4)
-    assert step.thread_count(small, 1) == 1, "at least"
-    assert 1 <= step.shard_size(large) < step.shard_size(small)
+    spec = nn.DataSpec()
+    assert (step.thread_count(small, spec, 100), step.thread_count(large, spec, 100)) == (1, 4)
+    assert step.thread_count(small, spec, 1) == 1, "at least"
+    assert 1 <= step.shard_size(large, spec) < step.shard_size(small, spec)
 
 
 def test_a_thread_that_cannot_be_started(monkeypatch):
@@ -181,14 +199,13 @@ def test_a_thread_that_cannot_be_started(monkeypatch):
 
     monkeypatch.setattr(sharing.ThreadPoolExecutor, "submit", full)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        sharing._run(lambda k: told.wait(), 2, on_error=told.set)
+        sharing._in_threads(lambda k: told.wait(), 2, on_error=told.set)
 
 
 LATE = """
 import signal, sys, threading, time
 sys.path.insert(0, {tests!r})
-from test_parallel import CLIPS, SEED, batch_of, model_of
-from minitl import ops
+from test_parallel import CLIPS, batch_of, gradients, model_of
 from minitl.fast.threads import DataParallel
 
 model, rng, _ = model_of(CLIPS)
@@ -204,7 +221,7 @@ def late(clips):
 
 replica.forward = late
 try:
-    runner.gradients(ops.cross_entropy, *batch_of(CLIPS, 4), SEED)
+    gradients(runner, *batch_of(CLIPS, 4))
 except KeyboardInterrupt:
     print("interrupted", threading.active_count())
 """
@@ -228,9 +245,9 @@ def test_an_interrupted_call_leaves_nothing_in_the_next_gradient():
         return ops.cross_entropy(outputs, targets)
 
     with pytest.raises(MemoryError):
-        runner.gradients(failing, *batch_of(CONFIG, 9), np.random.SeedSequence(SEED.entropy))
+        gradients(runner, *batch_of(CONFIG, 9), np.random.SeedSequence(SEED.entropy), failing)
     flat.grad[...] = 0
-    runner.gradients(ops.cross_entropy, *batch_of(CONFIG, 9), np.random.SeedSequence(SEED.entropy))
+    gradients(runner, *batch_of(CONFIG, 9), np.random.SeedSequence(SEED.entropy))
     np.testing.assert_array_equal(flat.grad, whole)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of any kind are seen as the run's own images are, and what is said of them is what the model says."""
+"""Pictures of any kind are prepared like the run's own images, and predictions are the model's."""
 
 import sys
 from dataclasses import replace
@@ -59,12 +59,12 @@ def test_a_picture_of_the_right_size_is_left_alone(tmp_path, monkeypatch, ema):
 def test_the_middle_is_cut_out(tmp_path, monkeypatch):
     """A picture wider or higher than the run's images loses its sides; red there leaves no trace."""
     started(monkeypatch, tmp_path / "run")
-    config = train.load_config(tmp_path / "run").model
+    spec = train.load_run(tmp_path / "run")[0].spec
     for size, red in (((300, 80), np.s_[:, ::299]), ((48, 100), np.s_[::99])):
         pixels = np.full((size[1], size[0], 3), 100, "uint8")
         pixels[red] = 255, 0, 0
         Image.fromarray(pixels).save(tmp_path / "x.png")
-        seen, shown = _read(tmp_path / "x.png", config)
+        seen, shown = _read(tmp_path / "x.png", spec)
         assert seen.shape == (16, 24, 3) and (seen == 100).all() and (shown == 100).all()
         times = shown.shape[0] // 16
         assert shown.shape == (16 * times, 24 * times, 3) and 1 < times <= size[0] // 24, "sharper than what is seen"
@@ -72,12 +72,12 @@ def test_the_middle_is_cut_out(tmp_path, monkeypatch):
 
 def test_upright_as_the_camera_was_held(tmp_path, monkeypatch):
     started(monkeypatch, tmp_path / "run")
-    config = train.load_config(tmp_path / "run").model
+    spec = train.load_run(tmp_path / "run")[0].spec
     pixels = picture(tmp_path / "plain.png")
     turned, exif = Image.fromarray(np.rot90(pixels)), Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert (_read(tmp_path / "turned.png", config)[0] == pixels).all()
+    assert (_read(tmp_path / "turned.png", spec)[0] == pixels).all()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The recipes for CIFAR are what their sources say, and their twins differ in the tokens alone."""
+"""The recipes for CIFAR are what their sources say, and their variants differ in the tokens alone."""
 
 from dataclasses import asdict, replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from minitl import flops
 from minitl.errors import InputError
-from minitl.nn import ViTConfig
+from minitl.nn import DataSpec, ViTConfig
 from minitl.train.presets import PRESETS, RECIPES, preset
 
 COUNTED = {  # millions of parameters, and of multiply-adds for an image: counted by hand, apart from this code
@@ -19,22 +19,22 @@ COUNTED = {  # millions of parameters, and of multiply-adds for an image: counte
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_sizes(name):
-    cost, (params, macs) = flops.total(flops.count(preset(name).model)), COUNTED[name]
+    cost, (params, macs) = flops.total(flops.count(preset(name).model, DataSpec())), COUNTED[name]
     assert cost.params / 1e6 == pytest.approx(params, abs=0.06) and cost.macs / 1e6 == pytest.approx(macs, rel=0.01)
 
 
 def test_none_is_large():
-    assert max(flops.total(flops.count(preset(name).model)).params for name in PRESETS) < 7e6
-    assert flops.total(flops.count(preset("cifar-cpu").model)).macs < 5e6
+    assert max(flops.total(flops.count(preset(name).model, DataSpec())).params for name in PRESETS) < 7e6
+    assert flops.total(flops.count(preset("cifar-cpu").model, DataSpec())).macs < 5e6
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_twins(name):
+def test_variants(name):
     """They have as many blocks and the same training; the grid is as many cells as there are learned tokens."""
     config = preset(name, "photos.zip")
     assert config.dataset == "photos.zip" and config.model.tokenizer == "learner"
-    for twin, tokenizer in (("all", "none"), ("grid", "pool")):
-        other = preset(f"{name}-{twin}", "photos.zip")
+    for variant, tokenizer in (("all", "none"), ("grid", "pool")):
+        other = preset(f"{name}-{variant}", "photos.zip")
         assert other == replace(config, model=replace(config.model, tokenizer=tokenizer))
         assert ViTConfig(**asdict(other.model)) == other.model
 

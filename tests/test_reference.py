@@ -142,29 +142,30 @@ def test_clip_model_round_trip(version):
     """What no file has: fusers behind version 1.0, and over all frames."""
     meta = VIT | {"module": "VideoViT", "version": version, "num_tokens": 3, "tokenlearner_loc": 0, "num_layers": 2}
     meta |= {"frames": 4, "tubelet_frames": 2, "fuser": True, "fuser_mix": "all", "bottleneck_dim": 5, "pool": "sum"}
-    sizes = {"image_size": (4, 4), "patch_size": 2, "dim": 4, "layers": 2, "heads": 2, "mlp_dim": 5, "num_classes": 3}
+    spec = nn.DataSpec((4, 4), num_classes=3, frames=4)
+    sizes = {"patch_size": 2, "dim": 4, "layers": 2, "heads": 2, "mlp_dim": 5}
     sizes |= {
-        "frames": 4,
         "tubelet": 2,
         "num_tokens": 3,
         "version": version,
         "pool": "sum" if version == "1.0" else "mean",
     }
     rng = np.random.default_rng(0)
-    model = nn.ViT(nn.ViTConfig(**sizes, hidden=5, back="fuser", fuser_beta="mlp"), rng)
+    model = nn.ViT(nn.ViTConfig(**sizes, hidden=5, back="fuser", fuser_beta="mlp"), spec, rng)
     for parameter in model.parameters():
         parameter.data[...] = rng.standard_normal(parameter.shape)
     params = to_scenic(model)
     assert params["Transformer/TokenFuser_1/Dense_0/kernel"].shape == (6, 6)
     again = from_scenic(meta, params)
-    assert again.config == model.config
+    assert (again.config, again.spec) == (model.config, model.spec)
     same(again.state_dict(), model.state_dict())
     # row 1, column 0, colour 2 of the second frame of a tubelet is entry ((1·2 + 1)·2 + 0)·3 + 2
     np.testing.assert_array_equal(params["embedding/kernel"][1, 1, 0, 2], model.patch_embed.weight.data[20])
 
 
 def test_attention_and_patches_are_laid_out_as_in_scenic():
-    vit = nn.ViT(nn.ViTConfig(image_size=(4, 4), patch_size=2, dim=4, layers=1, heads=2, tokenizer="none"))
+    config = nn.ViTConfig(patch_size=2, dim=4, layers=1, heads=2, tokenizer="none")
+    vit = nn.ViT(config, nn.DataSpec((4, 4)))
     params = to_scenic(vit)
     attention, ours = "Transformer/encoderblock_0/MultiHeadDotProductAttention_0", vit.blocks[0].attn
     value, out = params[f"{attention}/value/kernel"], params[f"{attention}/out/kernel"]
@@ -225,7 +226,7 @@ def test_dtypes_that_cannot_be_kept(dtypes, message):
         (VIT | LEARNER | {"module": "ViT", "tokenlearner_loc": 0, "fuser": True}, "no 'bottleneck_dim'"),
         (VIT | {"module": "VideoViT"}, "no 'frames', which this VideoViT needs"),
         (VIT | {"module": "VideoViT", "frames": 4, "tubelet_frames": 3}, "tubelet=3 does not divide frames=4"),
-        ("{'module': 'ViT'}", "no JSON"),
+        ("{'module': 'ViT'}", "neither a dict nor JSON"),
         ("[1, 2]", "with the 'module'"),
         ({"version": "1.0"}, "with the 'module'"),
         ({"module": "EncoderBlock", "num_heads": 2}, "no 'mlp_dim', which this EncoderBlock needs"),
@@ -251,12 +252,12 @@ def test_no_parameters_at_all():
 
 def test_what_scenic_does_not_have():
     with pytest.raises(InputError, match="GridPool has no counterpart"):
-        to_scenic(nn.ViT(nn.ViTConfig(image_size=(8, 8), num_tokens=4, tokenizer="pool")))
+        to_scenic(nn.ViT(nn.ViTConfig(num_tokens=4, tokenizer="pool"), nn.DataSpec((8, 8))))
     with pytest.raises(InputError, match=r"TokenFuser has no counterpart .* TokenFuser with beta='mlp'"):
         to_scenic(nn.TokenFuser(4))
 
 
 def test_a_leaf_without_an_array():
     module = from_scenic(LEARNER, learner_params())
-    with pytest.raises(ValueError, match=r"LayerNorm_0/scale: leaf must give an array .* \(4,\), got None"):
+    with pytest.raises(ValueError, match=r"LayerNorm_0/scale: leaf must return an array .* \(4,\), got None"):
         to_scenic(module, leaf=lambda parameter: parameter.grad)

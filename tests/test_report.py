@@ -216,7 +216,7 @@ def test_show_clip_maps_refuses_images():
 
 # --- activations ---
 
-TINY = {"image_size": (8, 12), "patch_size": 4, "dim": 6, "layers": 3, "heads": 2, "mlp_dim": 5, "num_tokens": 2}
+TINY = {"patch_size": 4, "dim": 6, "layers": 3, "heads": 2, "mlp_dim": 5, "num_tokens": 2}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ TINY = {"image_size": (8, 12), "patch_size": 4, "dim": 6, "layers": 3, "heads": 
 def test_activation_maps(rng, options, stages, frames):
     """One map per stage where each place has channels of its own; afterwards the model is as it was."""
     tubelet, time = (1, ()) if frames == 1 else (2, (2,))
-    model = nn.ViT(nn.ViTConfig(**TINY, **options, frames=frames, tubelet=tubelet), rng)
+    model = nn.ViT(nn.ViTConfig(**TINY, **options, tubelet=tubelet), nn.DataSpec((8, 12), frames=frames), rng)
     x = rng.standard_normal((5, *[frames] * (frames > 1), 8, 12, 3), "float32")
     maps = activations.activation_maps(model, x)
     assert {name: m.shape for name, m in maps.items()} == dict.fromkeys(stages, (5, *time, 2, 3))
@@ -244,7 +244,7 @@ def test_activation_maps(rng, options, stages, frames):
 
 
 def test_activation_maps_of_the_bottleneck_model(rng):
-    model = nn.X21D(nn.X21DConfig(frames=2, image_size=(8, 8), widths=(4, 6), num_tokens=2), rng).eval()
+    model = nn.X21D(nn.X21DConfig(widths=(4, 6), num_tokens=2), nn.DataSpec((8, 8), frames=2), rng).eval()
     maps = activations.activation_maps(model, rng.standard_normal((3, 2, 8, 8, 3), "float32"))
     assert {name: m.shape[1:] for name, m in maps.items()} == {
         "stage 1": (2, 4, 4),
@@ -358,7 +358,7 @@ def test_confusion_of_many_classes():
     assert [label.get_text() for label in axes.get_yticklabels()] == [classes[k] for k in shown]
     texts = {text.get_position()[::-1]: text.get_text() for text in axes.texts}
     assert texts[shown.index(90), shown.index(0)] == "33" and len(texts) == 30
-    assert figure.get_suptitle().splitlines()[1] == "the 20 of 100 classes that are taken for one another most often"
+    assert figure.get_suptitle().splitlines()[1] == "the 20 of 100 classes that are confused most often"
     (axes,) = pictures.confusion(np.eye(21, dtype=int), classes[:21]).axes
     assert len(axes.get_yticklabels()) == len(axes.texts) == 20, "also where none is mistaken"
     with pytest.raises(ValueError, match=r"needs counts \(3, 3\) of 3 classes, got \(2, 2\)"):

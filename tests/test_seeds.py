@@ -1,4 +1,4 @@
-"""Several seeds by one command: each run is that of its seed alone, the same call goes on, and other runs are safe."""
+"""Several seeds by one command: each run equals that of its seed alone, can be continued, and leaves others alone."""
 
 import csv
 import os
@@ -63,7 +63,7 @@ def test_several_seeds(capsys, monkeypatch):
     expected = f"{np.mean(found):.2%} ± {np.std(found, ddof=1):.2%} (mean ± standard deviation of 3 seeds)"
     assert lines[-2:] == [
         f"test accuracy  {expected}",
-        f"results are in {folder}: results.csv, and a folder of each run",
+        f"results are in {folder}: results.csv, and a folder for each run",
     ]
     assert [line.split()[:4] for line in lines if "/3 " in line] == [
         [f"{i}/3", "clutter", "seed", str(3 + i)] for i in (1, 2, 3)
@@ -97,7 +97,7 @@ def test_finished_seeds_of_an_earlier_command_count(capsys, monkeypatch):
 
 
 def test_ctrl_c_and_the_same_again(capsys, monkeypatch):
-    """Stopped in the second run: the first one's result is kept, and the second one goes on."""
+    """Stopped in the second run: the first one's result is kept, and the second one is resumed."""
     step, done = train.Trainer._step, []
 
     def stop_at_the_sixth(self, images, labels):
@@ -109,7 +109,7 @@ def test_ctrl_c_and_the_same_again(capsys, monkeypatch):
     command = ["train", *TINY, "--seeds", 2, "--out", "both"]
     monkeypatch.setattr(train.Trainer, "_step", stop_at_the_sixth)
     assert minitl(monkeypatch, *command) == 130
-    stopped = f"stopped and saved in {Path('both/seed1')}; the same command goes on from there:"
+    stopped = f"stopped and saved in {Path('both/seed1')}; the same command continues from there:"
     assert capsys.readouterr().out.splitlines()[-2:] == [stopped, shlex.join(["minitl", *map(str, command)])]
     assert len(rows_of(Path("both"))) == 1
     assert minitl(monkeypatch, *command) == 0
@@ -135,12 +135,12 @@ def test_presets_have_folders_of_their_own(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("--seeds 0", "seeds is at least 1, got 0"),
+        ("--seeds 0", "seeds must be at least 1, got 0"),
         ("--seeds two", "'two'"),
         ("--seeds 2 --resume mine/seed0", "--seeds and --resume exclude each other"),
         ("--seeds 2 --out mine/seed0", "holds something else (checkpoint.safetensors, config.json, metrics.csv)"),
         ("--seeds 2 --out mine/seed0/config.json", "cannot write mine/seed0/config.json (Not a directory)"),
-        ("--seeds 2 --out mine --seed 0 --lr 0.5", "seed1 does not go with these options; choose another --out"),
+        ("--seeds 2 --out mine --seed 0 --lr 0.5", "seed1 does not fit this command; choose another --out"),
         ("--out mine", "mine is not empty"),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_run_that_ended_between_two_files_is_ended_again(here, monkeypatch):
 def test_seeds_with_other_options_are_not_mixed(here, monkeypatch, capsys):
     assert minitl(monkeypatch, "train", *TINY, "--seeds", 1, "--out", "both") == 0
     assert minitl(monkeypatch, "train", *TINY, "--lr", 0.5, "--seed", 7, "--seeds", 1, "--out", "both") == 2
-    assert "seed0 does not go with these options" in " ".join(capsys.readouterr().err.split())
+    assert "seed0 does not fit this command" in " ".join(capsys.readouterr().err.split())
     assert not (here / "both/seed7").exists()
 
 
@@ -231,7 +231,7 @@ def test_damaged_metrics(here, content):
     (run,) = seeds.plan("x", train.TrainConfig(epochs=1, batch_size=16), 1, here / "both")
     run.finish()
     (run.folder / "metrics.csv").write_bytes(content.encode("latin1"))
-    with pytest.raises(InputError, match=r"metrics.csv is damaged .*; `minitl train --resume .*seed0` mends it"):
+    with pytest.raises(InputError, match=r"metrics.csv is damaged .*; `minitl train --resume .*seed0` repairs it"):
         run.result()
     assert train.resume(run.folder).fit() and run.result()
 
@@ -239,4 +239,4 @@ def test_damaged_metrics(here, content):
 def test_a_folder_of_runs_is_no_run(here, monkeypatch, capsys):
     assert minitl(monkeypatch, "train", *TINY, "--seeds", 2, "--out", "both") == 0
     assert minitl(monkeypatch, "eval", "both") == 2
-    assert "both is no run, it has no config.json; give one of its runs: seed0, seed1" in capsys.readouterr().err
+    assert "both is not a run: it has no config.json; give one of its runs: seed0, seed1" in capsys.readouterr().err

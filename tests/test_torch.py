@@ -229,9 +229,9 @@ def token_learner(x, w, config):
 
 
 def vit(images, w, config):
-    p, (rows, columns) = config.patch_size, config.grid
+    p, (_, rows, columns) = config.patch_size, config.grid(SPEC)
     patches = F.unfold(first(images), p, stride=p).mT  # (B, N, C·p·p)
-    patches = patches.unflatten(2, (config.channels, p * p)).mT.flatten(2)  # (B, N, p·p·C)
+    patches = patches.unflatten(2, (SPEC.channels, p * p)).mT.flatten(2)  # (B, N, p·p·C)
     x = linear(patches, w, "patch_embed") + w["pos_embed"]
     for i in range(config.layers):
         if i == config.loc:
@@ -244,7 +244,8 @@ def vit(images, w, config):
     return linear(norm(x, w, "norm").mean(1), w, "head")
 
 
-CONFIG = nn.ViTConfig(image_size=(16, 24), dim=24, layers=3, heads=3, mlp_dim=48, num_tokens=5, loc=1)
+SPEC = nn.DataSpec((16, 24), num_classes=8)
+CONFIG = nn.ViTConfig(dim=24, layers=3, heads=3, mlp_dim=48, num_tokens=5, loc=1)
 
 
 @both_dtypes
@@ -254,7 +255,7 @@ CONFIG = nn.ViTConfig(image_size=(16, 24), dim=24, layers=3, heads=3, mlp_dim=48
 def test_vit(options, dtype, rng):
     """In float32 the losses agree to 1e-6; in float64 all is the same number."""
     config = dataclasses.replace(CONFIG, **options)
-    model = nn.ViT(config, rng=rng).to(dtype=dtype)
+    model = nn.ViT(config, SPEC, rng).to(dtype=dtype)
     model.head.weight.data[...] = 0.3 * rng.standard_normal(model.head.weight.shape)
     x, labels = rng.standard_normal((8, 16, 24, 3)).astype(dtype), rng.integers(0, 8, 8)
     w = {name: to_torch(array) for name, array in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A run learns, stops when it should, goes on bit for bit from wherever it stopped, and never loses what it had."""
+"""A run learns, stops when it should, resumes bit for bit from any step, and never loses what it saved."""
 
 import errno
 import itertools
@@ -17,7 +17,9 @@ from minitl.data.actors import sample as sample_clips
 from minitl.errors import InputError
 from minitl.nn import ViTConfig, X21DConfig
 from minitl.nn.baselines import BACKS, TOKENIZERS
-from minitl.train import TrainConfig, checkpoint, pictures, run
+from minitl.train import TrainConfig, checkpoint, pictures, run, step
+from minitl.train.augmentation import training_batch
+from minitl.train.step import build_model
 
 SMALL = ViTConfig(patch_size=8, dim=12, heads=2, mlp_dim=16, num_tokens=4, version="1.1", pre_norm=False, hidden=8)
 PLAIN = TrainConfig(model=SMALL, epochs=3, batch_size=16)  # of 70 images: 5 steps, the last one with 6 images
@@ -101,7 +103,7 @@ def test_a_run_leaves_its_folder_behind(tmp_path, real_pictures):
     assert lines[0] == "epoch,step,train_loss,train_accuracy,test_loss,test_accuracy,seconds"
     assert [line.split(",")[:2] for line in lines[1:]] == [["1", "5"], ["2", "10"], ["3", "15"]]
     assert [[str(value) for value in row.values()] for row in seen] == [line.split(",") for line in lines[1:]]
-    assert json.loads((trainer.folder / "config.json").read_text())["model"]["num_classes"] == 8
+    assert json.loads((trainer.folder / "config.json").read_text())["model"]["num_tokens"] == 4
     assert train.load_config(trainer.folder) == trainer.config
 
 
@@ -143,7 +145,7 @@ def test_options_reach_the_batch(tmp_path):
 
     def batch(**options):
         config, rng = replace(plain.config, **options), np.random.default_rng(0)
-        return data.training_batch(images, labels, config, plain.mean, plain.std, rng)
+        return training_batch(images, labels, config, 8, plain.mean, plain.std, rng)
 
     expected, same = batch()
     assert same is labels and np.array_equal(expected, data.normalize(images, plain.mean, plain.std))
@@ -155,12 +157,12 @@ def test_options_reach_the_batch(tmp_path):
 
 
 def test_mixing_ends(tmp_path):
-    """After half of the steps the model is given labels again; each step draws anew, and the same again."""
+    """After half of the steps the targets are labels again; each step has its own, reproducible random numbers."""
     trainer, seen = train.Trainer(replace(PLAIN, mixup=9.0, mix_until=0.5), tmp_path), []
     trainer.take_step = lambda inputs, targets, *_: seen.append((inputs, targets.ndim))
     batch = trainer.train_set.images[:16], trainer.train_set.labels[:16]
-    for step in (0, 1, 7, 8, 14, 0):
-        trainer.step = step
+    for i in (0, 1, 7, 8, 14, 0):
+        trainer.step = i
         trainer._step(*batch)
     assert [ndim for _, ndim in seen] == [2, 2, 2, 1, 1, 2]
     first, second, *_, again = (inputs for inputs, _ in seen)
@@ -210,14 +212,15 @@ def test_the_data_decide_sizes(tmp_path, monkeypatch, real_pictures):
     monkeypatch.setattr(data, "load", lambda *_, **__: (split, split))
     trainer = train.start(PLAIN, tmp_path)
     assert trainer.fit()
-    model = train.load_config(tmp_path).model
-    assert (model.image_size, model.channels, model.num_classes) == ((16, 24), 1, 3)
+    model = train.load_run(tmp_path)[0]
+    assert model.spec == split.spec == nn.DataSpec((16, 24), channels=1, num_classes=3)
+    assert train.load_config(tmp_path) == PLAIN, "which says what a person chose"
     assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
 
 
 # --- clips with several labels ---
 
-TUBELETS = replace(SMALL, frames=8, tubelet=2)
+TUBELETS = replace(SMALL, tubelet=2)
 BOTTLENECK = X21DConfig(widths=(4, 6), expansion=2, num_tokens=2)
 
 
@@ -231,7 +234,7 @@ def actors(monkeypatch):
 
 @pytest.mark.parametrize("model", [SMALL, TUBELETS, BOTTLENECK], ids=["frames", "tubelets", "bottleneck"])
 def test_a_run_on_clips(tmp_path, actors, real_pictures, model):
-    """It stops and goes on bit for bit, is read back, evaluated by mAP, and drawn as a film strip."""
+    """It is resumed bit for bit, read back, evaluated by mAP, and drawn as a film strip."""
     config = replace(PLAIN, dataset="actors", model=model)
     whole = train.start(config, tmp_path / "whole")
     assert whole.fit() and whole.score == "mAP"
@@ -277,7 +280,7 @@ def test_learns_several_labels(tmp_path, monkeypatch):
         ({"rand_augment": 2, "erasing": 0.1}, "clips, which do not go with rand_augment, erasing"),
         ({"auto_augment": True}, "clips, which do not go with auto_augment"),
         ({"label_smoothing": 0.1}, "images with several labels, which do not go with label_smoothing"),
-        ({"model": replace(SMALL, frames=9, tubelet=3)}, "tubelet=3 does not divide frames=8"),
+        ({"model": replace(SMALL, tubelet=3)}, "tubelet=3 does not divide frames=8"),
     ],
 )
 def test_what_clips_cannot_have(tmp_path, actors, options, message):
@@ -313,7 +316,7 @@ def test_images_are_no_clips(tmp_path):
             "4 by learned queries before block 0 and each later one, back by",
         ),
         (
-            replace(SMALL, tokenizer="mean-dense", frames=8, tubelet=2),
+            replace(SMALL, tokenizer="mean-dense", tubelet=2),
             "4 x 16 tokens -> 4 x 4 by a linear layer on their",
         ),
         (BOTTLENECK, "2 tokens of each frame"),
@@ -321,16 +324,18 @@ def test_images_are_no_clips(tmp_path):
     ],
 )
 def test_tokens_in_words(model, text):
-    assert text in run._tokens(model)
+    clips = isinstance(model, X21DConfig) or model.tubelet > 1
+    assert text in run._tokens(build_model(model, nn.DataSpec(frames=8 if clips else 1)))
 
 
 def test_every_tokenizer_and_way_back_has_words():
     for field, values in (("tokenizer", TOKENIZERS), ("back", BACKS)):
         for name in values:
-            assert run._tokens(replace(SMALL, **{"num_tokens": 4, field: name}))
+            model = replace(SMALL, **{"num_tokens": 4, field: name})
+            assert run._tokens(build_model(model, nn.DataSpec()))
 
 
-# --- stop and go on ---
+# --- stop and resume ---
 
 
 AUTO = replace(PLAIN, auto_augment=True, flip=True, crop=3, cutmix=1.0)
@@ -342,11 +347,11 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, config):
     whole = train.start(config, tmp_path / "whole")
     assert whole.fit()
     parts = train.start(config, tmp_path / "parts")
-    for step in (2, 5, 6, 7, 13, 15):
-        ctrl_c_after(parts, step)
-        assert not parts.fit() and parts.step == step
+    for i in (2, 5, 6, 7, 13, 15):
+        ctrl_c_after(parts, i)
+        assert not parts.fit() and parts.step == i
         parts = train.resume(parts.folder)
-        assert parts.step == step
+        assert parts.step == i
     assert parts.fit()
     assert contents(parts.folder) == contents(whole.folder)
     assert parts.optimizer.steps == 15
@@ -473,7 +478,7 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path, poison):
 
 
 def test_a_number_that_is_not_finite_stops_a_run_on_clips(tmp_path, actors):
-    """Scores that are no numbers cannot be ranked, but that is not what the message is about."""
+    """Scores that are not numbers cannot be ranked, but the message is about the loss."""
     config = train.default_config("actors")
     trainer = train.start(replace(config, model=replace(config.model, dim=12, layers=1), lr=1e30, warmup=0.0), tmp_path)
     with pytest.raises(InputError, match=r"(loss|gradient) .* is (nan|inf).*smaller learning rate"):
@@ -532,7 +537,7 @@ def test_pictures_that_cannot_be_written_lose_nothing(tmp_path, monkeypatch):
 
 def test_a_folder_in_use_is_left_alone(tmp_path, images):
     (tmp_path / "thesis.tex").write_text("important")
-    with pytest.raises(InputError, match="is not empty; go on with it by --resume, or choose another --out"):
+    with pytest.raises(InputError, match="is not empty; continue it by --resume, or choose another --out"):
         train.start(PLAIN, tmp_path)
     assert files(tmp_path) == {"thesis.tex": b"important"} and not images
     with pytest.raises(InputError, match=r"cannot write .*thesis.tex"):
@@ -562,11 +567,11 @@ def test_a_folder_that_is_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
         ('"dim": 12', '"dim": 24', "model.dim: 12 in the checkpoint, 24 here"),
         ('"batch_size": 16', '"batch_size": 2.5', "batch_size is of type int, got 2.5"),
         ('"epochs": 3', '"epochs": 0', "epochs must be at least 1, got 0"),
-        ('"epochs": 3', '"epochs": "3"', "is no configuration of this minitl"),
+        ('"epochs": 3', '"epochs": "3"', "is not a configuration of this minitl"),
         ('"device": "cpu"', '"device": "tpu"', "device is one of cpu, cuda, got 'tpu'"),
-        ('"epochs"', '"epoch"', "is no configuration of this minitl"),
-        ("}", "", "is no configuration of this minitl"),
-        ("{", "[", "is no configuration of this minitl"),
+        ('"epochs"', '"epoch"', "is not a configuration of this minitl"),
+        ("}", "", "is not a configuration of this minitl"),
+        ("{", "[", "is not a configuration of this minitl"),
     ],
 )
 def test_config_json_was_edited(tmp_path, old, new, message):
@@ -581,11 +586,11 @@ def test_config_json_was_edited(tmp_path, old, new, message):
 def test_config_json_is_missing(tmp_path):
     train.start(PLAIN, tmp_path)
     (tmp_path / "config.json").unlink()
-    refused(tmp_path, "is no run, it has no config.json")
+    refused(tmp_path, "is not a run: it has no config.json")
 
 
 def refused(folder, *messages):
-    """Neither to go on nor to look at, and nothing is written."""
+    """It can be neither resumed nor evaluated, and nothing is written."""
     saved = files(folder)
     for use in (train.resume, train.load_run):
         with pytest.raises(InputError) as error:
@@ -608,8 +613,8 @@ def edit(arrays, meta, kind):
     [
         ("names", ["missing: model.head.weight", "unknown: model.head.weights"]),
         ("shape", ["different: model.head.bias"]),
-        ("meta", ["no checkpoint of a training run: it says nothing about mean, rows"]),
-        ("truncated", ["damaged, cut short"]),
+        ("meta", ["not a checkpoint of a training run: it lacks mean, rows"]),
+        ("truncated", ["damaged, truncated"]),
         ("absent", ["there is no checkpoint"]),
     ],
 )
@@ -667,7 +672,7 @@ def test_other_options_or_other_images_cannot_go_on(tmp_path, monkeypatch, image
         ({"crop": 32}, "crop must be less than a side of the images, 32 x 32, got 32"),
         ({"cutout": 99}, "cutout must be less than a side of the images"),
         (
-            {"model": replace(SMALL, image_size=(40, 40), patch_size=5)},
+            {"model": replace(SMALL, patch_size=5)},
             "patch_size=5 does not divide the image size 32",
         ),
     ],
@@ -688,8 +693,8 @@ def test_no_gpu(tmp_path, monkeypatch, images):
 def test_a_run_of_a_gpu_can_be_looked_at_without_one(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(run, "cuda_problem", lambda: None)
-        patch.setattr(run.ViT, "to", lambda model, device: model)
-        patch.setattr(run, "OnGPU", run.OnCPU)
+        patch.setattr(nn.ViT, "to", lambda model, device: model)
+        patch.setattr(step, "OnGPU", step.OnCPU)
         train.start(replace(PLAIN, device="cuda"), tmp_path)
     monkeypatch.setattr(run, "cuda_problem", lambda: "there is none")
     assert train.evaluate(*train.load_run(tmp_path))["loss"] == pytest.approx(np.log(8), rel=1e-3)
@@ -722,7 +727,7 @@ def test_no_maps_without_a_tokenizer(tmp_path):
     trainer = train.start(replace(PLAIN, model=replace(SMALL, tokenizer="none")), tmp_path)
     trainer.fit()
     assert "maps.png" not in files(tmp_path) and "16 tokens, on cpu" in trainer.describe()
-    with pytest.raises(InputError, match="do not come from maps, so there are none to draw"):
+    with pytest.raises(InputError, match="do not come from maps, so there is nothing to draw"):
         train.draw_maps(tmp_path / "maps.png", *train.load_run(tmp_path))
 
 
@@ -746,12 +751,12 @@ def test_steps_follow_the_options(tmp_path):
     """Against the loop written out: schedule, smoothing, clipping, decay and average."""
     config = replace(PLAIN, label_smoothing=0.2, ema=0.5, weight_decay=0.3, clip=0.05, warmup=0.5, lr=0.01, threads=1)
     trainer = train.start(config, tmp_path)
-    model = nn.ViT(trainer.config.model, np.random.default_rng(config.seed))
+    model = nn.ViT(config.model, trainer.train_set.spec, np.random.default_rng(config.seed))
     optimizer = optim.AdamW(model.parameters(), config.lr, weight_decay=0.3)
     average = optim.EMA(optimizer, 0.5)
-    for step, (images, labels) in enumerate(itertools.islice(trainer._rest_of_epoch(), 3)):
+    for i, (images, labels) in enumerate(itertools.islice(trainer._rest_of_epoch(), 3)):
         trainer._step(images, labels)
-        optimizer.lr = optim.warmup_cosine(step, trainer.total, trainer.total // 2, config.lr)
+        optimizer.lr = optim.warmup_cosine(i, trainer.total, trainer.total // 2, config.lr)
         logits = model(data.normalize(images, trainer.mean, trainer.std))
         optimizer.zero_grad()
         ops.cross_entropy(logits, labels, label_smoothing=0.2).backward()
@@ -771,6 +776,34 @@ def test_a_run_from_before_a_field_was_added(tmp_path):
     checkpoint.save(tmp_path / "checkpoint.safetensors", arrays, meta)
     (tmp_path / "config.json").write_text(json.dumps(saved))
     assert train.resume(tmp_path).config == trainer.config
+
+
+@pytest.mark.parametrize("model", [SMALL, TUBELETS, BOTTLENECK], ids=["images", "tubelets", "bottleneck"])
+def test_a_run_from_before_the_data_spec(tmp_path, monkeypatch, model):
+    """Its sizes were options of the model, in both files. It is resumed bit for bit, and read."""
+    if model is not SMALL:
+        splits = sample_clips(np.random.default_rng(1), 40), sample_clips(np.random.default_rng(2), 50)
+        monkeypatch.setattr(data, "load", lambda *_, **__: splits)
+    config = replace(PLAIN, dataset="clutter" if model is SMALL else "actors", model=model)
+    whole, parts = (train.start(config, tmp_path / name) for name in ("whole", "parts"))
+    assert whole.fit()
+    ctrl_c_after(parts, 4)
+    assert not parts.fit()
+    path = parts.folder / "checkpoint.safetensors"
+    arrays, meta = checkpoint.load(path)
+    meta["config"]["model"] |= meta.pop("spec")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 1)
+        checkpoint.save(path, arrays, meta)
+    (parts.folder / "config.json").write_text(json.dumps(meta["config"]))
+    assert {"image_size", "frames", "channels", "num_classes"} < json.loads((parts.folder / "config.json").read_text())[
+        "model"
+    ].keys()
+
+    assert train.load_config(parts.folder) == config
+    assert train.load_run(parts.folder)[0].spec == train.model_of(meta).spec == whole.model.spec
+    assert train.resume(parts.folder, config).fit()
+    assert contents(parts.folder) == contents(whole.folder)
 
 
 def test_a_relative_path_is_good_from_any_folder(tmp_path, monkeypatch):

@@ -10,20 +10,18 @@ from minitl.errors import InputError
 from minitl.nn.vit import patchify
 
 TINY = nn.ViTConfig(
-    image_size=(4, 6),
     patch_size=2,
-    frames=4,
     tubelet=2,
     dim=6,
     layers=2,
     heads=2,
     mlp_dim=7,
     num_tokens=3,
-    num_classes=4,
     hidden=5,
     loc=1,
     version="1.1",
 )
+SPEC = nn.DataSpec((4, 6), num_classes=4, frames=4)
 BACKS = [
     {},
     {"version": "1.0"},
@@ -37,9 +35,10 @@ BACKS = [
 every_back = pytest.mark.parametrize("options", BACKS, ids=lambda o: "-".join(o.values()))
 
 
-def tiny(rng, **options):
+def tiny(rng, frames=4, **options):
     """In float64, without the zeros (of the head and the fusers) behind which the rest would be hidden."""
-    model = nn.ViT(dataclasses.replace(TINY, **options), rng).to(dtype="float64")
+    spec = dataclasses.replace(SPEC, frames=frames)
+    model = nn.ViT(dataclasses.replace(TINY, **options), spec, rng).to(dtype="float64")
     for matrix in (model.head.weight, *[back.mix.weight for back in model.backs if hasattr(back, "mix")]):
         matrix.data[...] = rng.standard_normal(matrix.shape)
     return model
@@ -112,7 +111,7 @@ def image_model(rng, **options):
 
 def inflated(model, rng, how, **options):
     clip_model = tiny(rng, **options)
-    clip_model.load_state_dict(nn.inflate(model.state_dict(), clip_model.config, how))
+    clip_model.load_state_dict(nn.inflate(model.state_dict(), clip_model.config, clip_model.spec, how))
     return clip_model
 
 
@@ -154,10 +153,10 @@ def test_inflate_leaves_the_image_model(rng):
 
 def test_what_cannot_be_inflated(rng):
     state = image_model(rng).state_dict()
-    with pytest.raises(InputError, match="how is one of central, average, got 'middle'"):
-        nn.inflate(state, TINY, "middle")
+    with pytest.raises(InputError, match="how must be central or average, got 'middle'"):
+        nn.inflate(state, TINY, SPEC, "middle")
     with pytest.raises(InputError, match=r"unknown: tokenizer.norm.weight"):
-        tiny(rng, tokenizer="none").load_state_dict(nn.inflate(state, TINY))
+        tiny(rng, tokenizer="none").load_state_dict(nn.inflate(state, TINY, SPEC))
 
 
 # --- wrong input ---
@@ -169,14 +168,14 @@ def test_what_cannot_be_inflated(rng):
         ({"tubelet": 3}, "tubelet=3 does not divide frames=4"),
         ({"tubelet": 8}, "tubelet=8 does not divide frames=4"),
         ({"frames": 1}, "tubelet=2 does not divide frames=1"),
-        ({"frames": 0}, "frames is at least 1, got 0"),
-        ({"tubelet": 0}, "tubelet is at least 1, got 0"),
+        ({"frames": 0}, "frames must be at least 1, got 0"),
+        ({"tubelet": 0}, "tubelet must be at least 1, got 0"),
     ],
     ids=str,
 )
-def test_wrong_config(options, message):
+def test_wrong_config(options, message, rng):
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(TINY, **options)
+        tiny(rng, **options)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6, 3), (2, 8, 4, 6, 3), (2, 4, 6, 3), (2, 4, 3, 4, 6), (4, 4, 6, 3)])

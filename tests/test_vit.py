@@ -10,17 +10,8 @@ from minitl import Tensor, check_module, flops, nn, ops
 from minitl.errors import InputError
 from minitl.nn.vit import patchify, waves
 
-TINY = nn.ViTConfig(
-    image_size=(8, 12),
-    patch_size=4,
-    dim=6,
-    layers=3,
-    heads=2,
-    mlp_dim=7,
-    num_tokens=3,
-    num_classes=4,
-    hidden=5,
-)
+TINY = nn.ViTConfig(patch_size=4, dim=6, layers=3, heads=2, mlp_dim=7, num_tokens=3, hidden=5)
+SPEC = nn.DataSpec((8, 12), num_classes=4)
 TOKENIZERS = [
     {"tokenizer": "learner", "version": "1.1"},
     {"tokenizer": "learner", "version": "1.0"},
@@ -53,7 +44,9 @@ every_back = pytest.mark.parametrize("options", BACKS, ids=lambda o: "-".join(o.
 
 
 def tiny(rng=None, **options):
-    return nn.ViT(dataclasses.replace(TINY, **options), rng=rng)
+    """A ViT of TINY and SPEC with other options, whichever of the two they belong to."""
+    sizes = {field.name: options.pop(field.name) for field in dataclasses.fields(SPEC) if field.name in options}
+    return nn.ViT(dataclasses.replace(TINY, **options), dataclasses.replace(SPEC, **sizes), rng=rng)
 
 
 def images(rng, count=2, dtype="float32"):
@@ -227,9 +220,9 @@ def test_gradients_of_stem_and_head(options, rng):
         p.data[...] = rng.standard_normal(p.shape)
     for conv in getattr(model.patch_embed, "convs", ()):
         conv.weight.data *= 30  # so that no finite difference reaches over a kink of ReLU or of max pooling
-    config = model.config
-    time = (config.frames,) if config.frames > 1 else ()
-    check_module(model, 30 * rng.standard_normal((2, *time, *config.image_size, 3)))
+    spec = model.spec
+    time = (spec.frames,) if spec.frames > 1 else ()
+    check_module(model, 30 * rng.standard_normal((2, *time, *spec.image_size, 3)))
 
 
 def test_a_convolutional_stem(rng):
@@ -302,12 +295,12 @@ def test_overfits_16_images(options):
     """Or clips. Random pictures with random labels: only a model whose every part learns gets all of them right."""
     optim = pytest.importorskip("minitl.optim")
     rng = np.random.default_rng(0)
-    sizes = {"image_size": (16, 16), "dim": 24, "heads": 2, "mlp_dim": 48, "num_tokens": 4, "hidden": 16, "loc": 1}
-    config = nn.ViTConfig(**sizes | options)
-    model = nn.ViT(config, rng=rng)
+    sizes = {"image_size": (16, 16), "num_classes": 8, "layers": 2}
+    sizes |= {"dim": 24, "heads": 2, "mlp_dim": 48, "num_tokens": 4, "hidden": 16, "loc": 1}
+    model = tiny(rng, **sizes | options)
     optimizer = optim.AdamW(model.parameters(), lr=3e-3)
-    time = (config.frames,) if config.frames > 1 else ()
-    x = rng.standard_normal((16, *time, *config.image_size, 3)).astype("float32")
+    time = (model.spec.frames,) if model.spec.frames > 1 else ()
+    x = rng.standard_normal((16, *time, *model.spec.image_size, 3)).astype("float32")
     labels = rng.integers(0, 8, 16)
     start = ops.cross_entropy(model(x), labels).item()
     assert start == pytest.approx(np.log(8), rel=1e-5)
@@ -328,10 +321,10 @@ def test_more_tokens_than_pixels(rng):
 
 
 def test_the_smallest_model():
-    names = ("patch_size", "channels", "num_classes", "dim", "layers", "heads", "mlp_dim", "num_tokens", "hidden")
+    names = ("patch_size", "dim", "layers", "heads", "mlp_dim", "num_tokens", "hidden")
     for back in ("none", "fuser", "unpool", "reproject"):
-        config = nn.ViTConfig(image_size=(1, 1), back=back, **dict.fromkeys(names, 1))
-        assert nn.ViT(config)(np.ones((1, 1, 1, 1), "float32")).shape == (1, 1)
+        config = nn.ViTConfig(back=back, **dict.fromkeys(names, 1))
+        assert nn.ViT(config, nn.DataSpec((1, 1), 1, 1))(np.ones((1, 1, 1, 1), "float32")).shape == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -340,13 +333,13 @@ def test_the_smallest_model():
         ({"loc": 3}, "loc=3 is not the index of a block: 0 <= loc < layers=3"),
         ({"loc": -1}, "loc=-1 is not the index of a block"),
         ({"patch_size": 5}, "patch_size=5 does not divide the image size 8 x 12"),
-        ({"patch_size": 0}, "patch_size is at least 1, got 0"),
+        ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
         ({"heads": 4}, "heads=4 does not divide dim=6"),
-        ({"heads": 0}, "heads is at least 1, got 0"),
-        ({"layers": 0}, "layers is at least 1, got 0"),
-        ({"num_tokens": 0}, "num_tokens is at least 1, got 0"),
-        ({"num_classes": -2}, "num_classes is at least 1, got -2"),
-        ({"image_size": (0, 12)}, "does not divide the image size 0 x 12"),
+        ({"heads": 0}, "heads must be at least 1, got 0"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"num_tokens": 0}, "num_tokens must be at least 1, got 0"),
+        ({"num_classes": -2}, "num_classes must be at least 1, got -2"),
+        ({"image_size": (0, 12)}, r"image_size must be at least 1, got \(0, 12\)"),
         ({"tokenizer": "lerner"}, "tokenizer is one of learner, pool, .*, none, got 'lerner'"),
         ({"version": "1"}, "version is one of 1.0, 1.1, got '1'"),
         ({"back": "fuse"}, "back is one of none, fuser, unpool, reproject, got 'fuse'"),
@@ -355,13 +348,13 @@ def test_the_smallest_model():
         ({"back": "fuser", "tokenizer": "none"}, "back='fuser' needs a tokenizer"),
         ({"back": "unpool", "tokenizer": "dense"}, "needs the maps of tokenizer='learner', not of 'dense'"),
         ({"pool": "max"}, "pool is one of mean, sum, got 'max'"),
-        ({"dropout": 1.0}, r"dropout lies in \[0, 1\), got 1.0"),
-        ({"drop_path": -0.1}, r"drop_path lies in \[0, 1\), got -0.1"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"drop_path": -0.1}, r"drop_path must be in \[0, 1\), got -0.1"),
         ({"stem": "cnn"}, "stem is one of patch, conv, got 'cnn'"),
         ({"stem": "conv", "patch_size": 1}, "stem='conv' needs a patch_size of 2, 4, 8 …, got 1"),
         ({"stem": "conv", "patch_size": 6, "image_size": (12, 12)}, "patch_size of 2, 4, 8 …, got 6"),
-        ({"stem": "conv", "frames": 4, "tubelet": 2}, "sees one frame at a time: tubelet is 1, got 2"),
-        ({"stem_width": 0}, "stem_width is at least 1, got 0"),
+        ({"stem": "conv", "frames": 4, "tubelet": 2}, "sees one frame at a time: tubelet must be 1, got 2"),
+        ({"stem_width": 0}, "stem_width must be at least 1, got 0"),
         ({"head_pool": "max"}, "head_pool is one of mean, sequence, got 'max'"),
         ({"tokenizer": "pool", "num_tokens": 5}, "a grid of 2 x 3 pixels cannot be cut into 5 equal cells"),
     ],
@@ -369,7 +362,7 @@ def test_the_smallest_model():
 )
 def test_wrong_config(options, message):
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(TINY, **options)
+        tiny(**options)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +385,7 @@ def test_wrong_images(x, kind, message):
 
 def test_the_head_starts_at_zero():
     """Without that all else starts the same."""
-    usual, other = (nn.ViT(dataclasses.replace(TINY, zero_head=z), np.random.default_rng(0)) for z in (True, False))
+    usual, other = (tiny(np.random.default_rng(0), zero_head=z) for z in (True, False))
     assert (usual.head.weight.data == 0).all() and (other.head.weight.data != 0).all()
     for name, array in usual.state_dict().items():
         assert name == "head.weight" or (array == other.state_dict()[name]).all()
@@ -400,7 +393,7 @@ def test_the_head_starts_at_zero():
 
 def test_waves(rng):
     """A sum of one function of each coordinate, of equal spread, in which neighbours are nearer than others."""
-    x = nn.ViT(dataclasses.replace(TINY, positions="waves", frames=8, tubelet=2), rng).pos_embed
+    x = tiny(rng, positions="waves", frames=8, tubelet=2).pos_embed
     assert x.shape == (1, 4 * 2 * 3, 6) and x.dtype == "float32"
     x = waves(rng, (4, 5, 6), 400).data.reshape(4, 5, 6, 400)
     parts = [x.mean((1, 2), keepdims=True), x.mean((0, 2), keepdims=True), x.mean((0, 1), keepdims=True)]
@@ -413,16 +406,17 @@ def test_waves(rng):
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "drop_path": 0.2}, {"back": "fuser", "loc": 1}])
 def test_recompute_changes_the_memory_and_nothing_else(options):
     """The same loss and gradients to the last bit, with dropout too: the second call sees the same masks."""
-    sizes = {"image_size": (16, 16), "dim": 12, "heads": 3, "mlp_dim": 24, "layers": 3, "zero_head": False}
+    spec = nn.DataSpec((16, 16), num_classes=8)
+    sizes = {"dim": 12, "heads": 3, "mlp_dim": 24, "layers": 3, "zero_head": False}
     images = np.random.default_rng(1).standard_normal((2, 16, 16, 3), dtype="float32")
     found, kept = [], []
     for recompute in (False, True):
         config = nn.ViTConfig(**sizes, **options, recompute=recompute)
-        model = nn.ViT(config, np.random.default_rng(0))
+        model = nn.ViT(config, spec, np.random.default_rng(0))
         loss = ops.cross_entropy(model(images), np.array([1, 5]))
         kept.append(sum(saved_bytes(loss).values()))
         assert options.get("dropout") or kept[-1] == pytest.approx(
-            2 * 4 * flops.total(flops.count(config)).kept, rel=0.01
+            2 * 4 * flops.total(flops.count(config, spec)).kept, rel=0.01
         )
         loss.backward()
         found.append([loss.data, *(p.grad for p in model.parameters()), model(images).data])

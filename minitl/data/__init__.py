@@ -16,11 +16,9 @@ from .clutter import clutter, sample
 from .dataset import Dataset
 from .loader import Loader
 from .policies import auto_augment, rand_augment
-from .recipe import training_batch
 
 __all__ = ["Dataset", "Loader", "actors", "auto_augment", "channel_stats", "clutter", "cutmix", "cutout", "sample"]
 __all__ += ["load", "mixup", "normalize", "one_hot", "rand_augment", "random_crop", "random_erasing"]
-__all__ += ["training_batch"]
 
 GENERATED = {"clutter": clutter, "actors": actors, "actors-12fps": functools.partial(actors, fps=12)}
 CLIPS = ("actors", "actors-12fps")

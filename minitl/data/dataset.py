@@ -6,6 +6,7 @@ import numpy as np
 
 from ..backend import describe
 from ..errors import InputError
+from ..nn import DataSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,12 @@ class Dataset:
     def multi_label(self):
         """True if an image (or clip) may have several labels, or none: ``labels`` is (N, K)."""
         return np.ndim(self.labels) == 2
+
+    @property
+    def spec(self):
+        """DataSpec of the images or clips: ``nn.ViT(nn.ViTConfig(), dataset.spec)`` fits them."""
+        *frames, H, W, C = self.images.shape[1:]
+        return DataSpec((H, W), C, len(self.classes), *frames)
 
     def __len__(self):
         return len(self.images)

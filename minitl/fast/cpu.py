@@ -105,7 +105,7 @@ def gelu(x, *, approximate="tanh"):
 
 def _small(x):
     """Return whether exp(x) is safe as it is: to look for the largest number in each row takes as long as exp."""
-    return x.size > 0 and -MAX_EXPONENT < x.min() and x.max() < MAX_EXPONENT
+    return x.size > 0 and x.min() > -MAX_EXPONENT and x.max() < MAX_EXPONENT
 
 
 @override(lambda x, axis=-1: alike(x))

@@ -1,8 +1,8 @@
-"""A batch cut into shards that threads work through, each thread with a copy of the model that shares its weights.
+"""Threads that share a batch, each with a copy of the model that shares its weights.
 
-NumPy lets go of Python's lock while it computes, so threads really run side by side, with one BLAS thread each. And a
-shard is so small that what one op wrote is mostly still in the cache when the next one reads it. (Two processes instead
-of two threads took 0.92 to 0.96 of the time for a step: too little for models, batches and errors to be sent around.)
+NumPy releases Python's lock while it computes, so threads run in parallel, with one BLAS thread each. A batch is cut
+into shards so small that the output of one op is mostly still in the cache when the next op reads it. (Two processes
+instead of two threads took 0.92 to 0.96 of the time of a step: not enough to justify sending models and batches.)
 """
 
 import contextvars
@@ -20,97 +20,93 @@ from ..backend import array_module
 from ..nn import BatchNorm2d
 from . import cpu
 
-MOST_THREADS = 8  # what Python does between two ops takes turns anyway
+MOST_THREADS = 8  # Python code between two ops runs in one thread at a time
 
 
 def cores():
-    """How many processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_threads():
-    """One for each processor that this process may use, at most 8."""
+    """Return the number of processors that this process may use, at most 8."""
     return min(MOST_THREADS, cores())
 
 
 class DataParallel:
-    """Gradients of ``model`` for whole batches, by ``threads`` threads in shards of up to ``shard`` samples.
+    """A model whose batches are shared by ``threads`` threads, in shards of at most ``shard_size`` samples.
 
-    ``rng`` is the generator that the model's dropout draws from; it is set anew for each shard. A thread adds up the
-    gradients of its shards, and those of the threads are added in order, so two runs are equal bit for bit. A model
-    with batch norm gets one shard for each thread, and its batch norms see the whole batch.
+    ``rng`` is the generator that the model's dropout draws from; it is reseeded for each shard. Each thread adds up the
+    gradients of its shards, and then the threads' gradients are added in order, so two runs agree bit for bit. A model
+    with batch norm gets one shard per thread, and its batch norms see the whole batch.
     """
 
-    def __init__(self, model, rng, threads=1, shard=32):
+    def __init__(self, model, rng, threads=1, shard_size=32):
         self.model, self.threads = model, threads
         self.replicas = [(model, rng), *(_replica(model, rng) for _ in range(threads - 1))]
-        self.has_norms, self.shard = any(isinstance(m, BatchNorm2d) for m in model.modules()), shard
+        self.has_norms = any(isinstance(m, BatchNorm2d) for m in model.modules())
+        self.shard_size = None if self.has_norms else shard_size
 
-    def gradients(self, loss, inputs, targets, seed):
-        """Add the gradient of the mean loss to ``grad`` of the model's parameters. Returns (mean loss, outputs).
+    def run(self, forward_backward, batch_size, seed):
+        """Call ``forward_backward(model, shard)`` for each shard and return the results in the shards' order.
 
-        ``loss`` maps outputs and targets of a shard to their mean loss. ``seed``, a ``numpy.random.SeedSequence``,
-        decides what is dropped out.
+        ``shard`` is a slice of the batch. The gradients are added to ``grad`` of the model's parameters. ``seed``, a
+        ``numpy.random.SeedSequence``, determines what is dropped out.
         """
-        threads, shard = self.threads, None if self.has_norms else self.shard
+        threads = self.threads
         if self.has_norms and form("batch_norm", "cpu") is not OVERRIDES["cpu"].get("batch_norm"):
-            threads = 1  # other forms know nothing of a meeting
-        parts = _parts(len(inputs), threads, shard)
-        seeds, found = seed.spawn(len(parts)), [None] * len(parts)
-        threads = min(threads, len(parts))
+            threads = 1  # only the fast form can see the statistics of other threads
+        shards = _shards(batch_size, threads, self.shard_size)
+        seeds, results = seed.spawn(len(shards)), [None] * len(shards)
+        threads = min(threads, len(shards))
         meeting = Meeting(threads)
         for replica, _ in self.replicas[1:]:
             replica.train(self.model.training)
             for p in replica.parameters():
-                p.grad = None  # what an interrupted call has left
+                p.grad = None  # an interrupted call may have left one
 
         def work(k):
             replica, rng = self.replicas[k]
             if threads > 1:
                 meeting.attend(k)
-            for i in range(k, len(parts), threads):
+            for i in range(k, len(shards), threads):
                 rng.bit_generator.state = np.random.PCG64(seeds[i]).state
-                outputs = replica(inputs[parts[i]])
-                mean = loss(outputs, targets[parts[i]])
-                share = len(outputs.data) / len(inputs)
-                mean.backward(mean.data * 0 + mean.dtype.type(share))
-                found[i] = mean.item() * share, outputs.data
+                results[i] = forward_backward(replica, shards[i])
 
-        _run(work, threads, on_error=meeting.barrier.abort)
+        _in_threads(work, threads, on_error=meeting.barrier.abort)
         for replica, _ in self.replicas[1:threads]:
             for mine, other in zip(self.model.parameters(), replica.parameters(), strict=True):
                 if other.grad is not None:
                     mine.grad += other.grad
                     other.grad = None
-        losses, outputs = zip(*found, strict=True)
-        return sum(losses), np.concatenate(outputs)
+        return results
 
 
-def in_shards(fn, inputs, threads=1, shard=32):
-    """``fn`` of all inputs, an array in and a Tensor out, computed shard by shard without gradients; an array."""
-    parts = _parts(len(inputs), threads, shard)
-    found = [None] * len(parts)
+def in_shards(fn, inputs, threads=1, shard_size=32):
+    """Return ``fn(inputs)`` as an array, computed in shards without gradients; ``fn`` maps an array to a Tensor."""
+    shards = _shards(len(inputs), threads, shard_size)
+    outputs = [None] * len(shards)
 
     def work(k):
         with no_grad():
-            for i in range(k, len(parts), threads):
-                found[i] = fn(inputs[parts[i]]).data
+            for i in range(k, len(shards), threads):
+                outputs[i] = fn(inputs[shards[i]]).data
 
-    _run(work, min(threads, len(parts)))
-    return array_module(found[0]).concatenate(found)
+    _in_threads(work, min(threads, len(shards)))
+    return array_module(outputs[0]).concatenate(outputs)
 
 
-def _parts(count, threads, shard):
-    """As many slices of at most ``shard`` samples as the threads can share evenly; one for each where it is None."""
-    if count < 1:
+def _shards(batch_size, threads, shard_size):
+    """Cut a batch into slices of at most ``shard_size`` samples, equally many per thread; one per thread if None."""
+    if batch_size < 1:
         raise ValueError("there are no samples; a batch has at least one")
-    rounds = 1 if shard is None else -(-count // (shard * threads))
-    ends = [count * i // (rounds * threads) for i in range(rounds * threads + 1)]
+    rounds = 1 if shard_size is None else -(-batch_size // (shard_size * threads))
+    ends = [batch_size * i // (rounds * threads) for i in range(rounds * threads + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(ends) if a < b]
 
 
-def _run(work, threads, on_error=lambda: None):
-    """Call ``work(k)`` for each thread k, in the caller's context. Raises the first error, when all have ended."""
+def _in_threads(work, threads, on_error=lambda: None):
+    """Call ``work(k)`` in each thread k, in the caller's context. Raises the first error after all threads ended."""
     if threads == 1:
         return work(0)
     errors = []
@@ -125,7 +121,7 @@ def _run(work, threads, on_error=lambda: None):
     with ThreadPoolExecutor(threads) as pool:
         try:
             wait([pool.submit(contextvars.copy_context().run, run, k) for k in range(threads)])
-        except BaseException:  # no more threads to be had, or Ctrl-C: none shall wait for the others any longer
+        except BaseException:  # a thread could not be started, or Ctrl-C: the others must not wait for each other
             on_error()
             raise
     if errors:
@@ -133,7 +129,7 @@ def _run(work, threads, on_error=lambda: None):
 
 
 def _replica(model, rng):
-    """A copy of a model and its generator that shares the weights, and has gradients of its own."""
+    """Copy a model and its generator; the copy shares the weights and has gradients of its own."""
     shared = {id(p.data): p.data for p in model.parameters()}
     replica, rng = copy.deepcopy((model, rng), shared)
     for p in replica.parameters():
@@ -142,14 +138,14 @@ def _replica(model, rng):
 
 
 class Meeting:
-    """A place where ``count`` threads exchange the statistics of their batch norms; all come equally often."""
+    """A place where ``count`` threads exchange the statistics of their batch norms; all must come equally often."""
 
     def __init__(self, count):
         self.barrier = threading.Barrier(count)
         self.rounds = [[None] * count, [None] * count]  # two: a slow thread still reads while a fast one writes again
 
     def attend(self, k):
-        """Let batch norms in this context, that of thread ``k``, see the statistics of all threads, in order."""
+        """Show the batch norms in this context, that of thread ``k``, the statistics of all threads, in order."""
         turns = itertools.cycle(self.rounds)
 
         def gather(x):
@@ -162,7 +158,7 @@ class Meeting:
 
 
 def one_blas_thread():
-    """From now on, or inside if used by ``with``, a matrix product takes one thread.
+    """Limit matrix products to one thread from now on, or only inside if used by ``with``.
 
     Threads that share a product wait for each other; those that share a batch do not.
     """
@@ -172,10 +168,10 @@ def one_blas_thread():
 
 
 def keep_memory():
-    """Ask the C library to keep freed memory for the next array, and not to give it back to the system.
+    """Ask the C library to keep freed memory for the next array instead of returning it to the system.
 
-    Each step allocates the same arrays again. Without this the system hands them out as fresh pages full of zeros,
-    which takes a fifth of a step. Only the C library of GNU knows the question; elsewhere nothing happens.
+    Each step allocates the same arrays again. Otherwise the system provides them as fresh pages full of zeros, which
+    takes a fifth of a step. Only GNU's C library has this setting; elsewhere nothing happens.
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
     try:

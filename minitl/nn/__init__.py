@@ -1,4 +1,4 @@
-"""Modules: layers with weights, and the models made of them."""
+"""Modules: layers with weights, and models built from them."""
 
 from .baselines import (
     CrossAttention,
@@ -16,6 +16,7 @@ from .baselines import (
 from .bottleneck import X21D, Bottleneck, VectorAttention, X21DConfig
 from .layers import BatchNorm2d, Conv2d, Dropout, DropPath, LayerNorm, Linear
 from .module import Module, Parameter
+from .spec import DataSpec
 from .tokenlearner import TokenFuser, TokenLearner
 from .transformer import MLP, Attention, EncoderBlock
 from .vit import ViT, ViTConfig, inflate

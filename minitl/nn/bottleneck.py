@@ -1,9 +1,9 @@
 """The convolutional video model whose last block works on tokens (paper: Bottleneck Transformer, X(2+1)D).
 
-All blocks are bottlenecks turned inside out: 1x1x1 to more channels, layers that look around, 1x1x1 back, residual.
-In an X(2+1)D block these layers are a 2-D convolution of each frame and a 1-D convolution over time; in the last block
-the one over time gives way to TokenLearner, vector attention among the tokens of all frames, and TokenFuser.
-Clips are (B, T, H, W, C) throughout.
+All blocks are inverted bottlenecks: a 1x1x1 convolution to more channels, layers with a receptive field, a 1x1x1
+convolution back, and a residual. In an X(2+1)D block these layers are a 2-D convolution of each frame and a 1-D
+convolution over time; in the last block, TokenLearner, vector attention among the tokens of all frames and TokenFuser
+replace the latter. Clips are (B, T, H, W, C) throughout.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from .tokenlearner import TokenFuser, TokenLearner
 
 
 class VectorAttention(Module):
-    """(B, N, dim) -> (B, N, dim): attention in which each channel has its own weights (paper, vector transformer).
+    """Attention with separate weights for each channel, (B, N, dim) -> (B, N, dim) (paper, vector transformer).
 
-    It is multi-head attention with as many heads as channels, without a linear layer behind it.
+    It is multi-head attention with as many heads as channels, without a linear layer after it.
     """
 
     def __init__(self, dim, rng=None):
@@ -44,7 +44,7 @@ class SpaceConv(Module):
 
 
 class TimeConv(Module):
-    """Convolution over three frames, at each pixel by itself: (B, T, H, W, channels) -> the same shape."""
+    """Convolution over three frames at each pixel separately: (B, T, H, W, channels) -> the same shape."""
 
     def __init__(self, channels, rng=None):
         self.conv = Conv2d(channels, channels, (3, 1), padding=(1, 0), bias=False, rng=rng)
@@ -57,7 +57,7 @@ class TimeConv(Module):
 class TokenMixer(Module):
     """TokenLearner on each frame, vector attention among the tokens of all frames, TokenFuser with the residual.
 
-    (B, frames, H, W, channels) -> the same shape. The maps come from a single convolution, as in the paper.
+    (B, frames, H, W, channels) -> the same shape. A single convolution makes the maps, as in the paper.
     """
 
     def __init__(self, channels, num_tokens, frames, rng=None):
@@ -67,7 +67,7 @@ class TokenMixer(Module):
         self.fuser = TokenFuser(channels, num_tokens, frames=frames, mix="all", rng=rng)
 
     def maps(self, x):
-        """(B, T, H, W, channels) -> (B, T, num_tokens, H, W)."""
+        """Return the weights of each token: (B, T, H, W, channels) -> (B, T, num_tokens, H, W)."""
         A = self.learner.maps(_fold(x))
         return A.reshape(*x.shape[:2], *A.shape[1:])
 
@@ -77,7 +77,7 @@ class TokenMixer(Module):
 
 
 class Bottleneck(Module):
-    """x + reduce(layers(expand(x))), with batch norm behind each part: (B, T, H, W, channels) -> the same shape.
+    """x + reduce(layers(expand(x))), with batch norm after each part: (B, T, H, W, channels) -> the same shape.
 
     ``expand`` and ``reduce`` are 1x1x1 convolutions, that is linear layers, to ``inner`` channels and back; ``layers``
     are Modules that keep the shape (B, T, H, W, inner). ReLU follows each batch norm, the last one after the sum.
@@ -90,7 +90,7 @@ class Bottleneck(Module):
         self.reduce, self.norm2 = Linear(inner, channels, bias=False, rng=rng), BatchNorm2d(channels)
 
     def inside(self, x, count):
-        """What comes out of the first ``count`` of the layers, (B, T, H, W, inner)."""
+        """Return the output of the first ``count`` layers, (B, T, H, W, inner)."""
         y = ops.relu(self.norm1(self.expand(x)))
         for layer, norm in zip(self.layers[:count], self.norms, strict=False):
             y = ops.relu(norm(layer(y)))
@@ -102,22 +102,14 @@ class Bottleneck(Module):
 
 @dataclass(frozen=True)
 class X21DConfig:
-    """Sizes of an X(2+1)D model, checked when it is made. Raises InputError for what cannot be built."""
+    """Options of an X(2+1)D model. Raises InputError for values that cannot be built."""
 
-    frames: int = 8
-    """frames of a clip"""
-    image_size: tuple[int, int] = (32, 32)
-    """height and width of a frame in pixels"""
-    channels: int = 3
-    """colour channels"""
-    num_classes: int = 10
-    """outputs of the head"""
     widths: tuple[int, ...] = (8, 24)
-    """channels of each stage; each starts by halving height and width"""
+    """channels of each stage; each stage starts by halving height and width"""
     expansion: int = 2
-    """how many times wider a block is inside; about 3.4 in the paper"""
+    """factor by which a block is wider inside; about 3.4 in the paper"""
     last: Literal["tokens", "conv"] = "tokens"
-    """what follows the 2-D convolution in the last block: TokenLearner and its company, or a convolution over time"""
+    """layer after the 2-D convolution in the last block: a TokenMixer or a convolution over time"""
     num_tokens: int = 8
     """tokens per frame in the last block"""
 
@@ -125,33 +117,34 @@ class X21DConfig:
         check_types(self)
         if not self.widths:
             raise InputError("widths is empty; give the channels of at least one stage")
-        for name in ("frames", "image_size", "channels", "num_classes", "widths", "expansion", "num_tokens"):
+        for name in ("widths", "expansion", "num_tokens"):
             value = getattr(self, name)
             if min(value if isinstance(value, tuple) else (value,)) < 1:
-                raise InputError(f"{name} is at least 1, got {value}")
+                raise InputError(f"{name} must be at least 1, got {value}")
 
 
 class X21D(Module):
-    """Clips (B, frames, height, width, channels), float and normalised, to logits (B, num_classes).
+    """X(2+1)D model: clips (B, T, H, W, C), normalised floats, to logits (B, num_classes).
 
-    Each stage is a 3x3 convolution with stride 2 and an X(2+1)D block; one more block follows, with tokens unless
-    ``config.last`` is ``"conv"``; the head reads the mean over frames and pixels.
+    ``config`` is an X21DConfig, ``spec`` the DataSpec of the clips. Each stage is a 3x3 convolution with stride 2 and
+    an X(2+1)D block; one more block follows, with tokens unless ``config.last`` is ``"conv"``; the head reads the mean
+    over frames and pixels.
     """
 
-    def __init__(self, config, rng=None):
+    def __init__(self, config, spec, rng=None):
         rng = default_rng(rng)
-        self.config = config
-        pairs = list(zip((config.channels, *config.widths), config.widths, strict=False))
+        self.config, self.spec = config, spec
+        pairs = list(zip((spec.channels, *config.widths), config.widths, strict=False))
         self.downs = [SpaceConv(c, width, stride=2, rng=rng) for c, width in pairs]
         self.norms = [BatchNorm2d(width) for width in config.widths]
         self.blocks = [self._block(width, "conv", rng) for width in config.widths]
         self.last = self._block(config.widths[-1], config.last, rng)
-        self.head = Linear(config.widths[-1], config.num_classes, rng=rng)
+        self.head = Linear(config.widths[-1], spec.num_classes, rng=rng)
 
     def _block(self, width, kind, rng):
         inner = self.config.expansion * width
         tokens = kind == "tokens"
-        mixer = TokenMixer(inner, self.config.num_tokens, self.config.frames, rng) if tokens else TimeConv(inner, rng)
+        mixer = TokenMixer(inner, self.config.num_tokens, self.spec.frames, rng) if tokens else TimeConv(inner, rng)
         return Bottleneck(width, inner, [SpaceConv(inner, inner, rng=rng), mixer], rng)
 
     def forward(self, clips):
@@ -159,18 +152,21 @@ class X21D(Module):
 
     @property
     def has_maps(self):
-        """Whether there are tokens, with maps that can be looked at."""
+        """True if there are tokens, whose maps ``maps`` returns."""
         return self.config.last == "tokens"
 
     def maps(self, clips):
-        """What each token looks at: (B, T, num_tokens, rows, columns). Raises ValueError for a model without tokens."""
+        """Return each token's weights: (B, T, H, W, C) -> (B, T, num_tokens, rows, columns).
+
+        Raises ValueError if the model has no tokens.
+        """
         if not self.has_maps:
             raise ValueError("this X21D has no tokens, so it has no maps")
         return self.last.layers[1].maps(self.last.inside(self._features(clips), 1))
 
     def _features(self, clips):
         x = clips if isinstance(clips, Tensor) else Tensor(clips)
-        expected = (self.config.frames, *self.config.image_size, self.config.channels)
+        expected = (self.spec.frames, *self.spec.image_size, self.spec.channels)
         if x.ndim != 5 or x.shape[1:] != expected:
             raise ValueError(f"this X21D takes clips (B, {', '.join(map(str, expected))}), got {x.shape}")
         if x.dtype != self.head.weight.dtype:

@@ -1,55 +1,54 @@
-"""The paper's ablations at toy size, and what the parts of a recipe are worth: each is a table of small training runs.
+"""The paper's ablations at toy size, and ablations of a training recipe: tables of small training runs.
 
-Each model is trained with each seed in a run folder of its own, and the results are read back from those folders. So
-the same call goes on where it was stopped, and what is finished is not done again.
+Each model is trained with each seed in a run folder of its own, and the results are read from those folders. So the
+same call continues where it was stopped and does not repeat finished runs.
 """
 
 import csv
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
 from .. import data, flops, train
 from ..errors import InputError, did_you_mean
 from ..nn import X21DConfig
-from ..train import TrainConfig, checkpoint, pictures
+from ..train import TrainConfig, files, pictures
 from ..train.config import absolute
 from ..train.presets import preset
-from ..train.run import CHECKPOINT, CURVES
+from ..train.run import CHECKPOINT, CURVES, load_checkpoint
 
-IMAGES = train.default_config("clutter")  # 8 tokens by TokenLearner 1.1 in front of the first of 2 blocks
+IMAGES = train.default_config("clutter")  # 8 tokens by TokenLearner 1.1 before the first of 2 blocks
 CLIPS = train.default_config("actors")
 PHOTOS = replace(preset("cifar-cpu"), epochs=3)
 MIX = {"mixup": 0.8, "cutmix": 1.0, "mix_until": 0.6}
-ALL = MIX | {"crop": 4, "rand_augment": 2, "label_smoothing": 0.1}  # what the presets for a GPU have beside flips
-PAPER = {"version": "1.0", "pre_norm": True}  # convolutions and sigmoid, behind Scenic's LayerNorm
+ALL = MIX | {"crop": 4, "rand_augment": 2, "label_smoothing": 0.1}  # options of the presets for a GPU, besides flips
+PAPER = {"version": "1.0", "pre_norm": True}  # convolutions and sigmoid, after Scenic's LayerNorm
 SLOW = {"epochs": 3, "batch_size": 32}  # for models that take ten times as long for a clip
 QUICK = {"epochs": 1, "subset": 200}
-FROM_DATA = ("image_size", "frames", "channels", "num_classes")  # what a run takes from its data set
 
 
 def image(**options):
-    """The usual run on images, but for some options of its model."""
+    """Return the default run on images with other options of its model."""
     return replace(IMAGES, model=replace(IMAGES.model, **options))
 
 
 def deep(**options):
-    """The same with twice as many blocks and half as many epochs."""
+    """Return ``image(...)`` with twice as many blocks and half as many epochs."""
     return replace(image(layers=4, **options), epochs=IMAGES.epochs // 2)
 
 
 def clip(**options):
-    """The usual run on clips, but for some options of its model."""
+    """Return the default run on clips with other options of its model."""
     return replace(CLIPS, model=replace(CLIPS.model, **options))
 
 
 def photo(model=None, **options):
-    """The preset for CIFAR on a CPU with half of its epochs, but for some options of its ``model`` or the training."""
+    """Return the preset for CIFAR on a CPU with half of its epochs and other options of its ``model`` or training."""
     return replace(PHOTOS, model=replace(PHOTOS.model, **model or {}), **options)
 
 
 def few(model=None, **options):
-    """The same on plain patches and a tenth of the images, seen so often that the model learns them by heart."""
+    """Return ``photo(...)`` on plain patches and a tenth of the images, with enough epochs to overfit."""
     return replace(photo({"stem": "patch"} | (model or {}), **options), subset=5000, epochs=20)
 
 
@@ -64,7 +63,7 @@ KINDS = {
         "loc 0.5, off": deep(loc=2),
         "loc 0.5, on": deep(loc=2, back="fuser"),
     },
-    # how tokens are averaged; behind a first block, which carries things about, it matters less (Table 5)
+    # how tokens are averaged; after a block, which mixes them, it matters less (Table 5)
     "pooling": {
         "1.0, mean": image(**PAPER),
         "1.0, sum": image(**PAPER, pool="sum"),
@@ -75,7 +74,7 @@ KINDS = {
     },
     # ways back from the middle of the model (Figure 8)
     "back": {name: deep(loc=2, back=name) for name in ("none", "fuser", "unpool", "reproject")},
-    # eight tokens, made in different ways; and all 64 (Table 11)
+    # eight tokens, computed in different ways; and all 64 (Table 11)
     "tokenizer": {
         "learner 1.1": image(),
         "learner 1.0": image(**PAPER),
@@ -91,7 +90,7 @@ KINDS = {
         "bottleneck, tokens": replace(CLIPS, model=X21DConfig(), **SLOW),
         "bottleneck, conv": replace(CLIPS, model=X21DConfig(last="conv"), **SLOW),
     },
-    # a part of the recipe for CIFAR left out, put in the place of another, or added
+    # a part of the recipe for CIFAR left out, replaced, or added
     "recipe": {
         "cifar-cpu": photo(),
         "AdamW": photo(optimizer="adamw", lr=3e-3),
@@ -105,7 +104,7 @@ KINDS = {
         "EMA 0.99": photo(ema=0.99),
         "all regularisation": photo(**ALL),
     },
-    # what helps against learning by heart
+    # remedies for overfitting
     "overfit": {
         "flip": few(),
         "no flip": few(flip=False),
@@ -132,34 +131,32 @@ class Run:
     folder: Path
 
     def result(self):
-        """A row of results.csv as a dict, or None as long as the run is not finished.
+        """Return a row of results.csv as a dict, or None if the run is not finished.
 
-        Raises InputError when its folder holds a run with other options, or metrics that cannot be read.
+        Raises InputError if its folder holds a run with other options, or metrics that cannot be read.
         """
         if not self._exists():
             return None
-        saved = train.load_config(self.folder)
-        model = replace(self.config.model, **{name: getattr(saved.model, name) for name in FROM_DATA})
-        checkpoint.compare_config(asdict(saved), asdict(replace(self.config, model=model)))
+        _, meta = load_checkpoint(self.folder, self.config)
         if not (self.folder / CURVES).is_file():
             return None
         try:
             with open(self.folder / "metrics.csv", newline="") as file:
                 last = list(csv.DictReader(file))[self.config.epochs - 1]
-            found = {"accuracy": float(last["test_accuracy"]), "seconds": float(last["seconds"])}
+            metrics = {"accuracy": float(last["test_accuracy"]), "seconds": float(last["seconds"])}
         except (OSError, ValueError, LookupError, TypeError) as error:
             path = self.folder / "metrics.csv"
             raise InputError(
-                f"{path} is damaged ({error!r}); `minitl train --resume {self.folder}` mends it"
+                f"{path} is damaged ({error!r}); `minitl train --resume {self.folder}` repairs it"
             ) from error
-        cost = flops.total(flops.count(model))
-        return {"name": self.name, "seed": self.seed, "parameters": cost.params, "macs": cost.macs} | found
+        cost = flops.total(flops.count(self.config.model, meta["spec"]))
+        return {"name": self.name, "seed": self.seed, "parameters": cost.params, "macs": cost.macs} | metrics
 
     def finish(self, on_start=lambda trainer: None, on_epoch=lambda row: None):
-        """Train what is not trained yet. Returns ``result()``: None after Ctrl-C, with everything saved.
+        """Train until the run is finished. Returns ``result()``: None after Ctrl-C, with everything saved.
 
-        ``on_start`` gets the Trainer, if there is anything to train, and ``on_epoch`` what ``Trainer.fit`` gives it.
-        Raises InputError where ``train`` or ``result`` do, and says for which run.
+        ``on_start`` is called with the Trainer, if there is anything to train; ``on_epoch`` is that of ``Trainer.fit``.
+        Raises InputErrors of ``train`` and ``result``, with the name of the run.
         """
         try:
             if row := self.result():
@@ -175,15 +172,15 @@ class Run:
 
 
 def plan(kind, folder, seeds=2, dataset=None, quick=False):
-    """The Runs of an ablation in folders below ``folder``: all models with seed 0, then all with seed 1, and so on.
+    """Return the Runs of an ablation in folders below ``folder``: all models with seed 0, then all with seed 1, etc.
 
-    ``dataset`` takes the place of the generated one. ``quick`` is one epoch on few images: it shows that all models
-    run, and no more. Raises InputError for an unknown kind, fewer than one seed, and a data set that does not fit.
+    ``dataset`` replaces the generated one. ``quick`` is one epoch on few images, only to show that all models run.
+    Raises InputError for an unknown kind, fewer than one seed, and a data set that does not fit.
     """
     if kind not in KINDS:
         raise InputError(f"there is no ablation {kind!r}; {did_you_mean(kind, KINDS)}")
     if seeds < 1:
-        raise InputError(f"seeds is at least 1, got {seeds}")
+        raise InputError(f"seeds must be at least 1, got {seeds}")
     if dataset and (kind == "video") != (dataset in data.CLIPS):
         takes, has = ("clips", "images") if kind == "video" else ("images", "clips")
         raise InputError(f"the ablation {kind} needs {takes}, and {dataset} has {has}; choose another data set")
@@ -197,20 +194,20 @@ def plan(kind, folder, seeds=2, dataset=None, quick=False):
 
 
 def folder_of(kind, dataset=None, quick=False):
-    """Where an ablation goes: runs/ablate-tokens, runs/ablate-tokens-photos-quick."""
+    """Return the folder of an ablation: runs/ablate-tokens, runs/ablate-tokens-photos-quick."""
     name = Path(dataset).resolve().name.partition(".")[0] if dataset else ""
     return Path("runs") / _slug(f"ablate {kind} {name} {'quick' if quick else ''}")
 
 
 def score_of(config):
-    """What the accuracy of a TrainConfig's run really is."""
+    """Return the kind of accuracy in a run of a TrainConfig."""
     return "mAP" if config.dataset in data.CLIPS else "accuracy"
 
 
 def summary(rows):
-    """One dict per model: the means of ``accuracy`` and ``seconds`` over its seeds, and the ``spread`` of its accuracy.
+    """Return a dict per model: means of ``accuracy`` and ``seconds`` over its seeds, and ``spread`` of the accuracy.
 
-    ``rows`` are results of Runs, in any order. The spread is the standard deviation; with one seed there is none.
+    ``rows`` are results of Runs, in any order. The spread is the standard deviation; it is absent with one seed.
     """
     groups = {}
     for row in rows:
@@ -224,7 +221,7 @@ def summary(rows):
 
 
 def table(rows, score="accuracy"):
-    """The ``summary`` of ``rows`` as lines of text; ``score`` says what the accuracy is."""
+    """Return the ``summary`` of ``rows`` as lines of text; ``score`` is the kind of accuracy."""
     line = "{:22}{:>12}{:>15}{:>11}{:>9}{:>7}{:>9}"
     lines = [line.format("", "parameters", "multiply-adds", score, "spread", "seeds", "seconds")]
     for row in summary(rows):
@@ -237,11 +234,9 @@ def table(rows, score="accuracy"):
 
 def save(rows, folder, score="accuracy"):
     """Write ``rows`` to results.csv in ``folder``, and their means against the multiply-adds to results.png."""
-    with open(Path(folder) / "results.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    (Path(folder) / "results.png").write_bytes(pictures.png(pictures.accuracy_against_cost(summary(rows), score)))
+    files.write_csv(Path(folder) / "results.csv", rows[0], rows)
+    figure = pictures.accuracy_against_cost(summary(rows), score)
+    files.write(Path(folder) / "results.png", pictures.png(figure))
 
 
 def _slug(words):

@@ -1,7 +1,7 @@
-"""The models of the paper by name, and what the paper says they cost beside what is counted.
+"""Models of the paper by name, and their published cost beside the counted one.
 
-A name reads ``B/16@224+9-8at10-fuser``: size and patch, image side where it is not the paper's usual one, blocks added
-at the end, tokens at ``loc``, way back. ``ViViT-L/16x2`` takes clips, in tubelets of 2 frames; ``-jft`` has a head of
+A name reads ``B/16@224+9-8at10-fuser``: size and patch, image side unless it is the paper's usual one, blocks added at
+the end, tokens at ``loc``, way back. ``ViViT-L/16x2`` takes clips, in tubelets of 2 frames; ``-jft`` has a head of
 18,291 classes, for JFT. Only the names in ``names()`` are known.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..errors import InputError, did_you_mean
 from ..flops import BACKS, Cost, Part, block, conv, count, frames, gelu, linear, norm, pooling, total
-from ..nn import ViTConfig
+from ..nn import DataSpec, ViTConfig
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}  # dim, layers, heads (paper, section 4.1)
 NAME = re.compile(
@@ -23,17 +23,17 @@ UNPUBLISHED = "S/16 S/16@224 S/16-8at6 S/16-16at6 S/16-8at9 B/32-8at6 B/32-16at6
 
 
 class Row(NamedTuple):
-    """A published number: GFLOPs and millions of parameters as printed ("" where there are none)."""
+    """A published number: GFLOPs and millions of parameters as printed, or "" if not given."""
 
     where: str
     model: str
     gflops: str
     params: str = ""
     note: str = ""
-    """why the numbers need not agree"""
+    """reason why the numbers need not agree"""
 
 
-KERAS = "its profiler leaves out attention"
+KERAS = "its profiler omits attention"
 OPEN = "the paper does not say enough to count this module"
 
 PAPER = (
@@ -111,12 +111,12 @@ PAPER = (
 
 
 def names():
-    """All names, in the order of the paper's tables, those without a published number last."""
+    """Return all names in the order of the paper's tables; those without a published number come last."""
     return list(dict.fromkeys([row.model for row in PAPER] + UNPUBLISHED.split()))
 
 
 def find(name):
-    """The known name that ``name`` means, whatever its case. Raises InputError with near matches for others."""
+    """Return the known name that equals ``name`` up to case. Raises InputError with similar names if there is none."""
     known = {known.lower(): known for known in names()}
     if name.lower() not in known:
         hint = did_you_mean(name, known.values(), "`minitl flops --paper` lists the names")
@@ -125,22 +125,21 @@ def find(name):
 
 
 def preset(name):
-    """The ViTConfig of a name. Raises InputError for an unknown one, and for models that no ViTConfig describes.
+    """Return ``(config, spec)``, the ViTConfig and the DataSpec of a named model.
 
-    Patches that do not fit the image are left out at the edge, as in the paper: L/14 at 512 is L/14 at 504.
+    Patches that do not fit the image are left out at its edge, as in the paper: L/14 at 512 is L/14 at 504. Raises
+    InputError for an unknown name and for models that no ViTConfig describes.
     """
     name = find(name)
     if name in SPECIAL:
-        raise InputError(f"{name} is counted, but it is no ViT with options; choose one like B/16-8at6")
+        raise InputError(f"{name} can be counted, but is not a ViT with options; choose one like B/16-8at6")
     f = NAME.fullmatch(name).groupdict()
     dim, layers, heads = SIZES[f["size"]]
     patch, video = int(f["patch"]), f["video"] is not None
     side = int(f["side"] or (224 if video else 512 if f["size"] == "L" else 384)) // patch * patch
-    return ViTConfig(
-        image_size=(side, side),
-        frames=32 if video else 1,
+    classes = 400 if video else 18291 if f["jft"] else 1000
+    config = ViTConfig(
         tubelet=int(f["tubelet"] or 1),
-        num_classes=400 if video else 18291 if f["jft"] else 1000,
         patch_size=patch,
         dim=dim,
         layers=layers + int(f["extra"] or 0),
@@ -151,27 +150,28 @@ def preset(name):
         loc=int(f["loc"] or 0),
         back=f["back"] or "none",
     )
+    return config, DataSpec((side, side), num_classes=classes, frames=32 if video else 1)
 
 
 def count_preset(name):
-    """The Parts of a named model, as ``flops.count`` gives them. Raises InputError for an unknown name."""
+    """Return the Parts of a named model, like ``flops.count``. Raises InputError for an unknown name."""
     name = find(name)
-    return SPECIAL[name]() if name in SPECIAL else count(preset(name))
+    return SPECIAL[name]() if name in SPECIAL else count(*preset(name))
 
 
 def _pool_twice(first, second):
-    """Table 5's two poolings: 64 tokens from block ``first`` on, 4 from block ``second`` on."""
-    config = preset("L/16-pool16at12")
-    *parts, few, head = count(replace(config, num_tokens=64, loc=first))
+    """Count Table 5's two poolings: 64 tokens from block ``first`` on, 4 from block ``second`` on."""
+    config, spec = preset("L/16-pool16at12")
+    *parts, few, head = count(replace(config, num_tokens=64, loc=first), spec)
     fewer = Part("block", config.layers - second, 4, block(4, config.dim, config.mlp_dim, config.heads))
     return [*parts, replace(few, times=second - first), replace(parts[-1], tokens=4), fewer, head]
 
 
 def _keras(tokens=None, loc=0, layers=4):
-    """The mini ViT of the Keras example: heads as wide as the model (128), and GELU behind both layers of the MLP."""
+    """Count the mini ViT of the Keras example: heads as wide as the model (128), GELU after both layers of the MLP."""
     options = {"tokenizer": "none"} if tokens is None else {"num_tokens": tokens, "loc": loc}
-    sizes = {"image_size": (48, 48), "patch_size": 6, "dim": 128, "heads": 4, "mlp_dim": 256, "num_classes": 10}
-    parts = count(ViTConfig(**sizes, layers=layers, **options))
+    sizes = {"patch_size": 6, "dim": 128, "heads": 4, "mlp_dim": 256}
+    parts = count(ViTConfig(**sizes, layers=layers, **options), DataSpec((48, 48)))
 
     def wide(n):
         return block(n, 128, 256, 4, e=4 * 128) + gelu(n * 128) + Cost(elementwise=5 * n * 128)
@@ -180,27 +180,26 @@ def _keras(tokens=None, loc=0, layers=4):
 
 
 def _module(name):
-    """Modules of Tables 11 and 12 in a row: 64 frames of 8 x 8 pixels, 432 channels, 8 tokens per frame.
+    """Count a sequence of modules of Tables 11 and 12: 64 frames of 8 x 8 pixels, 432 channels, 8 tokens per frame.
 
     Their activations are not counted.
     """
     T, P, S, d = 64, 64, 8, 432
-    clip = ViTConfig(image_size=(8, 8), patch_size=1, frames=T, dim=d, heads=1, num_tokens=S)
 
     def attention(groups, n):  # queries and keys of width 128, no output layer: this fits the printed parameters
         return Cost(d * (2 * 128 + d), groups * (n * d * (2 * 128 + d) + n * n * (128 + d)))
 
     vector_attention = 3 * linear(T * S, d, d) + Cost(macs=2 * (T * S) ** 2 * d)
     costs = {
-        "conv2d": frames(T, conv(8, 8, 3, d, d)),
+        "conv2d": frames(T, conv(P, 3, d, d)),
         "conv1d": Cost(3 * d * d, T * P * 3 * d * d),
         "joint": attention(1, T * P),
         "spatial": attention(T, P),
         "temporal": attention(P, T),
         "mixer": 2 * linear(d, T, T) + 2 * linear(T, d, d),  # on the mean of each frame: this fits what is printed
-        "tokenlearner": frames(T, norm(P, d) + conv(8, 8, 3, d, S) + pooling(P, S, d))
+        "tokenlearner": frames(T, norm(P, d) + conv(P, 3, d, S) + pooling(P, S, d))
         + vector_attention
-        + BACKS["fuser"](clip, T, P, S, d),
+        + BACKS["fuser"](ViTConfig(), T, P, S, d),
     }
     return [Part(part, 1, T * P, replace(costs[part], kept=0)) for part in name.split("+")]
 
@@ -217,10 +216,10 @@ SPECIAL = {
 
 
 def paper():
-    """All rows of PAPER with what is counted beside them, as dicts; GFLOPs, millions of parameters, errors in percent.
+    """Return all rows of PAPER beside the counted cost: dicts of GFLOPs, millions of parameters, errors in percent.
 
-    ``agrees`` says whether the count lies within 0.5 % of the printed GFLOPs, 1 % of the printed parameters, or rounds
-    to them. The tables of modules count a multiply-add as 2, all others as 1.
+    ``agrees`` is true if the count lies within 0.5 % of the printed GFLOPs, 1 % of the printed parameters, or rounds to
+    them. The tables of modules count a multiply-add as 2, all others as 1.
     """
     return [_compare(row) for row in PAPER]
 
@@ -254,7 +253,7 @@ def _agrees(value, printed, percent):
 
 
 def paper_table():
-    """``paper()`` as lines of text."""
+    """Return ``paper()`` as lines of text."""
     rows, line = paper(), "{:9}{:31}{:>9}{:>11}{:>8}{:>11}{:>8}{:>10}{:>10}  {}"
     lines = [
         "GFLOPs as printed, counted as multiply-adds alone, and with elementwise terms; parameters in millions",
@@ -267,5 +266,5 @@ def paper_table():
         cells = (printed.gflops, macs, errors[0], flops, errors[1], printed.params, f"{row['counted_params']:.2f}")
         lines.append(line.format(row["where"], row["model"], *cells, row["note"]).rstrip())
     agree = sum(row["agrees"] for row in rows)
-    lines.append(f"{agree} of {len(rows)} rows agree; a remark stands beside each of the others")
+    lines.append(f"{agree} of {len(rows)} rows agree; the others have a remark beside them")
     return "\n".join([*lines, f"counted without a published number: {UNPUBLISHED}"])

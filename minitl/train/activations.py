@@ -1,4 +1,4 @@
-"""How strongly each stage of a model acts, and where."""
+"""Activation maps: how strongly each stage of a model responds at each place."""
 
 from ..autograd import no_grad
 from ..backend import to_numpy
@@ -6,12 +6,11 @@ from ..nn import X21D
 
 
 def activation_maps(model, images):
-    """How strongly a ViT or X21D acts at each place: the mean over the channels of its squared activations.
+    """Return the mean over the channels of the squared activations of each stage of a ViT or X21D at each place.
 
-    For normalised images (B, H, W, C) or clips, a dict from the name of each stage to maps (B, h, w), for clips
-    (B, T', h, w). A stage is a part of the model behind which every place has channels of its own: the patches and the
-    blocks before the tokenizer; behind it only a way back makes more. (Zagoruyko and Komodakis, 2017, show their
-    attention so.)
+    Maps normalised images (B, H, W, C) or clips to {stage: maps (B, h, w)}, or (B, T', h, w) for clips. A stage is a
+    part of the model whose output has channels for each place: the patches and the blocks before the tokenizer, and the
+    ways back after it (Zagoruyko and Komodakis, 2017, section 3.1).
     """
     if isinstance(model, X21D):
         stages = {f"stage {i + 1}": block for i, block in enumerate(model.blocks)} | {"last block": model.last}
@@ -19,12 +18,12 @@ def activation_maps(model, images):
         first = model.config.loc if model.tokenizer else len(model.blocks)
         stages = {"patches": model.drop} | {f"block {i}": model.blocks[i] for i in range(first)}
         stages |= {f"block {first + i}": back for i, back in enumerate(model.backs)}
-    found = {}
+    outputs = {}
 
     def recording(name, forward):
         def record(*args):
-            found[name] = forward(*args)
-            return found[name]
+            outputs[name] = forward(*args)
+            return outputs[name]
 
         return record
 
@@ -36,8 +35,8 @@ def activation_maps(model, images):
     finally:
         for module in stages.values():
             del module.forward
-    maps = {name: (to_numpy(y) ** 2).mean(-1) for name, y in found.items()}
+    maps = {name: (to_numpy(y) ** 2).mean(-1) for name, y in outputs.items()}
     if isinstance(model, X21D):
         return maps
-    shape = (model.config.time_steps, *model.config.grid)[images.ndim == 4 :]
+    shape = model.grid[images.ndim == 4 :]
     return {name: y.reshape(len(images), *shape) for name, y in maps.items()}

@@ -1,6 +1,6 @@
-"""A run in one safetensors file: written whole or not at all, and read back only where everything fits.
+"""A run in one safetensors file: written whole or not at all, and read back only if everything fits.
 
-What has ``state_dict()`` and ``load_state_dict()`` is a part; ``collect`` names its arrays ``part.name``, as in
+Everything with ``state_dict()`` and ``load_state_dict()`` is a part; ``collect`` names its arrays ``part.name``, as in
 ``model.head.weight`` or ``optimizer.exp_avg``. Counters, generators, configuration and metrics go into ``meta``:
 
     parts = {"model": model, "optimizer": optimizer, "ema": ema}
@@ -21,19 +21,19 @@ from ..backend import describe, to_numpy
 from ..errors import InputError
 from . import files
 
-FORMAT = 1  # raise it when a file is no longer read correctly by an older minitl
+FORMAT = 2  # increase it when older versions of minitl can no longer read the files correctly
 DTYPES = ("float32", "float64", "int64", "uint8", "bool")
 
 
 def save(path, arrays, meta):
-    """Write ``arrays`` (name -> array of either library) and ``meta`` (a dict that JSON can hold) to the file ``path``.
+    """Write ``arrays``, {name: NumPy or CuPy array}, and ``meta``, a dict for JSON, to the file ``path``.
 
-    At every moment ``path`` is either the old checkpoint or the new one, see ``files.write``, which raises
-    ``InputError``. ``TypeError`` is for other dtypes than ``DTYPES`` or a ``meta`` that JSON cannot hold.
+    At every moment ``path`` is either the old checkpoint or the new one, see ``files.write``. Raises InputError if it
+    cannot be written, and TypeError for dtypes other than ``DTYPES`` or a ``meta`` that JSON cannot hold.
     """
     from safetensors.numpy import save as to_bytes
 
-    # safetensors writes the memory as it lies, so the order has to be C
+    # safetensors writes memory as it is, so the order must be C
     host = {name: np.asarray(to_numpy(array), order="C") for name, array in arrays.items()}
     for name, array in host.items():
         if array.dtype not in DTYPES:
@@ -43,9 +43,9 @@ def save(path, arrays, meta):
 
 
 def load(path):
-    """The ``(arrays, meta)`` that ``save`` wrote to ``path``, as NumPy arrays, bit for bit.
+    """Return the ``(arrays, meta)`` that ``save`` wrote to ``path``, as NumPy arrays, bit for bit.
 
-    Raises ``InputError`` for a file that is missing, cut short, not of minitl, or of a later format.
+    Raises InputError if the file is missing, truncated, not from minitl, or of a later format.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -64,19 +64,19 @@ def load(path):
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["meta"])  # noqa: SIM118
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is damaged, cut short, or no checkpoint at all ({error}); use another one") from error
+        raise InputError(f"{path} is damaged, truncated or not a checkpoint ({error}); use another one") from error
 
 
 def collect(parts):
-    """One dict ``part.name`` -> array of everything in the ``state_dict()`` of all ``parts`` (a dict by part name)."""
+    """Return {part.name: array} of the ``state_dict()`` of all ``parts``, a dict of objects by name."""
     return {f"{part}.{name}": array for part, owner in parts.items() for name, array in owner.state_dict().items()}
 
 
 def restore(arrays, parts, ignore=()):
-    """Load ``arrays``, as ``load`` gives them, into ``parts``; those of the parts named in ``ignore`` are left out.
+    """Load ``arrays``, as returned by ``load``, into ``parts``, except those of the parts named in ``ignore``.
 
-    Raises ``InputError`` with one list of every name that is missing or unknown and every array of another shape or
-    dtype; then nothing is changed.
+    Raises InputError with a list of all names that are missing or unknown and all arrays of another shape or dtype;
+    then nothing changes.
     """
     found = {name: array for name, array in arrays.items() if name.split(".")[0] not in ignore}
     wanted = collect(parts)
@@ -93,7 +93,7 @@ def restore(arrays, parts, ignore=()):
 
 
 def compare_config(saved, wanted):
-    """Raise ``InputError`` with a list of all fields in which two configurations (dicts, also nested) differ."""
+    """Raise InputError with a list of all fields in which two configurations, dicts that may be nested, differ."""
     saved, wanted = _flatten(saved), _flatten(wanted)
     absent = object()
     names = [name for name in saved | wanted if saved.get(name, absent) != wanted.get(name, absent)]
@@ -102,12 +102,12 @@ def compare_config(saved, wanted):
     ]
     if wrong:
         raise InputError(
-            "the checkpoint is of another configuration; use its options, or start a new run\n  " + "\n  ".join(wrong)
+            "the checkpoint has another configuration; use its options, or start a new run\n  " + "\n  ".join(wrong)
         )
 
 
 def _flatten(config, prefix=""):
-    """{"model": {"width": 48}} -> {"model.width": 48}, with values as JSON gives them back: a tuple is a list."""
+    """Map {"model": {"width": 48}} to {"model.width": 48}, with values as JSON returns them: tuples become lists."""
     flat = {}
     for name, value in config.items():
         nested = isinstance(value, dict)

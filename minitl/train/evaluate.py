@@ -1,4 +1,4 @@
-"""What a model is worth on a data set, and what it looks at there."""
+"""Evaluation of a model on a data set, and pictures of its maps."""
 
 import contextlib
 
@@ -15,57 +15,57 @@ from .step import hits, mean_loss, thread_count
 
 
 def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None, flip=False):
-    """What a model is worth on a data set, as a dict; None as soon as ``stop`` is not empty.
+    """Return the metrics of a model on a Dataset as a dict, or None as soon as ``stop`` is not empty.
 
-    loss           the mean over the images
-    accuracy       where images have several labels, the mean average precision
-    confusion      where they have one: how many of each class were taken for which, see ``metrics.confusion_counts``
-    map_mass       where the data set has boxes and the model maps: see ``metrics.map_mass``
-    flip_accuracy  if ``flip``: with flip averaging, by the mean of the logits of an image and of its mirror image
+    loss           mean over the images
+    accuracy       for images with several labels, the mean average precision
+    confusion      for images with one label: counts of true and predicted classes, see ``metrics.confusion_counts``
+    map_mass       if the data set has boxes and the model has maps: see ``metrics.map_mass``
+    flip_accuracy  if ``flip``: accuracy of the mean logits of each image and its mirror image
 
-    ``mean`` and ``std`` (channels,) are those of the training images. ``threads`` is as many as there is work for where
-    it is not given. Raises InputError for ``flip`` where there are clips: mirrored motions are others.
+    ``mean`` and ``std`` (C,) are those of the training images; ``threads`` is by default as in training.
+    Raises InputError for ``flip`` with clips, whose mirror images show other motions.
     """
     if flip and dataset.images.ndim == 5:
         raise InputError("flip averaging needs images; mirrored clips show other motions, so leave it out")
     loss, mass, scores, mirrored = 0.0, 0.0, [], []
     with_maps = dataset.boxes is not None and model.has_maps
     with _evaluating(model) as device, one_blas_thread():
-        share = {"shard": None} if device == "cuda" else {"threads": threads or thread_count(model.config, batch_size)}
+        threads = threads or thread_count(model.config, model.spec, batch_size)
+        share = {"shard_size": None} if device == "cuda" else {"threads": threads}
         for first in range(0, len(dataset), batch_size):
             if stop:
                 return None
-            part = dataset.take(slice(first, first + batch_size))
-            images = to_device(data.normalize(part.images, mean, std), device)
-            labels = to_device(part.labels, device)
+            batch = dataset.take(slice(first, first + batch_size))
+            images = to_device(data.normalize(batch.images, mean, std), device)
+            labels = to_device(batch.labels, device)
             logits = in_shards(model, images, **share)
-            loss += mean_loss(Tensor(logits), labels).item() * len(part)
+            loss += mean_loss(Tensor(logits), labels).item() * len(batch)
             scores.append(to_numpy(logits))
             if flip:
                 mirrored.append(to_numpy(in_shards(model, images[:, :, ::-1].copy(), **share)))
             if with_maps:
                 maps = in_shards(model.maps, images, **share)
-                mass += float(metrics.map_mass(maps, part.boxes, part.images.shape[-3:-1]).sum())
+                mass += float(metrics.map_mass(maps, batch.boxes, batch.images.shape[-3:-1]).sum())
     scores, n = np.concatenate(scores), len(dataset)
-    found = {"loss": loss / n, "accuracy": hits(scores, dataset.labels) / n}
+    result = {"loss": loss / n, "accuracy": hits(scores, dataset.labels) / n}
     if not dataset.multi_label:
-        found["confusion"] = confusion_counts(dataset.labels, scores.argmax(1), len(dataset.classes))
+        result["confusion"] = confusion_counts(dataset.labels, scores.argmax(1), len(dataset.classes))
     if with_maps:
-        found["map_mass"] = mass / n
+        result["map_mass"] = mass / n
     if flip:
-        found["flip_accuracy"] = hits((scores + np.concatenate(mirrored)) / 2, dataset.labels) / n
-    return found
+        result["flip_accuracy"] = hits((scores + np.concatenate(mirrored)) / 2, dataset.labels) / n
+    return result
 
 
 def draw_maps(path, model, dataset, mean, std, count=None, stages=False):
-    """Save a PNG of the model's maps over ``count`` images, as far apart in the data set as can be.
+    """Save a PNG of the model's maps over ``count`` images, evenly spaced in the data set; by default 8, or 2 clips.
 
-    (Files are sorted by class, so the first images are often all of one.) By default 8 images, or 2 clips. ``stages``
-    shows how strongly each stage of the model acts, and where, in place of what the tokens look at.
-    Raises InputError when there are no maps.
+    (The first images of a folder are often all of one class.) ``stages=True`` shows how strongly each stage of the
+    model responds at each place instead. Raises InputError if the model has no maps.
     """
     if not (stages or model.has_maps):
-        raise InputError("the tokens of this model do not come from maps, so there are none to draw; try --stages")
+        raise InputError("the tokens of this model do not come from maps, so there is nothing to draw; try --stages")
     clips = dataset.images.ndim == 5
     some = dataset.take(np.unique(np.linspace(0, len(dataset) - 1, count or (2 if clips else 8), dtype=int)))
     with _evaluating(model) as device:
@@ -80,7 +80,7 @@ def draw_maps(path, model, dataset, mean, std, count=None, stages=False):
 
 @contextlib.contextmanager
 def _evaluating(model):
-    """The model in evaluation mode, without gradients; gives the device it is on."""
+    """Set the model to evaluation mode without gradients; yield the device it is on."""
     before = model.training
     model.eval()
     try:

@@ -1,7 +1,9 @@
-"""What must not end half done: a file that is written, and a run that somebody interrupts."""
+"""Files that are written whole or not at all, and Ctrl-C that lets a run save its state."""
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import shutil
 import signal
@@ -14,8 +16,8 @@ from ..errors import InputError
 def write(path, content):
     """Write the bytes ``content`` to the file ``path``.
 
-    They are first written beside ``path`` and then take its place, so that at every moment ``path`` is either the old
-    file or the new one, whole. Raises InputError when it cannot be written, for instance because the disk is full.
+    They are written to a file beside ``path`` that then replaces it, so at every moment ``path`` is either the old file
+    or the new one, whole. Raises InputError if it cannot be written, for instance because the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -30,22 +32,31 @@ def write(path, content):
             temporary.unlink(missing_ok=True)
 
 
+def write_csv(path, columns, rows):
+    """Write ``rows``, dicts with the keys ``columns``, as a table to the file ``path``, see ``write``."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, os.fsencode(text.getvalue()))
+
+
 @contextlib.contextmanager
 def writing(path, size=0):
-    """Inside, what the system has against writing ``path``, of ``size`` bytes, becomes an InputError."""
+    """Turn an OSError from writing ``size`` bytes to ``path`` into an InputError."""
     try:
         yield
     except OSError as error:
-        path, reason, remedy = Path(path), error.strerror or error, "mend that"
+        path, reason, remedy = Path(path), error.strerror or error, "fix that"
         if size and error.errno in (errno.ENOSPC, errno.EDQUOT):
             free, remedy = shutil.disk_usage(path.parent).free, "make room"
-            reason = f"{reason}: it takes {size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free there"
+            reason = f"{reason}: it takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free there"
         old = "; the old file is unchanged" if path.is_file() else ""
         raise InputError(f"cannot write {path} ({reason}); {remedy}, or choose another place{old}") from error
 
 
 def check_folder(path):
-    """Raise InputError unless files can be written in the folder ``path``. One that is missing stays so."""
+    """Raise InputError unless files can be written in the folder ``path``. A missing folder is not created."""
     with writing(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
@@ -60,7 +71,7 @@ def check_folder(path):
 
 @contextlib.contextmanager
 def ctrl_c():
-    """Gives a list that is not empty after Ctrl-C; the second Ctrl-C interrupts as usual."""
+    """Yield a list that is not empty after Ctrl-C; a second Ctrl-C interrupts as usual."""
     pressed = []
 
     def on_signal(*_):
@@ -70,7 +81,7 @@ def ctrl_c():
 
     try:
         before = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:  # only the main thread may ask for signals
+    except ValueError:  # only the main thread can handle signals
         yield pressed
         return
     try:

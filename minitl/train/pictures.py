@@ -1,6 +1,6 @@
-"""Pictures of a run: maps, curves, confusions.
+"""Figures of a run: maps, curves, confusion matrices.
 
-Pictures are matplotlib figures; matplotlib is imported when the first one is drawn.
+They are matplotlib figures; matplotlib is imported when the first one is drawn.
 """
 
 import io
@@ -10,64 +10,70 @@ import numpy as np
 
 from ..backend import to_numpy
 
-MOST = 16  # tokens and frames in one picture
-CLASSES = 20  # in one picture
+MOST_MAPS = 16  # tokens, or frames, in one figure
+MOST_CLASSES = 20  # in one figure
 
 
 def show_maps(images, maps, boxes=None, rows=None):
-    """A figure with one row per image: the image, then the maps over it, bright where a map is large.
+    """Return a figure with one row per image: the image, then the maps over it, bright where a map is large.
 
-    images uint8 (B, H, W, C) with C 1 or 3, or a list of images whose sizes may differ; maps (B, S, h, w), each spread
-    over its own smallest and largest value; boxes (B, 4) in pixels as for ``map_mass``, or None; ``rows`` what is
-    written beside each image, or None. Of more than 16 maps the first 16 are shown.
+    images  uint8 (B, H, W, C) with C 1 or 3, or a list of images of different sizes
+    maps    (B, S, h, w), each scaled to its own range; only the first 16 are shown
+    boxes   (B, 4) in pixels as for ``map_mass``, or None
+    rows    B labels, or None
     """
     maps, shapes = to_numpy(maps), [np.shape(image) for image in images]
     if {len(shape) for shape in shapes} != {3} or maps.ndim != 4 or len(maps) != len(images):
         raise ValueError(f"needs images (B, H, W, C) and maps (B, S, h, w), got {shapes} and {maps.shape}")
-    return show_stages(images, {f"token {s + 1}": maps[:, s] for s in range(min(maps.shape[1], MOST))}, boxes, rows)
+    stages = {f"token {s + 1}": maps[:, s] for s in range(min(maps.shape[1], MOST_MAPS))}
+    return show_stages(images, stages, boxes, rows)
 
 
 def show_stages(images, stages, boxes=None, rows=None):
-    """The same for maps of any size, such as ``activation_maps``: ``stages`` is {title: maps (B, h, w)}."""
-    pictures = [[image, *(_lit(image, maps[b]) for maps in stages.values())] for b, image in enumerate(images)]
+    """Return a figure like ``show_maps`` for maps of any size, ``stages`` = {title: maps (B, h, w)}."""
+    pictures = [[image, *(_brightened(image, maps[b]) for maps in stages.values())] for b, image in enumerate(images)]
     boxes = None if boxes is None else [[box] * (1 + len(stages)) for box in boxes]
-    return _table(pictures, boxes, ["image", *stages], rows)
+    return _grid(pictures, boxes, ["image", *stages], rows)
 
 
 def show_clip_maps(clips, maps, boxes=None):
-    """A figure with a film strip per clip: its frames side by side, and below them a row for each token.
+    """Return a figure with a film strip per clip: its frames side by side, and below them a row for each token.
 
-    clips uint8 (B, T, H, W, C) with C 1 or 3; maps (B, T', S, h, w), those of a tubelet being shown on each of its
-    frames. A token's maps are spread over their smallest and largest value in the whole clip, so that one sees when it
-    looks at nothing. boxes (B, T, M, 4), or None. Of more than 16 tokens or frames the first 16 are shown.
+    clips   uint8 (B, T, H, W, C) with C 1 or 3
+    maps    (B, T', S, h, w), each shown on all frames of its tubelet; those of a token are scaled to their range in
+            the whole clip, to show when it looks at nothing
+    boxes   (B, T, M, 4), or None
+
+    Only the first 16 tokens and frames are shown.
     """
     maps = to_numpy(maps)
     if np.ndim(clips) != 5 or maps.ndim != 5 or len(maps) != len(clips):
         raise ValueError(f"needs clips (B, T, H, W, C) and maps (B, T', S, h, w), got {np.shape(clips)}, {maps.shape}")
-    return show_clip_stages(clips, {f"token {s + 1}": maps[:, :, s] for s in range(min(maps.shape[2], MOST))}, boxes)
+    stages = {f"token {s + 1}": maps[:, :, s] for s in range(min(maps.shape[2], MOST_MAPS))}
+    return show_clip_stages(clips, stages, boxes)
 
 
 def show_clip_stages(clips, stages, boxes=None):
-    """The same for maps of any size, such as ``activation_maps``: ``stages`` is {title: maps (B, T', h, w)}."""
-    T, pictures = min(clips.shape[1], MOST), []
+    """Return a figure like ``show_clip_maps`` for maps of any size, ``stages`` = {title: maps (B, T', h, w)}."""
+    T, pictures = min(clips.shape[1], MOST_MAPS), []
     for b, clip in enumerate(clips):
         pictures.append(list(clip[:T]))
         for maps in stages.values():
-            frames = maps[b].repeat(clips.shape[1] // maps.shape[1], axis=0)  # those of a tubelet have its map
-            pictures.append([_lit(clip[t], frames[t], frames.min(), frames.max()) for t in range(T)])
+            frames = maps[b].repeat(clips.shape[1] // maps.shape[1], axis=0)  # the map of a tubelet for each frame
+            pictures.append([_brightened(clip[t], frames[t], frames.min(), frames.max()) for t in range(T)])
     boxes = None if boxes is None else np.repeat(boxes[:, :T], 1 + len(stages), axis=0)
-    return _table(pictures, boxes, [f"frame {t + 1}" for t in range(T)], ["clip", *stages] * len(clips))
+    return _grid(pictures, boxes, [f"frame {t + 1}" for t in range(T)], ["clip", *stages] * len(clips))
 
 
-def _table(pictures, boxes, columns, rows=None):
-    """A figure of pictures (H, W, C) in rows and columns, each with its box (4,), its boxes (M, 4), or None at all."""
+def _grid(pictures, boxes, columns, rows=None):
+    """Return a figure of pictures (H, W, C) in rows and columns, each with its box (4,) or boxes (M, 4), or none."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     H, W, C = pictures[0][0].shape
     if C not in (1, 3):
         raise ValueError(f"needs pictures with 1 or 3 colour channels, got {C}")
-    height = 1.05 * H / W  # of a picture in inches; all are as wide as the word above them
+    height = 1.05 * H / W  # of a picture in inches; its width leaves room for the title
     figure = Figure(figsize=(1.05 * len(columns), height * len(pictures) + 0.3), dpi=110, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     for i, line in enumerate(figure.subplots(len(pictures), len(columns), squeeze=False)):
@@ -87,10 +93,10 @@ def _table(pictures, boxes, columns, rows=None):
     return figure
 
 
-def _lit(image, weights, low=None, high=None):
-    """The image (H, W, C), at full brightness where a map (h, w) is ``high`` and at a quarter of it where ``low``.
+def _brightened(image, weights, low=None, high=None):
+    """Return the image (H, W, C) at full brightness where a map (h, w) is ``high``, and a quarter of it where ``low``.
 
-    By default these are the map's own largest and smallest value.
+    By default these are the largest and smallest value of the map.
     """
     H, W, _ = image.shape
     low, high = weights.min() if low is None else low, weights.max() if high is None else high
@@ -100,10 +106,10 @@ def _lit(image, weights, low=None, high=None):
 
 
 def accuracy_against_cost(rows, score="accuracy"):
-    """A figure of what models achieve against what they cost, one point per row.
+    """Return a figure of the accuracy of models against their cost, one point per row.
 
-    Rows are dicts of ``name``, ``macs`` (multiply-adds of one image or clip), ``accuracy`` from 0 to 1 (what it is,
-    ``score`` says), and for a mean over several seeds ``spread``, drawn as a bar to both sides.
+    Rows are dicts of ``name``, ``macs`` (multiply-adds of one image or clip), ``accuracy`` from 0 to 1 (labelled
+    ``score``), and for a mean over several seeds ``spread``, drawn as an error bar.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -124,7 +130,7 @@ def accuracy_against_cost(rows, score="accuracy"):
 
 
 def _name_points(axes, points):
-    """Write names near their points (name, x, y, spread), where they cover least; a line leads to those farther off."""
+    """Label points (name, x, y, spread) where names overlap least; a line leads to names that are further away."""
     axes.figure.draw_without_rendering()  # pixels are known from here on
     where = axes.transData.transform
     bars = np.array([where([(x, y - spread), (x, y + spread)]).ravel() for _, x, y, spread in points])
@@ -148,11 +154,10 @@ def _name_points(axes, points):
 
 
 def confusion(counts, classes):
-    """A figure of what images of each class were taken for: the share of each class, row by row, in percent.
+    """Return a figure of a confusion matrix: the share of each predicted class in percent, one row per true class.
 
-    counts (K, K): how many images of the class of the row were taken for that of the column, as
-    ``metrics.confusion_counts`` has them; a class without images has an empty row. Of more than 20 classes those 20 are
-    shown that are taken for one another most often.
+    counts (K, K) are those of ``metrics.confusion_counts``; a class without images has an empty row. Of more than 20
+    classes, only the 20 that are confused most often are shown.
     """
     from matplotlib.figure import Figure
 
@@ -161,10 +166,10 @@ def confusion(counts, classes):
         raise ValueError(f"needs counts ({K}, {K}) of {K} classes, got {counts.shape}")
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     title = f"{np.trace(counts) / max(counts.sum(), 1):.1%} of {counts.sum():,} images are right; rows in percent"
-    if K > CLASSES:
-        title += f"\nthe {CLASSES} of {K} classes that are taken for one another most often"
-        shown = _most_confused(counts, CLASSES)
-        shares, classes, K = shares[np.ix_(shown, shown)], [classes[k] for k in shown], CLASSES
+    if K > MOST_CLASSES:
+        title += f"\nthe {MOST_CLASSES} of {K} classes that are confused most often"
+        shown = _most_confused(counts, MOST_CLASSES)
+        shares, classes, K = shares[np.ix_(shown, shown)], [classes[k] for k in shown], MOST_CLASSES
     side = max(4, 2 + 0.42 * K)
     figure = Figure(figsize=(side, side), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -173,9 +178,9 @@ def confusion(counts, classes):
     plain = {"fontsize": 8, "parse_math": False}  # a class may be called $x$
     axes.set_xticks(range(K), names, rotation=45, ha="right", rotation_mode="anchor", **plain)
     axes.set_yticks(range(K), names, **plain)
-    axes.set_xlabel("taken for")
+    axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    figure.suptitle(title, fontsize=9)  # over the names too, which may leave a narrow picture
+    figure.suptitle(title, fontsize=9)  # wide names may leave a narrow picture
     axes.spines[:].set_visible(False)
     for i, j in np.argwhere(shares):
         text = f"{shares[i, j]:.0f}" if shares[i, j] >= 1 else "<1"
@@ -184,16 +189,16 @@ def confusion(counts, classes):
 
 
 def _most_confused(counts, n):
-    """The sorted indices of ``n`` classes: those of the pairs that were mistaken most often, and so on."""
+    """Return the sorted indices of the ``n`` classes in the pairs that are confused most often."""
     wrong = counts * (1 - np.eye(len(counts), dtype=int))
     pairs = np.argsort(-wrong, axis=None, kind="stable")[: n * n]  # more than n classes have
     return sorted(list(dict.fromkeys(k for pair in pairs for k in divmod(pair, len(counts))))[:n])
 
 
 def curves(rows, score="accuracy"):
-    """A figure of loss and accuracy by epoch, from the rows of ``metrics.csv`` (a list of dicts of numbers).
+    """Return a figure of loss and accuracy by epoch, from the rows of ``metrics.csv`` (a list of dicts of numbers).
 
-    ``score`` says what the accuracy is.
+    ``score`` is the name of the accuracy.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -218,7 +223,7 @@ def curves(rows, score="accuracy"):
 
 
 def png(figure):
-    """The PNG file of a figure, as bytes. A character that the font does not have is drawn as a box."""
+    """Return a figure as the bytes of a PNG file. Characters that the font lacks are drawn as boxes."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")

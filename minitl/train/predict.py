@@ -1,4 +1,4 @@
-"""What a run says about somebody's own pictures: the likeliest classes, and where its tokens look."""
+"""Predictions of a run for picture files: the most likely classes, and the maps of its tokens."""
 
 import warnings
 from dataclasses import dataclass
@@ -11,30 +11,30 @@ from ..autograd import no_grad
 from ..backend import to_device, to_numpy
 from ..data.images import decode
 from ..errors import InputError
-from ..nn import ViTConfig
+from ..nn import ViT
 from . import pictures
 from .run import load_model
 
-MAX_PIXELS = 2**26  # of a picture: a camera has fewer, and 200 MB hold them
-SHOWN = 128  # pixels of a picture's longer side where it is shown
+MAX_PIXELS = 2**26  # of a picture: more than a camera has, and still only 200 MB
+SHOWN_PIXELS = 128  # of the longer side of a picture in the figure
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What ``predict`` found, picture by picture."""
+    """Result of ``predict`` for B pictures."""
 
     names: tuple[str, ...]
-    """of the files"""
+    """names of the files"""
     classes: tuple[str, ...]
     pictures: list[np.ndarray]
-    """uint8 (h, w, C), cropped as the model sees them but sharper"""
+    """uint8 (h, w, C), cropped as for the model but at higher resolution"""
     probabilities: np.ndarray
-    """(B, K), each row adds up to 1"""
+    """(B, K), rows add up to 1"""
     maps: np.ndarray | None
-    """(B, S, rows, columns), or None where the tokens do not come from maps"""
+    """(B, S, rows, columns), or None if the tokens do not come from maps"""
 
     def table(self, top=5):
-        """The likeliest classes of each picture, as lines of text."""
+        """Return the most likely classes of each picture as lines of text."""
         width, lines = max(len(name) for name in self.classes), []
         for name, odds in zip(self.names, self.probabilities, strict=True):
             best = np.argsort(-odds, kind="stable")[:top]
@@ -42,26 +42,25 @@ class Prediction:
         return "\n".join(lines)
 
     def figure(self):
-        """A row for each picture: its likeliest class, the picture, and the maps over it. ValueError without maps."""
+        """Return a figure with a row per picture: its class, the maps over it. Raises ValueError without maps."""
         if self.maps is None:
-            raise ValueError("the tokens of this model do not come from maps, so there are none to draw")
+            raise ValueError("the tokens of this model do not come from maps, so there is nothing to draw")
         best = self.probabilities.argmax(1)
         rows = [f"{self.classes[k]}\n{self.probabilities[i, k]:.1%}" for i, k in enumerate(best)]
         return pictures.show_maps(self.pictures, self.maps, rows=rows)
 
 
 def predict(folder, files):
-    """The Prediction of the run in ``folder`` for picture files.
+    """Return the Prediction of the run in ``folder`` for picture files.
 
-    A file may be of any size and format: its middle is cut out with the sides' ratio of the run's images, and brought
-    to their size and to their colours. Raises InputError for a run that was not trained on pictures, and for a file
-    that is none.
+    Files may have any size and format: the largest central part with the aspect ratio of the run's images is resized
+    and converted to their size and colours. Raises InputError if the run was not trained on pictures, or a file is not
+    a picture.
     """
     model, meta = load_model(folder)
-    config = model.config
-    if not isinstance(config, ViTConfig) or config.frames > 1:
+    if not isinstance(model, ViT) or model.spec.frames > 1:
         raise InputError(f"{folder} was trained on clips; predict takes pictures")
-    seen, shown = zip(*(_read(Path(file), config) for file in files), strict=True)
+    seen, shown = zip(*(_read(Path(file), model.spec) for file in files), strict=True)
     images = data.normalize(np.stack(seen), np.float32(meta["mean"]), np.float32(meta["std"]))
     images = to_device(images, "cpu" if isinstance(model.head.weight.data, np.ndarray) else "cuda")
     with no_grad():
@@ -72,8 +71,8 @@ def predict(folder, files):
     return Prediction(names, tuple(meta["classes"]), list(shown), odds / odds.sum(1, keepdims=True), maps)
 
 
-def _read(file, config):
-    """A picture file as the model sees it, uint8 (H, W, channels), and as it is shown."""
+def _read(file, spec):
+    """Read a picture file, uint8 (H, W, C) of a DataSpec; return it as the model sees it and as the figure shows it."""
     from PIL import Image, ImageOps
 
     if not file.is_file():
@@ -81,12 +80,12 @@ def _read(file, config):
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.fromarray(decode(str(file), file.read_bytes, MAX_PIXELS))
-    image = image.convert("L" if config.channels == 1 else "RGB")
-    H, W = config.image_size
+    image = image.convert("L" if spec.channels == 1 else "RGB")
+    H, W = spec.image_size
 
-    def fitted(times):
+    def resized(times):
         size = times * H, times * W
         picture = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
-        return np.asarray(picture).reshape(*size, config.channels)
+        return np.asarray(picture).reshape(*size, spec.channels)
 
-    return fitted(1), fitted(max(1, min(SHOWN // max(H, W), image.height // H, image.width // W)))
+    return resized(1), resized(max(1, min(SHOWN_PIXELS // max(H, W), image.height // H, image.width // W)))

@@ -1,105 +1,130 @@
-"""A step of training: forward, backward, clipping, AdamW and the moving average, on a CPU or on a GPU.
+"""One training step: forward, loss, backward, clipping, update and moving average, on a CPU or on a GPU.
 
-    take = (OnGPU if config.device == "cuda" else OnCPU)(model, optimizer, ema, rng, config)
-    take(inputs, targets, labels, step)       # number ``step`` of the run, from 0 on
-    for loss, hits, norm in take.read(): ...  # of each step since the last time
+    take_step = training_step(model, rng, config)
+    take_step(inputs, targets, labels, step)       # ``step`` counts from 0
+    for loss, hits, norm in take_step.read(): ...  # one row per step since the last call
 
-``config`` is a TrainConfig, ``ema`` an EMA or None, and ``rng`` the generator that the model's dropout draws from: it
-is set anew for each step, so that a step drops the same whatever was before it. ``targets`` are the labels, or what
-augmentation made of them. ``read`` gives the sum of the losses over the batch, the number of hits, and the norm of the
-gradient before clipping; where that is no finite number, the weights have stayed as they were.
+``config`` is a TrainConfig. ``rng`` is the generator that the model's dropout draws from; it is reseeded for each step,
+so a resumed run drops the same activations. ``targets`` are the labels, or soft labels from augmentation. ``read``
+returns the sum of the losses over the batch, the number of hits, and the norm of the gradient before clipping; if the
+norm is not finite, the weights have stayed as they were.
 
-To read is to wait for the GPU, so it is done once in ``every`` steps; in between the host may be ahead of it.
-``threads`` and ``where`` (in words) say what computes.
+Reading waits for the GPU, so the trainer reads only once in ``every`` steps. ``threads`` and ``where`` (a phrase)
+describe what computes.
 """
 
 import contextlib
-import functools
 import math
 
 import numpy as np
 
-from .. import flops, ops
+from .. import flops, nn, ops, optim
 from ..backend import to_numpy
 from ..errors import InputError
 from ..fast.threads import DataParallel, default_threads
 from ..metrics import mean_average_precision
-from ..nn import X21DConfig
 
-AUGMENTATION, DROPOUT = range(2)  # what a step draws random numbers for
-CACHED = 2**18  # numbers in an activation of a shard: 1 MB, about what a core's own cache holds
-ENOUGH = 2**26  # multiply-adds of a batch, forward, for one thread: with fewer, a second one makes it slower
-WORTHWHILE = 2**30  # multiply-adds of a shard, forward: with fewer, threads spend their time on taking turns
+AUGMENTATION, DROPOUT = range(2)  # purposes of a step's random numbers
+NUMBERS_PER_SHARD = 2**18  # in one activation: 1 MB, about the size of a core's own cache
+MACS_PER_SHARD = 2**30  # forward; with fewer, threads spend their time waiting for Python's lock
+MACS_PER_THREAD = 2**26  # forward, for a batch; with fewer, a second thread makes a step slower
 
 
-class OnCPU:
-    """By threads that share the batch, see threads.py."""
+def build_model(config, spec, rng=None):
+    """Return the ViT or X21D of a ViTConfig or X21DConfig for a DataSpec."""
+    return (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, spec, rng)
+
+
+def training_step(model, rng, config):
+    """Return the step that trains ``model``, on the device of the TrainConfig ``config``."""
+    return (OnGPU if config.device == "cuda" else OnCPU)(model, rng, config)
+
+
+class Step:
+    """Model, optimiser and moving average (None without one)."""
+
+    def __init__(self, model, rng, config):
+        self.model, self.rng, self.config = model, rng, config
+        kind = optim.Muon if config.optimizer == "muon" else optim.AdamW
+        self.optimizer = kind(model.parameters(), config.lr, weight_decay=config.weight_decay)
+        self.ema = optim.EMA(self.optimizer, config.ema) if config.ema else None
+
+
+class OnCPU(Step):
+    """A step in threads that share the batch, see ``fast/threads.py``."""
 
     every = 1
 
-    def __init__(self, model, optimizer, ema, rng, config):
-        self.optimizer, self.ema, self.config = optimizer, ema, config
-        self.threads = config.threads or thread_count(config.model, config.batch_size)
-        self.parallel = DataParallel(model, rng, self.threads, shard_size(config.model))
-        self.loss = functools.partial(mean_loss, label_smoothing=config.label_smoothing)
+    def __init__(self, model, rng, config):
+        super().__init__(model, rng, config)
+        self.threads = config.threads or thread_count(model.config, model.spec, config.batch_size)
+        self.parallel = DataParallel(model, rng, self.threads, shard_size(model.config, model.spec))
         several = f"{self.threads} threads of one BLAS thread each"
         self.where = f"cpu with {'1 thread' if self.threads == 1 else several}"
 
     def __call__(self, inputs, targets, labels, step):
+        def forward_backward(model, shard):
+            logits = model(inputs[shard])
+            loss = mean_loss(logits, targets[shard], self.config.label_smoothing)
+            share = len(logits.data) / len(inputs)
+            loss.backward(np.full_like(loss.data, share))  # the shard's share of the batch's mean loss
+            return loss.item() * share, logits.data
+
         self.optimizer.zero_grad()
-        loss, logits = self.parallel.gradients(self.loss, inputs, targets, seed_of(self.config, DROPOUT, step))
+        results = self.parallel.run(forward_backward, len(inputs), seed_of(self.config, DROPOUT, step))
         norm = self.optimizer.clip_grad_norm(self.config.clip)
         if math.isfinite(norm):
             self.optimizer.step()
             if self.ema:
                 self.ema.update()
-        self.found = loss * len(labels), hits(logits, labels), norm
+        losses, logits = zip(*results, strict=True)
+        self.last = sum(losses) * len(labels), hits(np.concatenate(logits), labels), norm
 
     def read(self):
-        return [self.found]
+        return [self.last]
 
 
-class OnGPU:
-    """All at once: clipping, AdamW and average in few launches, and the whole step as one CUDA graph."""
+class OnGPU(Step):
+    """A step on the whole batch, with clipping, update and average in few launches, replayed as one CUDA graph."""
 
     every = 50
     threads = 1
 
-    def __init__(self, model, optimizer, ema, rng, config):
+    def __init__(self, model, rng, config):
+        super().__init__(model, rng, config)
         from ..fast import cuda
 
         cuda.use(config.precision)
-        self.model, self.optimizer, self.ema, self.rng, self.config = model, optimizer, ema, rng, config
-        self.zero_grad, self.update, self.xp, self.found = cuda.zero_grad, cuda.update, optimizer.flat.xp, []
+        self.zero_grad, self.update, self.xp, self.unread = cuda.zero_grad, cuda.update, self.optimizer.flat.xp, []
         self.step = cuda.capture(self._step) if config.graph else self._step
         self.where = f"cuda ({config.precision}, {'one graph a step' if config.graph else 'eager'})"
 
     def __call__(self, inputs, targets, labels, step):
-        seed = seed_of(self.config, DROPOUT, step).spawn(1)[0]  # as for a single shard on a CPU
+        seed = seed_of(self.config, DROPOUT, step).spawn(1)[0]  # like that of a single shard on a CPU
         self.rng.bit_generator.state = np.random.PCG64(seed).state
-        found, logits = self.step(inputs, targets, labels)
-        found = found.copy()  # the next step overwrites it
-        if labels.ndim == 2:  # average precision is made out on the host
-            found[1] = hits(logits, labels)
-        self.found.append(found)
+        self.unread.append((self.step(inputs, targets).copy(), labels))  # the next step overwrites its result
 
-    def _step(self, inputs, targets, labels):
+    def _step(self, inputs, targets):
         logits = self.model(inputs)
         loss = mean_loss(logits, targets, self.config.label_smoothing)
         self.zero_grad(self.optimizer)
         loss.backward()
         norm2 = self.update(self.optimizer, self.config.clip, self.ema)
-        right = (logits.data.argmax(1) == labels).sum() if labels.ndim == 1 else 0 * loss.data
-        return self.xp.stack((loss.data * len(labels), right.astype(loss.dtype), norm2[0] ** 0.5)), logits.data
+        return self.xp.concatenate((logits.data.ravel(), loss.data.reshape(1), norm2))
 
     def read(self):
-        found, self.found = to_numpy(self.xp.stack(self.found)), []
-        return found.tolist()
+        rows = []
+        for result, labels in self.unread:
+            result, labels = to_numpy(result), to_numpy(labels)
+            loss, norm2 = result[-2:].tolist()
+            rows.append((loss * len(labels), hits(result[:-2].reshape(len(labels), -1), labels), norm2**0.5))
+        self.unread = []
+        return rows
 
 
 @contextlib.contextmanager
 def enough_memory(config):
-    """Inside, a GPU whose memory is full becomes an InputError that says how full, with which batch, and what to do."""
+    """Turn a MemoryError of a GPU into an InputError that says how full it is, at which batch size, and what to do."""
     try:
         yield
     except MemoryError as error:
@@ -116,36 +141,37 @@ def enough_memory(config):
 
 
 def seed_of(config, purpose, step):
-    """What decides all that is random in a step, for AUGMENTATION or DROPOUT."""
+    """Return the seed of all random numbers of a step for AUGMENTATION or DROPOUT."""
     return np.random.SeedSequence(config.seed, spawn_key=(purpose, step))
 
 
-def thread_count(model, batch_size):
-    """How many threads share a batch, by a model's config: up to one for each processor, but each gets enough work."""
-    work = batch_size * flops.total(flops.count(model)).macs
-    return max(1, min(default_threads(), work // ENOUGH))
+def thread_count(config, spec, batch_size):
+    """Return the number of threads for batches of a model: one per processor, at most 8, if there is enough work."""
+    work = batch_size * flops.total(flops.count(config, spec)).macs
+    return max(1, min(default_threads(), work // MACS_PER_THREAD))
 
 
-def shard_size(model):
-    """How many samples a thread takes at a time, by a model's config: as many as its cache holds, or are worth it."""
-    if isinstance(model, X21DConfig):
-        size = model.frames * math.prod(model.image_size) // 4 * model.expansion * model.widths[0]
+def shard_size(config, spec):
+    """Return the number of samples that a thread takes at a time: as many as its cache holds, but enough work."""
+    if isinstance(config, nn.X21DConfig):
+        numbers = spec.frames * math.prod(spec.image_size) // 4 * config.expansion * config.widths[0]
     else:
-        size = model.time_steps * math.prod(model.grid) * model.dim
-    return max(1, CACHED // size, WORTHWHILE // flops.total(flops.count(model)).macs)
+        numbers = math.prod(config.grid(spec)) * config.dim
+    macs = flops.total(flops.count(config, spec)).macs
+    return max(1, NUMBERS_PER_SHARD // numbers, MACS_PER_SHARD // macs)
 
 
 def mean_loss(logits, targets, label_smoothing=0.0):
-    """The mean loss for labels as a Dataset has them, or for soft targets (B, K) of a single label each."""
+    """Return the mean loss for labels as in a Dataset, or for soft targets (B, K) of a single label each."""
     if targets.dtype == np.uint8:
         return ops.binary_cross_entropy_with_logits(logits, targets.astype(logits.dtype))
     return ops.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 
 def hits(logits, labels):
-    """How many of the images are classified rightly; if they have several labels, as many times their mAP."""
+    """Return the number of correct predictions; for several labels per image, their number times their mAP."""
     if labels.ndim == 1:
         return int((logits.argmax(1) == labels).sum())
-    if not np.isfinite(to_numpy(logits)).all():  # nothing can be ranked; the loss tells what happened
+    if not np.isfinite(logits).all():  # they cannot be ranked; the loss will report it
         return math.nan
     return len(labels) * mean_average_precision(logits, labels) if labels.any() else 0.0

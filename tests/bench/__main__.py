@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from minitl.backend import cuda_problem
-from minitl.cli import ending_in_words
+from minitl.cli import exit_status
 from minitl.errors import InputError
 from minitl.fast.threads import cores
 from minitl.train import files
@@ -116,7 +116,7 @@ def _bench_cuda(options, write, progress):
 
 def main(args=None):
     """Run the benchmark with ``args``, ``sys.argv`` by default; errors are reported as by ``minitl``."""
-    with ending_in_words():
+    with exit_status():
         bench(sys.argv[1:] if args is None else args)
 
 

@@ -8,50 +8,59 @@ import os
 import pickle
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from minitl import data, nn, ops, optim
+from minitl import data, nn, ops
 from minitl.autograd import OPS, Node, Tensor, form, no_grad, plain
-from minitl.fast.threads import DataParallel, in_shards, keep_memory, one_blas_thread
-from minitl.train.step import shard_size
+from minitl.fast.threads import in_shards, keep_memory, one_blas_thread
+from minitl.train import TrainConfig
+from minitl.train.step import build_model, training_step
 
-TRAINING = {"lr": 1e-4, "decay": 0.05, "clip": 1.0}  # a rate at which rounding errors stay small
+TRAINING = {"lr": 1e-4, "decay": 0.05, "clip": 1.0}  # a learning rate at which rounding errors stay small
 
 
 class Minitl:
-    """minitl: a training step and an inference on one batch, as `minitl train` does them."""
+    """The training step and the inference of `minitl train` on one batch."""
 
-    def __init__(self, model, images, labels, threads, lr, decay, clip):
+    def __init__(self, model, images, labels, threads, lr, decay, clip, **options):
         keep_memory()
         one_blas_thread()
-        self.model, self.images, self.labels, self.clip = model, images, labels, clip
-        self.threads, self.shard, self.seed = threads, shard_size(model.config), np.random.SeedSequence(0)
-        self.optimizer = optim.AdamW(model.parameters(), lr, weight_decay=decay)
-        self.parallel = self._with(threads)
+        self.model, self.images, self.labels = model, images, labels
+        training = {"lr": lr, "weight_decay": decay, "clip": clip, "threads": threads} | options
+        self.config = TrainConfig(model=model.config, batch_size=len(images), **training)
+        self.make_step()
 
-    def _with(self, threads):
-        return DataParallel(self.model, np.random.default_rng(0), threads, self.shard)
+    def make_step(self, **changes):
+        self.take_step = training_step(self.model, np.random.default_rng(0), replace(self.config, **changes))
+        self.numbers = itertools.count()
+
+    @property
+    def optimizer(self):
+        return self.take_step.optimizer
 
     def mode(self, training):
         self.model.train(training)
 
     def step(self):
-        self.optimizer.zero_grad()
-        loss, _ = self.parallel.gradients(ops.cross_entropy, self.images, self.labels, self.seed)
-        self.optimizer.clip_grad_norm(self.clip)
-        self.optimizer.step()
-        return loss
+        self.take_step(self.images, self.labels, self.labels, next(self.numbers))
+
+    def loss(self):
+        """Take a step and return its mean loss."""
+        self.step()
+        loss, *_ = self.take_step.read()[-1]
+        return loss / len(self.labels)
 
     def infer(self):
-        return in_shards(self.model, self.images, self.threads)
+        return in_shards(self.model, self.images, self.take_step.threads)
 
     def update(self):
         self.optimizer.step()
 
     def layer(self, layer, options, arrays):
-        """Of a layer or op: two functions that do it forward, and forward and backward."""
+        """Return two functions: the forward pass of a layer or op, and the forward and backward pass."""
         dy = np.ones_like(layer(*map(Tensor, arrays), **options).data)
 
         def forward():
@@ -64,11 +73,11 @@ class Minitl:
         return forward, backward
 
     def profile(self, steps):
-        """Seconds of a training step in one thread by op, {name: (forward, backward)}; those of all else are "rest".
+        """Return the seconds of a training step in one thread by op, {name: (forward, backward)}; "rest" is all else.
 
-        "data" is what comes before the step: to take a batch out of a data set, crop, flip and normalise it.
+        "data" is the time before the step: to take a batch from a data set, crop, flip and normalise it.
         """
-        seconds, threaded = collections.defaultdict(lambda: [0, 0]), self.parallel
+        seconds = collections.defaultdict(lambda: [0, 0])
 
         def timed(name, i, call, *args, **options):
             began = time.perf_counter()
@@ -77,14 +86,14 @@ class Minitl:
             return result
 
         try:
-            self.parallel = self._with(1)
+            self.make_step(threads=1)
             with stopwatches("cpu", timed):
                 began = time.perf_counter()
                 for _ in range(steps):
                     self.step()
                 whole = time.perf_counter() - began
         finally:
-            self.parallel = threaded
+            self.make_step()
         seconds = {name: (forward / steps, backward / steps) for name, (forward, backward) in seconds.items()}
         rest = whole / steps - sum(map(sum, seconds.values()))
         return seconds | {"rest": (rest, 0), "data": (self._data(steps), 0)}
@@ -100,7 +109,7 @@ class Minitl:
 
 
 def _inner(x):
-    """A Tensor inside of a graph, whose gradient goes on to an op; that of a leaf would be copied."""
+    """Return a Tensor inside a graph, whose gradient is passed on to an op; that of a leaf would be copied."""
     tensor = Tensor(x, requires_grad=True)
     tensor.node = Node("input", [], lambda dy: (), x.shape)
     return tensor
@@ -131,13 +140,14 @@ def stopwatches(device, timed):
         OPS.update(before)
 
 
-def layers(config, batch):
-    """Layers and ops of a ViT with TokenLearner, with their inputs: {label: (layer or op, options, arrays)}."""
+def layers(config, spec, batch):
+    """Return layers and ops of a ViT with TokenLearner and their inputs: {label: (layer or op, options, arrays)}."""
     rng = np.random.default_rng(0)
-    B, N, S, d, m = batch, config.grid[0] * config.grid[1], config.num_tokens, config.dim, config.mlp_dim
+    _, H, W = config.grid(spec)
+    B, N, S, d, m = batch, H * W, config.num_tokens, config.dim, config.mlp_dim
 
     def learner(version):
-        return nn.TokenLearner(d, S, version, hidden=config.hidden, rng=rng), {}, [(B, *config.grid, d)]
+        return nn.TokenLearner(d, S, version, hidden=config.hidden, rng=rng), {}, [(B, H, W, d)]
 
     rows = {
         f"linear {d} -> {3 * d}": (nn.Linear(d, 3 * d, rng=rng), {}, [(B, N, d)]),
@@ -148,12 +158,12 @@ def layers(config, batch):
         "TokenLearner 1.1": learner("1.1"),
         "TokenLearner 1.0": learner("1.0"),
         "token_pool": (ops.token_pool, {}, [(B, S, N), (B, N, d)]),
-        "cross_entropy": (ops.cross_entropy, {}, [(B, config.num_classes)]),
+        "cross_entropy": (ops.cross_entropy, {}, [(B, spec.num_classes)]),
     }
     table = {}
     for label, (layer, options, shapes) in rows.items():
         arrays = [rng.standard_normal(shape, "float32") for shape in shapes]
-        targets = [rng.integers(config.num_classes, size=B)] if layer is ops.cross_entropy else []
+        targets = [rng.integers(spec.num_classes, size=B)] if layer is ops.cross_entropy else []
         table[label] = layer, options, arrays + targets
     return table
 
@@ -178,7 +188,7 @@ def serve():
 
 
 def prepare(job):
-    """{name of a request: function of the number of times}. A job has the arguments of ``measure.Contestant``.
+    """Return {name of a request: function of the number of times}. A job has the arguments of ``measure.Contestant``.
 
     The option ``plain`` makes minitl run the plain forms of its ops.
     """
@@ -189,10 +199,11 @@ def prepare(job):
     framework, options = _framework(job["framework"]), dict(job["options"])
     plainly = options.pop("plain", False)
     small = nn.ViTConfig(layers=1, tokenizer="none")
-    side_of(framework, small, 2, job["threads"]).step()  # loads what any first step loads
+    side_of(framework, small, nn.DataSpec(), 2, job["threads"]).step()  # loads what any first step loads
     _forget_peak()
     before = _peak()
-    side = side_of(framework, job["config"], job["batch"], job["threads"], **options)
+    side = side_of(framework, job["config"], job["spec"], job["batch"], job["threads"], **options)
+    loss = side.loss if framework is Minitl else side.step
     timed = _layer_calls(side, job) if job["by_layer"] else {"train": side.step, "infer": side.infer}
 
     def seconds(name, times):
@@ -201,7 +212,7 @@ def prepare(job):
 
     calls = {name: functools.partial(seconds, name) for name in timed} | {
         "layers": lambda _: list(timed),
-        "losses": lambda times: [float(side.step()) for _ in range(times)],
+        "losses": lambda times: [float(loss()) for _ in range(times)],
         "memory": lambda _: {} if before is None else {"memory": _peak() - before, "process": _peak()},
         "profile": lambda times: side.profile(times),
     }
@@ -220,21 +231,21 @@ def _framework(name):
     return Minitl
 
 
-def side_of(framework, config, batch, threads, **options):
+def side_of(framework, config, spec, batch, threads, **options):
     """Make a model and a batch in a framework; weights and data are the same in all of them."""
     rng = np.random.default_rng(0)
-    model = (nn.X21D if isinstance(config, nn.X21DConfig) else nn.ViT)(config, rng)
-    frames = (config.frames,) if isinstance(config, nn.X21DConfig) or config.frames > 1 else ()
-    images = rng.standard_normal((batch, *frames, *config.image_size, config.channels), "float32")
-    labels = rng.integers(config.num_classes, size=batch)
+    model = build_model(config, spec, rng)
+    frames = (spec.frames,) if isinstance(config, nn.X21DConfig) or spec.frames > 1 else ()
+    images = rng.standard_normal((batch, *frames, *spec.image_size, spec.channels), "float32")
+    labels = rng.integers(spec.num_classes, size=batch)
     return framework(model, images, labels, threads, **TRAINING, **options)
 
 
 def _layer_calls(side, job):
     calls = {}
-    for label, arguments in layers(job["config"], job["batch"]).items():
+    for label, arguments in layers(job["config"], job["spec"], job["batch"]).items():
         calls[label, "forward"], calls[label, "forward and backward"] = side.layer(*arguments)
-    side.step()  # so that there are gradients
+    side.step()  # for the gradients
     return calls | {("AdamW", "step"): side.update}
 
 
@@ -245,13 +256,13 @@ def _seconds(call):
 
 
 def _forget_peak():
-    """Reset the peak size of this process, on Linux; elsewhere it stays that of its whole life."""
+    """Reset the peak memory of this process on Linux; elsewhere it remains that since the start."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak():
-    """Peak size of this process in memory in bytes, or None where the system does not tell it, as on Windows."""
+    """Return the peak memory of this process in bytes, or None if the system does not report it, like Windows."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):

@@ -8,55 +8,37 @@ import math
 import statistics
 import time
 
-from minitl import ops, optim
 from minitl.backend import to_device
 
+from . import contestant
 from .contestant import side_of, stopwatches
 
-WARMUP = 3  # steps before those that count: the first ones of a graph are not replays
-LARGE = 8192  # rows and columns of the matrices whose product is the measure of products
-LONG = 2**28  # numbers of the array whose copy is the measure of bandwidth
+WARMUP = 3  # steps that do not count: the first ones of a graph are not replays
+LARGE = 8192  # rows and columns of the matrices whose product is measured
+LONG = 2**28  # numbers in the array whose copy is measured
 
 
-class Minitl:
-    """minitl on a GPU: training steps on one batch that lies there, each one graph or (``graph=False``) eager."""
+class Minitl(contestant.Minitl):
+    """The same on a GPU, on a batch in its memory: each step is one graph or, with ``graph=False``, eager."""
 
-    def __init__(self, model, images, labels, threads, lr, decay, clip, precision="fp32", graph=True):
-        self.model = model.to("cuda")
+    def __init__(self, model, images, labels, *args, **options):
+        images, labels = to_device(images, "cuda"), to_device(labels, "cuda")
+        super().__init__(model.to("cuda"), images, labels, *args, device="cuda", **options)
         import cupy
 
-        from minitl.fast import cuda
-
-        cuda.use(precision)
-        self.optimizer = optim.AdamW(self.model.parameters(), lr, weight_decay=decay)
-        self.zero_grad = functools.partial(cuda.zero_grad, self.optimizer)
-        self.update = functools.partial(cuda.update, self.optimizer, clip)
-        self.inputs = to_device(images, "cuda"), to_device(labels, "cuda")
-        self.captured = cuda.capture(self._step)
-        self.run = self.captured if graph else self._step
         self.event, self.between = cupy.cuda.Event, cupy.cuda.get_elapsed_time
 
-    def step(self):
-        return self.run(*self.inputs)
-
-    def _step(self, images, labels):
-        loss = ops.cross_entropy(self.model(images), labels)
-        self.zero_grad()
-        loss.backward()
-        self.update()
-        return loss.data
-
     def launches(self):
-        """How many kernels and copies a step is, or None."""
-        while not self.captured.graphs:
-            self.captured(*self.inputs)
-        (recording,) = self.captured.graphs.values()
+        """Return the number of kernels and copies in a captured step, or None if the driver does not tell it."""
+        while not self.take_step.step.graphs:
+            self.step()
+        (recording,) = self.take_step.step.graphs.values()
         return nodes(recording.graph)
 
     def profile(self, steps):
-        """Seconds of an eager step by op, {name: (forward, backward)}; those of all else are "rest".
+        """Return the seconds of an eager step by op, {name: (forward, backward)}; "rest" is all else.
 
-        The GPU gets other work first, so that the host is ahead of it, and only what the GPU does is measured.
+        The GPU gets other work first, so that the host is ahead of it and only the work of the GPU is measured.
         """
         spans, whole = collections.defaultdict(lambda: ([], [])), []
 
@@ -68,9 +50,9 @@ class Minitl:
             spans[name][i].append((start, end))
             return result
 
-        update = self.update
+        update = self.take_step.update
         with stopwatches("cuda", timed):
-            self.update = functools.partial(timed, "AdamW", 0, update)
+            self.take_step.update = functools.partial(timed, "AdamW", 0, update)
             try:
                 other_work = self._work_for(1.5 * self._host_seconds())
                 spans.clear()
@@ -78,23 +60,23 @@ class Minitl:
                     other_work()
                     start, end = self.event(), self.event()
                     start.record()
-                    self._step(*self.inputs)
+                    self.step()
                     end.record()
                     end.synchronize()
                     whole.append((start, end))
             finally:
-                self.update = update
-        found = {name: tuple(self._mean(part, steps) for part in parts) for name, parts in spans.items()}
-        return found | {"rest": (self._mean(whole, steps) - sum(map(sum, found.values())), 0.0)}
+                self.take_step.update = update
+        means = {name: tuple(self._mean(times, steps) for times in both) for name, both in spans.items()}
+        return means | {"rest": (self._mean(whole, steps) - sum(map(sum, means.values())), 0.0)}
 
     def _host_seconds(self):
-        """How long the host is busy with a step."""
+        """Return how long the host is busy with a step."""
         began = time.perf_counter()
-        self._step(*self.inputs)
+        self.step()
         return time.perf_counter() - began
 
     def _work_for(self, wanted):
-        """A function that has the GPU multiply large matrices for so many seconds."""
+        """Return a function that keeps the GPU busy for ``wanted`` seconds by products of large matrices."""
         import cupy
 
         from minitl.fast.cuda.gemm import product
@@ -104,12 +86,12 @@ class Minitl:
         return lambda: [product(x, x) for _ in range(math.ceil(wanted / once))]
 
     def _mean(self, spans, steps):
-        """Seconds for each of so many steps."""
+        """Return the mean seconds of a step."""
         return sum(self.between(*span) for span in spans) / 1000 / steps
 
 
 def seconds(step, times, side):
-    """Seconds of each of ``times`` calls by the GPU's clock: between events, with nothing waited for in between."""
+    """Return the seconds of each of ``times`` calls by the GPU's clock: between events, without waiting in between."""
     for _ in range(WARMUP):
         step()
     events = [side.event() for _ in range(times + 1)]
@@ -122,7 +104,7 @@ def seconds(step, times, side):
 
 
 def rates(times, side):
-    """What this GPU can do: (bytes per second of a copy, read and written; operations per second of large products)."""
+    """Measure the GPU: (bytes per second of a copy, read and written; operations per second of large products)."""
     import cupy
 
     from minitl.fast.cuda.gemm import product, to_precision
@@ -136,7 +118,7 @@ def rates(times, side):
 
 
 def nodes(graph):
-    """How many nodes a ``cupy.cuda.Graph`` has, by the driver, for CuPy does not say it; None if it will not say it."""
+    """Return the number of nodes of a ``cupy.cuda.Graph``, which only the driver knows; None if it fails."""
     count = ctypes.c_size_t()
     failed = ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(ctypes.c_void_p(graph.graph), None, ctypes.byref(count))
     return None if failed else count.value
@@ -148,9 +130,10 @@ def prepare(job):
         from .torch_twin import TorchOnGPU as Side
     else:
         Side = Minitl
-    side = side_of(Side, job["config"], job["batch"], job["threads"], **job["options"])
+    side = side_of(Side, job["config"], job["spec"], job["batch"], job["threads"], **job["options"])
+    loss = side.loss if Side is Minitl else side.step
     calls = {
-        "losses": lambda times: [float(side.step()) for _ in range(times)],
+        "losses": lambda times: [float(loss()) for _ in range(times)],
         "train": lambda times: seconds(side.step, times, side),
     }
     if Side is Minitl:

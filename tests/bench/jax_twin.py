@@ -16,9 +16,9 @@ class Jax:
         weights = {name: jnp.array(p.data) for name, p in model.named_parameters()}
         zeros = [{name: jnp.zeros_like(w) for name, w in weights.items()} for _ in range(2)]
         self.state, self.images, self.labels = (weights, *zeros, 0), jnp.array(images), jnp.array(labels)
-        update = functools.partial(_step, config=model.config, lr=lr, decay=decay, clip=clip)
+        update = functools.partial(_step, config=model.config, grid=model.grid, lr=lr, decay=decay, clip=clip)
         self.compiled = jax.jit(update, donate_argnums=0)
-        self.forward = jax.jit(functools.partial(logits, config=model.config))
+        self.forward = jax.jit(functools.partial(logits, config=model.config, grid=model.grid))
 
     def mode(self, training):
         """There is nothing to set."""
@@ -31,21 +31,21 @@ class Jax:
         return self.forward(self.state[0], self.images).block_until_ready()
 
 
-def logits(w, images, config):
+def logits(w, images, config, grid):
     """Of the weights ``w``, by their names in minitl, and images or clips."""
-    x = _linear(w, "patch_embed", _patches(images, config)) + w["pos_embed"]
+    x = _linear(w, "patch_embed", _patches(images, config, grid)) + w["pos_embed"]
     for i in range(config.layers):
         if config.tokenizer != "none" and i == config.loc:
-            x = _token_learner(w, x, config)
+            x = _token_learner(w, x, config, grid)
         x = _block(w, f"blocks.{i}.", x, config.heads)
     return _linear(w, "head", _norm(w, "norm", x).mean(1))
 
 
-def _step(state, images, labels, config, lr, decay, clip):
+def _step(state, images, labels, config, grid, lr, decay, clip):
     w, m, v, t = state
 
     def loss_of(w):
-        log_p = jax.nn.log_softmax(logits(w, images, config))
+        log_p = jax.nn.log_softmax(logits(w, images, config, grid))
         return -jnp.take_along_axis(log_p, labels[:, None], 1).mean()
 
     loss, grads = jax.value_and_grad(loss_of)(w)
@@ -60,10 +60,10 @@ def _step(state, images, labels, config, lr, decay, clip):
     return (w, m, v, t), loss
 
 
-def _patches(x, c):
-    rows, columns = c.grid
-    x = x.reshape(-1, c.time_steps, c.tubelet, rows, c.patch_size, columns, c.patch_size, c.channels)
-    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(len(x), c.time_steps * rows * columns, -1)
+def _patches(x, c, grid):
+    T, rows, columns = grid
+    x = x.reshape(len(x), T, c.tubelet, rows, c.patch_size, columns, c.patch_size, -1)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(len(x), T * rows * columns, -1)
 
 
 def _linear(w, name, x):
@@ -88,9 +88,9 @@ def _block(w, path, x, heads):
     return x + _mlp(w, f"{path}mlp", _norm(w, f"{path}norm2", x))
 
 
-def _token_learner(w, x, config):
+def _token_learner(w, x, config, grid):
     B, _, C = x.shape
-    x = x.reshape(B * config.time_steps, -1, C)
+    x = x.reshape(B * grid[0], -1, C)
     y = _norm(w, "tokenizer.norm", x) if config.pre_norm else x
     A = jax.nn.softmax(_mlp(w, "tokenizer.mlp", y), 1).swapaxes(1, 2)
     return (A @ x).reshape(B, -1, C)

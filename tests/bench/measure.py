@@ -23,7 +23,7 @@ import numpy as np
 from minitl import flops, train
 from minitl.errors import InputError, did_you_mean
 from minitl.fast.threads import cores, default_threads
-from minitl.nn import ViTConfig
+from minitl.nn import DataSpec, ViTConfig
 from minitl.paper import ablate
 from minitl.train.presets import preset
 from minitl.train.step import shard_size
@@ -31,18 +31,19 @@ from minitl.train.step import shard_size
 ROUNDS, STEPS = 7, 3  # blocks of each contestant, and steps in one that count
 PAUSE = 0.1  # seconds
 CHECKED_STEPS, RTOL = 3, 1e-4  # the first training steps, whose losses must agree, and their relative tolerance
-TINY = ViTConfig(dim=128, layers=6, heads=4, mlp_dim=256, num_classes=10, tokenizer="none", zero_head=False)
+TINY = ViTConfig(dim=128, layers=6, heads=4, mlp_dim=256, tokenizer="none", zero_head=False)
 WIDE = replace(TINY, dim=384, heads=6, mlp_dim=1536)
 LEARNER = {"tokenizer": "learner", "version": "1.1", "pre_norm": False, "num_tokens": 8, "loc": 3}
 CIFAR = preset("cifar-cpu")
-MODELS = {  # name: configuration, batch size
-    "vit-tiny": (TINY, 128),
-    "vit-tiny-tl": (replace(TINY, **LEARNER), 128),
-    "vit-384": (WIDE, 32),
-    "vit-tl-384": (replace(WIDE, **LEARNER), 32),
-    "cifar-cpu": (replace(CIFAR.model, zero_head=False), CIFAR.batch_size),
-    "video-tl": (replace(train.default_config("actors").model, frames=8, num_classes=10), 64),
-    "bottleneck": (ablate.KINDS["video"]["bottleneck, tokens"].model, 32),
+IMAGES, CLIPS = DataSpec(), DataSpec(frames=8)
+MODELS = {  # name: configuration, DataSpec, batch size
+    "vit-tiny": (TINY, IMAGES, 128),
+    "vit-tiny-tl": (replace(TINY, **LEARNER), IMAGES, 128),
+    "vit-384": (WIDE, IMAGES, 32),
+    "vit-tl-384": (replace(WIDE, **LEARNER), IMAGES, 32),
+    "cifar-cpu": (replace(CIFAR.model, zero_head=False), IMAGES, CIFAR.batch_size),
+    "video-tl": (train.default_config("actors").model, CLIPS, 64),
+    "bottleneck": (ablate.KINDS["video"]["bottleneck, tokens"].model, CLIPS, 32),
 }
 PAIRS = {"vit-tiny-tl": "vit-tiny", "vit-tl-384": "vit-384"}  # with TokenLearner and without, measured together
 SCALES = {  # of vit-tiny: what grows, and {its value: changes of the configuration}
@@ -84,7 +85,7 @@ def compare(names=(), threads=None, quick=False, progress=lambda text: None):
                 for label, one in contestants.items():
                     values[label] = {quantity: times[one, quantity] for quantity in TIMES}
                     values[label] |= {quantity: np.array([[n]]) for quantity, n in one.request("memory").items()}
-                macs = flops.total(flops.count(lookup(name, quick)[0])).macs
+                macs = flops.total(flops.count(*lookup(name, quick)[:2])).macs
                 for quantity in values["minitl"]:
                     decisive = quantity if quantity in TIMES else "train"
                     yield {"name": name, "quantity": quantity, "macs": macs} | _row(values, quantity, decisive)
@@ -134,11 +135,11 @@ def scale(threads=None, quick=False, progress=lambda text: None):
                 for value, point in points.items()
             }
             times = in_turns(list(contestants.values()), ["train"], rounds, steps, progress, axis)
-            for value, (config, batch) in points.items():
+            for value, (config, spec, batch) in points.items():
                 row = {"axis": axis, "value": value} | spread(times[contestants[value], "train"])
                 row |= contestants[value].request("memory")
-                cost, passes = flops.total(flops.count(config)), 4 if config.recompute else 3
-                held = batch / -(-batch // (shard_size(config) * threads))  # samples at a time
+                cost, passes = flops.total(flops.count(config, spec)), 4 if config.recompute else 3
+                held = batch / -(-batch // (shard_size(config, spec) * threads))  # samples at a time
                 rows.append(row | {"macs": passes * batch * cost.macs, "kept": 4 * held * cost.kept})
     return rows
 
@@ -149,22 +150,27 @@ def spread(seconds):
     return {"seconds": float(median), "low": float(low), "high": float(high)}
 
 
-def _point(quick, batch=SCALE_BATCH, **changes):
-    return replace(lookup("vit-tiny", quick)[0], **changes), batch
+def _point(quick, batch=SCALE_BATCH, image_size=None, **changes):
+    config, spec, _ = lookup("vit-tiny", quick)
+    return replace(config, **changes), replace(spec, image_size=image_size or spec.image_size), batch
 
 
 def lookup(name, quick=False, models=MODELS):
-    """(configuration, batch size) of one of ``models``; of a tiny one of its kind for ``quick``.
+    """(configuration, DataSpec, batch size) of one of ``models``; of a tiny one of its kind for ``quick``.
 
     Raises InputError for an unknown name.
     """
     if name not in models:
         raise InputError(f"there is no model {name!r}; {did_you_mean(name, models)}")
-    config, batch = models[name]
-    if quick and isinstance(config, ViTConfig):
+    config, spec, batch = models[name]
+    if not quick:
+        return config, spec, batch
+    if isinstance(config, ViTConfig):
         sizes = {"dim": 4 * config.heads, "layers": 2, "loc": min(config.loc, 1), "mlp_dim": 16, "hidden": 8}
-        return replace(config, frames=min(config.frames, 2), stem_width=8, **sizes), 4
-    return (replace(config, frames=2, widths=(4, 8)), 4) if quick else (config, batch)
+        sizes["stem_width"] = 8
+    else:
+        sizes = {"widths": (4, 8)}
+    return replace(config, **sizes), replace(spec, frames=min(spec.frames, 2)), 4
 
 
 def machine(threads=None):
@@ -201,7 +207,7 @@ def _simd(extensions, architecture):
 class Contestant:
     """A process with one model in one framework, for the time of a ``with`` block."""
 
-    def __init__(self, label, framework, config, batch, threads=None, options=None, by_layer=False, device="cpu"):
+    def __init__(self, label, framework, config, spec, batch, threads=None, options=None, by_layer=False, device="cpu"):
         self.label, threads = label, threads or default_threads()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in __exit__
         limits = dict.fromkeys(("OPENBLAS", "OMP", "MKL"), str(threads))
@@ -216,7 +222,8 @@ class Contestant:
                 cwd=Path(__file__).parents[2],  # where minitl and tests are found
                 start_new_session=True,  # so that Ctrl-C reaches the parent alone, which then ends this process
             )
-        job = {"framework": framework, "config": config, "batch": batch, "threads": threads, "device": device}
+        job = {"framework": framework, "config": config, "spec": spec, "batch": batch, "threads": threads}
+        job["device"] = device
         self._send(job | {"options": options or {}, "by_layer": by_layer})
 
     def request(self, name, times=0):
@@ -269,7 +276,7 @@ def _on_cores(n):
         os.sched_setaffinity(0, before)
 
 
-def _contestants(stack, config, batch, threads, by_layer=False):
+def _contestants(stack, config, spec, batch, threads, by_layer=False):
     """The contestants for one model, {label: Contestant}, running until ``stack`` is closed."""
     if not installed("PyTorch"):
         advice = "install minitl[bench], or try `python -m tests.bench --scale`, which measures minitl alone"
@@ -283,7 +290,7 @@ def _contestants(stack, config, batch, threads, by_layer=False):
     if isinstance(config, ViTConfig) and config.stem == "patch" and not by_layer and installed("JAX"):
         entries.append(("JAX", "JAX", {}))
     return {
-        label: stack.enter_context(Contestant(label, framework, config, batch, threads, options, by_layer))
+        label: stack.enter_context(Contestant(label, framework, config, spec, batch, threads, options, by_layer))
         for label, framework, options in entries
     }
 

@@ -22,10 +22,10 @@ from minitl.train.presets import R1
 
 from . import measure
 
-MODELS = {  # name: configuration, batch size
+MODELS = {  # name: configuration, DataSpec, batch size
     "vit-tiny": measure.MODELS["vit-tiny"],
     "vit-tiny-tl": measure.MODELS["vit-tiny-tl"],
-    "cifar-r1": (replace(R1, drop_path=0.0, zero_head=False), 1024),
+    "cifar-r1": (replace(R1, drop_path=0.0, zero_head=False), measure.IMAGES, 1024),
 }
 MINITL = {"minitl graph": {"graph": True}, "minitl eager": {"graph": False}}
 PYTORCH = {"PyTorch eager": {"compiled": False}, "PyTorch compiled": {"compiled": True}}
@@ -44,7 +44,7 @@ def compare(names=(), precision="fp32", quick=False, progress=lambda text: None)
     """
     rounds, steps = (2, 2) if quick else (ROUNDS, STEPS)
     for name in dict.fromkeys(names or MODELS):
-        config, batch = measure.lookup(name, quick, MODELS)
+        config, spec, batch = measure.lookup(name, quick, MODELS)
         with contextlib.ExitStack() as stack:
             progress(f"{name}: do all compute the same?")
             contestants, missing, losses = {}, {}, {}
@@ -53,7 +53,7 @@ def compare(names=(), precision="fp32", quick=False, progress=lambda text: None)
                 if framework == "PyTorch" and not measure.installed("PyTorch"):
                     missing[label] = "PyTorch is not installed"
                     continue
-                one = measure.Contestant(label, framework, config, batch, options=options, device="cuda")
+                one = measure.Contestant(label, framework, config, spec, batch, options=options, device="cuda")
                 contestants[label] = stack.enter_context(one)
             for label in list(contestants):
                 try:
@@ -71,14 +71,14 @@ def compare(names=(), precision="fp32", quick=False, progress=lambda text: None)
             row["times"] = {label: measure.spread(times[one, "train"]) for label, one in contestants.items()}
             row["launches"] = contestants["minitl graph"].request("launches")
             row["copy"], row["products"] = contestants["minitl eager"].request("rates", rounds * STEPS)
-            row |= floor(config, batch, row["copy"], row["products"])
+            row |= floor(config, spec, batch, row["copy"], row["products"])
             row["ops"] = measure.shares(contestants["minitl eager"].request("profile", rounds))
             yield row
 
 
-def floor(config, batch, copy, products):
+def floor(config, spec, batch, copy, products):
     """Number of ``parameters``, ``macs`` of one image, and the ``floor`` of a training step in seconds."""
-    cost = flops.total(flops.count(config))
+    cost = flops.total(flops.count(config, spec))
     seconds = 6 * batch * cost.macs / products + (8 * batch * cost.kept + 32 * cost.params) / copy
     return {"parameters": cost.params, "macs": cost.macs, "floor": seconds}
 

@@ -221,7 +221,7 @@ class ViT(torch.nn.Module):
 
     def __init__(self, m, gelu):
         super().__init__()
-        self.config = m.config
+        self.config, self.spec, self.grid = m.config, m.spec, m.grid
         self.patch_embed, self.pos_embed = twin(m.patch_embed), parameter(m.pos_embed)
         self.tokenizer = twin(m.tokenizer, gelu) if m.tokenizer else None
         self.blocks = torch.nn.ModuleList(EncoderBlock(block, gelu) for block in m.blocks)
@@ -236,7 +236,7 @@ class ViT(torch.nn.Module):
         x = x + self.pos_embed
         for i, block in enumerate(self.blocks):
             if self.tokenizer and i == self.config.loc:
-                grids = x.reshape(-1, *self.config.grid, self.config.dim)
+                grids = x.reshape(-1, *self.grid[1:], self.config.dim)
                 x = self.tokenizer(grids).reshape(len(x), -1, self.config.dim)
             x = block(x)
         x = self.norm(x)
@@ -245,9 +245,9 @@ class ViT(torch.nn.Module):
         return self.head((torch.softmax(self.head_weights(x), 1) * x).sum(1))
 
     def patches(self, images):
-        c, (rows, columns) = self.config, self.config.grid
-        x = images.reshape(-1, c.time_steps, c.tubelet, rows, c.patch_size, columns, c.patch_size, c.channels)
-        return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(len(x), c.time_steps * rows * columns, -1)
+        c, (T, rows, columns) = self.config, self.grid
+        x = images.reshape(-1, T, c.tubelet, rows, c.patch_size, columns, c.patch_size, self.spec.channels)
+        return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(len(x), T * rows * columns, -1)
 
 
 class TokenFuser(torch.nn.Module):
