@@ -1,4 +1,4 @@
-"""What the README prints works: its Python blocks run and are what it says, and its commands and options exist."""
+"""README.md and notebooks/RESULTS.md: their Python code runs, their commands, options and links exist."""
 
 import inspect
 import re
@@ -8,43 +8,67 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_layout
 import tyro
 
-from minitl import cli, ops, train
+from minitl import cli, ops
 from minitl.paper import ablate
 from tests.bench import measure
 from tests.bench.__main__ import BenchOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S))
-PROSE = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
+README, RESULTS = ROOT / "README.md", ROOT / "notebooks" / "RESULTS.md"
+TEXTS = {path: path.read_text(encoding="utf-8") for path in (README, RESULTS)}
+TEXT = "\n".join(TEXTS.values())
+BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXTS[README], re.M | re.S)
+SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", TEXT, re.M | re.S))
+PROSE = re.sub(r"^```.*?^```", "", TEXT, flags=re.M | re.S)
 LINES = re.findall(r"(?:^|&& )minitl (\w+) *([^#\n]*)", SHELL, re.M) + re.findall(r"`minitl (\w+)\s*([^`]*)`", PROSE)
-BENCH = sorted(set(re.findall(r"python -m tests\.bench ?([^#\n`]*)", README)))
-COMMANDS = sorted({(name, " ".join(options.split())) for name, options in LINES if options and "--help" not in options})
+COMMANDS = sorted({(name, " ".join(options.split())) for name, options in LINES if "--help" not in options})
+BENCH = sorted(set(re.findall(r"python -m tests\.bench ?([^#\n`]*)", TEXT)))
+LINKS = [(path, link) for path, text in TEXTS.items() for link in re.findall(r"\]\((?!https?:)([^)#]*)[^)]*\)", text)]
+SMALL = "from minitl import data; data.load = lambda name: {'clutter': data.clutter(400, 100)}[name]\n"
+PARTS = "from minitl.autograd import op; from minitl.backend import array_module\n"
 
 
-def test_python_blocks_run(tmp_path):
-    train.start(train.TrainConfig(subset=100), tmp_path / "runs" / "clutter")  # the second block wants a run
-    assert len(BLOCKS) >= 4
-    for block in BLOCKS:
-        run = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
-        assert run.returncode == 0, f"{block}\n{run.stderr}"
+def test_the_readme_is_short():
+    assert len(TEXTS[README].splitlines()) <= 150
+
+
+def test_the_two_commands_of_the_first_screen():
+    for command in ("pip install -e . && minitl train", 'pip install -e ".[test]" && pytest'):
+        assert f"\n```sh\n{command}\n```\n" in TEXTS[README]
+
+
+def test_the_lines_to_read_are_counted():
+    """As in test_layout.py; a change of more than 50 lines, or of 10 in the engine, asks for new figures."""
+    ((stated, stated_engine),) = re.findall(r"about ([\d,]+) lines to read, (\d+) of them the autograd", TEXTS[README])
+    to_read = test_layout.lines("backend", "errors", "autograd", "ops", "gradcheck", "nn", "optim")
+    to_read -= test_layout.lines("nn.baselines", "nn.bottleneck")
+    assert abs(int(stated.replace(",", "")) - to_read) <= 50, to_read
+    assert abs(int(stated_engine) - test_layout.lines("autograd")) <= 10
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.partition("\n")[0])
+def test_python_blocks_run(block, tmp_path):
+    """On fewer images, and with the imports of the file that an op is from."""
+    before = SMALL if "data.load" in block else PARTS
+    run = subprocess.run([sys.executable, "-c", before + block], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert ("print(" in block) == bool(re.fullmatch(r"test accuracy \d+\.\d%\n", run.stdout)), run.stdout
 
 
 def test_softmax_is_the_one_of_the_package():
     (block,) = (block for block in BLOCKS if "def softmax" in block)
-    assert block.endswith(inspect.getsource(ops.softmax))
+    assert block == inspect.getsource(ops.softmax)
 
 
 def test_the_homework_is_right(tmp_path):
-    """It is graded by the command that stands above it."""
-    before, (block,) = README.partition("def relu")[0], (block for block in BLOCKS if "def relu" in block)
-    command = re.findall(r"^pytest (\S+) --student (hw\.py)$", before, re.M)
-    assert command == [("tests/test_ops.py", "hw.py")]
-    (tmp_path / "hw.py").write_text(block)
-    grade = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", command[0][0], "--student", tmp_path / "hw.py"]
+    """It is graded by the command that the README gives."""
+    (block,) = (block for block in BLOCKS if "def relu" in block)
+    ((tests, file),) = re.findall(r"^pytest (\S+) --student (\S+)$", SHELL, re.M)
+    (tmp_path / file).write_text(block)
+    grade = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", tests, "--student", tmp_path / file]
     run = subprocess.run(grade, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0 and ": relu\n" in run.stdout, run.stdout + run.stderr
 
@@ -69,3 +93,28 @@ def test_options_exist(name, options):
 def test_options_of_the_benchmark_exist(options):
     found = tyro.cli(BenchOptions, args=shlex.split(options))
     assert set(found.names) <= measure.MODELS.keys()
+
+
+@pytest.mark.parametrize(("path", "link"), LINKS)
+def test_links_lead_somewhere(path, link):
+    """A link to a heading of the same file has nothing before its #."""
+    assert (path.parent / link).exists()
+
+
+def test_links_to_headings():
+    headings = re.findall(r"^#+ (.*)$", TEXTS[RESULTS], re.M)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    found = re.findall(r"\]\(#([^)]*)\)", TEXTS[RESULTS])
+    assert found and set(found) <= anchors
+
+
+def test_files_exist():
+    """Files and folders of the repository or the package that the texts name in code style."""
+    names = set(re.findall(r"`((?:[a-z]+/)+(?:\w+\.py)?|\w+\.py)`", PROSE)) - {"hw.py"}
+    assert len(names) > 10
+    assert not [name for name in names if not any((folder / name).exists() for folder in (ROOT, ROOT / "minitl"))]
+
+
+def test_all_pictures_are_used():
+    used = {(path.parent / link).resolve() for path, link in LINKS}
+    assert set((ROOT / "notebooks" / "images").iterdir()) <= used
