@@ -1,7 +1,6 @@
 """The engine: tensors that remember the op that made them, and one walk back over that record.
 
-An op is a function of arrays that returns its value and its pullback; ``@op`` makes it accept Tensors. Creation order
-is a topological order, so ``backward`` takes pending nodes from a heap, newest first, without recursion.
+An op is a function of arrays that returns its value and its pullback, ``backward``; ``@op`` makes it accept Tensors.
 """
 
 import contextlib
@@ -14,7 +13,8 @@ import numpy as np
 
 from .backend import FLOATS, array_module, describe, is_array
 
-OPS, PLAIN = {}, {}  # name -> function of arrays: that which runs, where a person may put another; as it is in ops/
+OPS = {}  # name -> the function of arrays that runs; assign to an entry to replace an op
+PLAIN = {}  # name -> the function as written in ops/
 OVERRIDES = {"cpu": {}, "cuda": {}}  # device -> {name: a faster form of the op}, see minitl/fast
 _creation_order = itertools.count()
 _grad_mode, _plain_mode = ContextVar("grad_mode", default=True), ContextVar("plain_mode", default=False)
@@ -30,19 +30,19 @@ def _set(mode, value):
 
 
 def no_grad():
-    """Run ops without recording them, by ``with no_grad():``. It holds for its own thread only."""
+    """Run ops without recording them inside ``with no_grad():``, in this thread only."""
     return _set(_grad_mode, False)
 
 
 def plain():
-    """Run the plain forms of ops, as they stand in ``ops/``, by ``with plain():``; for its own thread only."""
+    """Run the plain forms of ops, those in ``ops/``, inside ``with plain():``, in this thread only."""
     return _set(_plain_mode, True)
 
 
 def form(name, device):
-    """Return the function that runs the op ``name`` on arrays of ``device``: a person's, the fast or the plain one."""
-    fn = OPS[name]
-    return fn if fn is not PLAIN[name] or _plain_mode.get() else OVERRIDES[device].get(name, fn)
+    """Return the function that runs the op ``name`` on ``device``: a user's, the fast form or the plain one."""
+    replaced = OPS[name] is not PLAIN[name]
+    return OPS[name] if replaced or _plain_mode.get() else OVERRIDES[device].get(name, OPS[name])
 
 
 class Node:
@@ -56,20 +56,20 @@ class Node:
 
 
 class Tensor:
-    """A NumPy or CuPy array ``data`` that may have a gradient; it lives where its array lives.
+    """A NumPy or CuPy array ``data`` that may have a gradient. A leaf is a Tensor that no recorded op made.
 
     ``loss.backward()`` adds the gradient to ``grad`` of every leaf that has ``requires_grad=True``. Raises TypeError
-    unless ``data`` is an array of real numbers or booleans, and for a gradient unless it is float32 or float64.
+    unless ``data`` is an array of real numbers or booleans, and with ``requires_grad`` of float32 or float64.
     """
 
-    __array_ufunc__ = None  # so that `array + tensor` asks the Tensor, not NumPy
+    __array_ufunc__ = None  # so that `array + tensor` calls Tensor.__radd__
     shape, ndim = property(lambda self: self.data.shape), property(lambda self: self.data.ndim)
     size, dtype = property(lambda self: self.data.size), property(lambda self: self.data.dtype)
 
     def __init__(self, data, requires_grad=False):
         if not is_array(data) or data.dtype.kind not in "biuf":
             got = describe(data) if is_array(data) else type(data).__name__
-            raise TypeError(f"a Tensor holds an array of real numbers or booleans, got {got}; convert by minitl.tensor")
+            raise TypeError(f"a Tensor holds an array of real numbers or booleans, got {got}; see minitl.tensor")
         self.data = np.asarray(data) if isinstance(data, np.generic) else data
         if requires_grad and self.dtype not in FLOATS:
             raise TypeError(f"only float32 and float64 have gradients, got {self.dtype}; convert the array first")
@@ -82,16 +82,16 @@ class Tensor:
     def backward(self, grad=None):
         """Add the gradient of this Tensor to ``grad`` of every leaf that it was computed from.
 
-        ``grad`` is an array like ``data``, by default 1 for one element. The graph is freed: a second call is an error.
+        ``grad`` is an array like ``data``; for one element it defaults to 1. The graph is freed: call it only once.
         """
         if not self.requires_grad:
-            raise RuntimeError("backward() needs a Tensor computed, outside no_grad, from one with requires_grad=True")
+            raise RuntimeError("this Tensor has no graph: it was made under no_grad, or from none with requires_grad")
         grad = array_module(self.data).ones_like(self.data) if grad is None and self.size == 1 else grad
         if describe(grad) != describe(self.data):
-            raise ValueError(f"{describe(self.data)} needs .sum() first, or a gradient like it; got {describe(grad)}")
-        pending, owned, heap = {}, set(), []
+            raise ValueError(f"{describe(self.data)} needs .sum() first, or a grad like it; got {describe(grad)}")
+        pending, owned, heap = {}, set(), []  # heap: newest node first, for creation order is a topological order
 
-        def arrive(target, grad):
+        def accumulate(target, grad):
             if isinstance(target, Tensor) and target.grad is None:  # a leaf
                 target.grad = array_module(grad).array(grad)
             elif isinstance(target, Tensor):
@@ -105,18 +105,18 @@ class Tensor:
                 pending[target] = pending[target] + grad
                 owned.add(target)
 
-        arrive(self.node or self, grad)
+        accumulate(self.node or self, grad)
         while heap:
             node = heapq.heappop(heap)[1]
             if node.pullback is None:
                 raise RuntimeError(f"backward() already ran through this {node.name}; compute the loss again first")
             grads = node.pullback(pending.pop(node))
             grads = grads if isinstance(grads, tuple) else (grads,)
-            if len(grads) < len(node.parents):
-                raise RuntimeError(f"{node.name} has {len(node.parents)} inputs but gave {len(grads)} gradients")
+            if any(p is not None and g is None for p, g in itertools.zip_longest(node.parents, grads)):
+                raise RuntimeError(f"{node.name} has {len(node.parents)} inputs; its backward misses a gradient")
             for parent, grad in zip(node.parents, grads, strict=False):
                 if parent is not None:
-                    arrive(parent, unbroadcast(grad() if callable(grad) else grad, parent.shape, node.name))
+                    accumulate(parent, unbroadcast(grad() if callable(grad) else grad, parent.shape, node.name))
             node.parents, node.pullback = (), None
 
 
@@ -136,11 +136,11 @@ def op(fn):
     """Make an op, a function of Tensors, from ``fn(*arrays, **options) -> value, backward``. The rules for ``fn``:
 
     1. Its arguments are arrays or numbers (for the op, Tensors as well); its options are keyword-only.
-    2. ``backward(dy)`` returns one gradient per argument, in order: an array, None, or a function to call if needed.
+    2. ``backward(dy)`` returns one gradient per argument: an array, a function to call if needed, or None if never.
     3. A gradient may be larger than its argument along broadcast axes: ``unbroadcast`` sums it.
     4. It never writes into an argument or into ``dy``.
-    5. What ``backward`` names is kept until it runs, and nothing else.
-    6. It names no dtype: float32 in, float32 out; float64 in, float64 out.
+    5. The arrays that ``backward`` names stay in memory until it runs, so it names only those that it needs.
+    6. It preserves the dtype: float32 in, float32 out; float64 in, float64 out.
     7. It has a row in ``tests/cases.py``, which checks all of this.
     """
     name = fn.__name__

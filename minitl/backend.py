@@ -16,33 +16,32 @@ FLOATS = (np.dtype("float32"), np.dtype("float64"))
 _generator = np.random.default_rng(0)
 
 
-def array_module(x):
-    """Return the library of the array ``x``, ``numpy`` or ``cupy``, by convention called ``xp``.
+def array_module(*xs):
+    """Return the library of the first array among ``xs``, ``numpy`` or ``cupy``, by convention called ``xp``.
 
-    Raises TypeError for anything else.
+    Raises TypeError if there is none.
     """
-    if isinstance(x, np.ndarray | np.generic):
-        return np
-    if is_array(x):
-        return sys.modules["cupy"]
-    raise TypeError(f"expected a NumPy or CuPy array, got {type(x).__name__}; wrap Python data with minitl.tensor(...)")
+    for x in filter(is_array, xs):
+        return np if isinstance(x, np.ndarray | np.generic) else sys.modules["cupy"]
+    kind = type(xs[0]).__name__
+    raise TypeError(f"expected a NumPy or CuPy array, got {kind}; wrap Python data with minitl.tensor(...)")
 
 
 def is_array(x):
-    """True for an array of either library; a NumPy scalar counts as an array without axes."""
+    """Return True for an array of either library; a NumPy scalar counts as a 0-d array."""
     cupy = sys.modules.get("cupy")
     return isinstance(x, np.ndarray | np.generic) or (cupy is not None and isinstance(x, cupy.ndarray))
 
 
 def describe(x):
-    """Return dtype and shape of an array for a message, as ``float32[2, 3]``, and the ``repr`` of anything else."""
+    """Return dtype and shape of an array for a message, such as ``float32[2, 3]``; the ``repr`` of anything else."""
     return f"{x.dtype}{list(x.shape)}" if is_array(x) else repr(x)
 
 
 def cuda_problem():
     """Return why the GPU cannot be used, as a sentence, or None if it can.
 
-    CuPy can be imported on machines without a driver or toolkit, so a small product is computed.
+    CuPy can be imported on machines without a driver or toolkit, so this computes a small product.
     """
     from importlib.metadata import distributions  # slow to import, and seldom needed
 
@@ -60,7 +59,7 @@ def cuda_problem():
     return None
 
 
-@functools.cache  # an error is not cached: a GPU may still come
+@functools.cache  # errors are not cached, so a GPU may become available later
 def _require_cuda():
     """Raise RuntimeError, with the reason, unless a GPU can be used."""
     if problem := cuda_problem():

@@ -276,7 +276,7 @@ def _closed_output(how):
 
 
 def fewshot_command(args):
-    """evaluate the features of a run with a few labelled images of each class"""
+    """evaluate the features of a run with a few labeled images of each class"""
     options = vars(_parse(FewshotOptions, "fewshot", args))
     accuracies = fewshot.few_shot(options.pop("run"), **options)
     spread = f", deviation {accuracies.std(ddof=1):.2%}" if len(accuracies) > 1 else ""

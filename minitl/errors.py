@@ -1,4 +1,4 @@
-"""Errors about input that cannot be used, saying what to do instead."""
+"""InputError, and helpers that write its messages."""
 
 import dataclasses
 import difflib
@@ -36,4 +36,4 @@ def check_types(config):
             fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
             wanted = "of type " + " or ".join("None" if k is type(None) else k.__name__ for k in inner or (kind,))
         if not fits:
-            raise InputError(f"{field.name} is {wanted}, got {value!r}")
+            raise InputError(f"{field.name} must be {wanted}, got {value!r}")

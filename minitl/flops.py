@@ -95,7 +95,7 @@ def linear(n, i, o, bias=True):
 
 
 def norm(n, d):
-    """LayerNorm of n rows; keeps the normalised rows and their standard deviations."""
+    """LayerNorm of n rows; keeps the normalized rows and their standard deviations."""
     return Cost(params=2 * d, kept=n * d + n)
 
 
@@ -168,7 +168,7 @@ TOKENIZERS = {  # of the config c, T frames of P pixels, S tokens each, width d
     "mean-dense": lambda c, T, P, S, d: frames(T, linear(1, d, S * d)),
     "query": lambda c, T, P, S, d: cross_attention(T, S, S, P, d, c.heads) + Cost(params=S * d),
     # 7x7 convolution of two channels, the maximum and the mean, and batch norm
-    "gate": lambda c, T, P, S, d: frames(T, conv(P, 7, 2, S) + Cost(params=2 * S, kept=P * (1 + S)) + pooling(P, S, d)),
+    "gate": lambda c, T, P, S, d: frames(T, conv(P, 7, 2, S) + Cost(params=2 * S, kept=P * S) + pooling(P, S, d)),
 }
 
 

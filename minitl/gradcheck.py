@@ -1,9 +1,9 @@
 """Checks of handwritten backward functions against finite differences along random directions, in float64.
 
-For y = f(x), a random direction v and a random cotangent c, the same number is computed in two ways:
+For y = f(x), a random direction v, and a random array c shaped like y (a cotangent), two ways give the same number:
     analytic   ⟨backward(c), v⟩
     numeric    ⟨c, f(x + h v) - f(x - h v)⟩ / 2h
-The cotangent matters: Σ softmax(x) is constant, so with c = 1 any wrong softmax backward would pass.
+The cotangent matters: Σ softmax(x) is constant, so with c = 1 a softmax backward off by a factor would pass.
 """
 
 import numpy as np
@@ -11,15 +11,15 @@ import numpy as np
 from .autograd import Tensor
 from .backend import array_module
 
-STEP = 1e-5  # near the cube root of float64's rounding, where truncation and rounding errors are equally small
+STEP = 1e-5  # near the cube root of float64's epsilon, which balances truncation and rounding errors
 
 
 def check_gradients(fn, *inputs, tolerance=1e-6, seed=0):
     """Check the backward of ``fn``, a deterministic function of Tensors that returns one Tensor.
 
-    ``inputs`` are float64 arrays or Tensors of any shape, each checked along a random direction of its own. Raises
+    ``inputs`` are float64 arrays or Tensors of any shape, each checked along its own random direction. Raises
     AssertionError naming the input, an index and both numbers if they differ by more than ``tolerance`` relative to the
-    larger one, and TypeError for an input that is not float64.
+    larger one, plus rounding, and TypeError for an input that is not float64.
     """
     _check(fn, inputs, [], tolerance, seed)
 
@@ -75,7 +75,7 @@ def _check(fn, inputs, parameters, tolerance, seed):
 
 
 def _first_wrong(grad, tensor, slope, agree):
-    """Return the first entry at which both numbers differ, for the message."""
+    """Return the first entry at which the two numbers differ, for the message."""
     for index in np.ndindex(tensor.shape):
         unit = array_module(grad).zeros_like(grad)
         unit[index] = 1

@@ -1,6 +1,6 @@
 """SGD, AdamW, Muon, gradient clipping, the learning rate schedule and the average of weights, on one flat buffer.
 
-A model has many small parameters; laid side by side, an update, a norm or an average of all of them is a handful of
+A model has many small parameters. In one flat buffer, an update, a norm or an average of all of them takes a few
 whole-array operations. Formulas and names are PyTorch's, so settings carry over, but weight decay acts on matrices
 only, and Muon is PyTorch's with ``adjust_lr_fn="match_rms_adamw"``.
 """
@@ -14,15 +14,15 @@ from .autograd import Tensor
 from .backend import array_module, describe, to_numpy
 from .errors import InputError
 
-CHUNK_NUMBERS = 2**17  # weights that AdamW updates at a time: in float32 and with all that belongs to them, 3 MB
+CHUNK_NUMBERS = 2**17  # weights that AdamW updates at a time: 3 MB in float32, with gradients and moments
 
 
 class Flat:
     """All parameters side by side: each ``p.data`` and ``p.grad`` becomes a view of the flat ``data`` and ``grad``.
 
     Matrices (two axes or more) come first, so weight decay acts on the slice ``data[:decayed]``; biases, norms and
-    other vectors follow. Raises ``TypeError`` for anything but leaf Tensors with ``requires_grad=True``, and
-    ``ValueError`` for no parameters, one listed twice, or mixed dtypes or devices; nothing is changed then.
+    other vectors follow. Raises TypeError for anything but leaf Tensors with ``requires_grad=True``, and
+    ValueError for no parameters, one listed twice, or mixed dtypes or devices; nothing is changed then.
     """
 
     def __init__(self, params):
@@ -54,10 +54,10 @@ class Flat:
         self.gather()
 
     def check(self):
-        """Raise ``RuntimeError`` if the data of a parameter is no longer its part of the flat array."""
+        """Raise RuntimeError if the data of a parameter is no longer its part of the flat array."""
         if any(p.data is not data for p, data, _ in self.views):
             raise RuntimeError(
-                "the data of a parameter was replaced after the optimiser was made; make one optimiser, after "
+                "the data of a parameter was replaced after the optimizer was made; make one optimizer, after "
                 "module.to(...), and write values with p.data[...] = values"
             )
 
@@ -78,12 +78,12 @@ class Stateful:
     numbers = arrays = ()
 
     def state_dict(self):
-        """Return name -> array. Numbers become arrays without axes; the arrays are the live ones, not copies."""
+        """Return name -> array. Numbers become 0-d arrays; the arrays are the live ones, not copies."""
         numbers = {name: np.asarray(getattr(self, name), kind) for name, kind in self.numbers}
         return numbers | {name: getattr(self, name) for name in self.arrays}
 
     def load_state_dict(self, state):
-        """Continue from ``state``, bit for bit. Raises ``InputError``, with nothing changed, if it does not fit."""
+        """Continue from ``state``, bit for bit. Raises InputError, with nothing changed, if it does not fit."""
         found, wanted = ({name: describe(x) for name, x in d.items()} for d in (state, self.state_dict()))
         if found != wanted:
             raise InputError(f"the saved state does not fit {type(self).__name__}: it has {found}, expected {wanted}")
@@ -94,10 +94,10 @@ class Stateful:
 
 
 class Optimizer(Stateful):
-    """Base of the optimisers. ``lr`` may be written between steps, which is how a schedule acts.
+    """Base of the optimizers. A schedule assigns to ``lr`` between steps.
 
     Weight decay acts on matrices only (parameters with two axes or more). A parameter without a gradient counts as
-    having a gradient of zeros. Raises the errors of ``Flat``, and ``InputError`` for an option out of range.
+    having a gradient of zeros. Raises the errors of ``Flat``, and InputError for an option out of range.
     """
 
     numbers = (("lr", float),)
@@ -109,7 +109,7 @@ class Optimizer(Stateful):
         self.flat = Flat(params)
 
     def zero_grad(self):
-        """Set all gradients to zero; ``backward`` adds to them."""
+        """Set all gradients to zero (not None, as ``Module.zero_grad``); ``backward`` adds to them."""
         self.flat.grad[...] = 0
         for p, _, grad in self.flat.views:
             p.grad = grad
@@ -155,8 +155,8 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """w ← (1 - lr λ) w - lr m̂ / (√v̂ + ε): Adam with decoupled weight decay λ (Loshchilov and Hutter, 2019).
 
-    m ← β₁ m + (1-β₁) g  and  v ← β₂ v + (1-β₂) g²  are ``exp_avg`` and ``exp_avg_sq``. Both start at zero, which after
-    t steps m̂ = m / c₁ and v̂ = v / c₂ correct, with c₁ = 1 - β₁ᵗ and c₂ = 1 - β₂ᵗ.
+    m ← β₁ m + (1-β₁) g  and  v ← β₂ v + (1-β₂) g²  are ``exp_avg`` and ``exp_avg_sq``. Both start at zero; m̂ = m / c₁
+    and v̂ = v / c₂ correct for that bias after t steps, with c₁ = 1 - β₁ᵗ and c₂ = 1 - β₂ᵗ.
     """
 
     numbers = (("lr", float), ("steps", int))
@@ -194,7 +194,7 @@ class AdamW(Optimizer):
 class Muon(AdamW):
     """Vectors are updated as in AdamW, matrices (r, c) by W ← (1 - lr λ) W - 0.2 √max(r, c) lr O (Jordan et al., 2024).
 
-    m ← m + (1-μ) (g - m)  and  u = g + μ (m - g), momentum as Nesterov has it. O is ``orthogonal(u)``, so a matrix
+    m ← m + (1-μ) (g - m)  and  u = g + μ (m - g) are Nesterov momentum. O is ``orthogonal(u)``, so a matrix
     learns equally fast in all directions; the factor makes a step as large as AdamW's (Liu et al., 2025). An array of
     more axes counts as a matrix (-1, c).
     """
@@ -215,7 +215,7 @@ class Muon(AdamW):
         self.move_matrices(self.flat.grad[: self.flat.decayed], self.lr)
 
     def move_matrices(self, g, lr, product=np.matmul):
-        """Update the matrices, those of one shape together; ``g`` is their gradient, ``lr`` a number or array (1,)."""
+        """Update the matrices, those of one shape together, by their gradient ``g``; ``lr`` may be an array (1,)."""
         w, m = self.flat.data[: g.size], self.exp_avg[: g.size]
         m += (1 - self.momentum) * (g - m)
         u = g + self.momentum * (m - g)
@@ -223,14 +223,15 @@ class Muon(AdamW):
         for shape, parts in self.by_shape.items():
             matrices = self.flat.xp.stack([u[part].reshape(shape) for part in parts])
             for part, move in zip(parts, orthogonal(matrices, product), strict=True):
-                W = w[part]
+                W = w[part]  # a view
                 W -= 0.2 * max(shape) ** 0.5 * lr * move.ravel()
 
 
 def orthogonal(x, product=np.matmul):
     """Return matrices (..., r, c) with singular values near 1: five times X ← a X + (b X Xᵀ + c (X Xᵀ)²) X.
 
-    This acts on each singular value alone. With Jordan's a, b, c those above 1/500 of the norm end at 0.68 to 1.21.
+    This acts on each singular value independently. With Jordan's a, b, c those above 1/500 of the Frobenius norm, by
+    which x is divided first, end between 0.68 and 1.21.
     """
     if x.shape[-2] > x.shape[-1]:
         return orthogonal(x.swapaxes(-1, -2), product).swapaxes(-1, -2)
@@ -246,7 +247,7 @@ def warmup_cosine(step, total, warmup, peak, final=0.0):
     """Return the learning rate of update ``step`` (from 0) out of ``total``: a linear rise, then half a cosine.
 
     It is ``peak / (warmup + 1)`` at step 0, ``peak`` at step ``warmup``, and ``final`` from step ``total`` on, so each
-    of the ``total`` updates moves the weights. Raises ``InputError`` unless ``step >= 0``, ``0 <= warmup < total`` and
+    of the ``total`` updates moves the weights. Raises InputError unless ``step >= 0``, ``0 <= warmup < total`` and
     ``0 <= final <= peak < inf``.
     """
     _require("step", step, step >= 0, "0 or more")
@@ -261,8 +262,8 @@ def warmup_cosine(step, total, warmup, peak, final=0.0):
 class EMA(Stateful):
     """Moving average of weights, starting at the weights: a ← decay a + (1 - decay) w at each ``update()``.
 
-    ``source`` is the optimiser, whose flat buffer is shared, or the parameters if there is no optimiser (one made
-    later would replace their data, which ``update()`` reports). Raises ``InputError`` for a decay outside [0, 1).
+    ``source`` is the optimizer, whose flat buffer is shared, or the parameters if there is no optimizer (creating one
+    later replaces their data, and ``update()`` then raises RuntimeError). Raises InputError for a decay outside [0, 1).
     """
 
     arrays = ("average",)
@@ -273,14 +274,14 @@ class EMA(Stateful):
         self.decay, self.average = decay, self.flat.data.copy()
 
     def update(self):
-        """Take the current weights into the average; call it after each step of the optimiser."""
+        """Update the average with the current weights; call this after each step of the optimizer."""
         self.flat.check()
         self.average *= self.decay
         self.average += (1 - self.decay) * self.flat.data
 
     @contextlib.contextmanager
     def weights(self):
-        """Give the model the averaged weights inside ``with ema.weights():``, and its own again afterwards."""
+        """Use the averaged weights inside ``with ema.weights():``, then restore the original ones."""
         self.flat.check()
         own = self.flat.data.copy()
         self.flat.data[...] = self.average

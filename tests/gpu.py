@@ -304,7 +304,7 @@ def captured_equals_eager():
             eager.optimizer.lr = captured.optimizer.lr = 1e-3 / (1 + i)
             x, y = eager.loss(), captured.loss()
             worst = max(worst, abs(x - y) / abs(x))
-        assert worst < 1e-4 and len(captured.take_step.step.graphs) == 1, (name, precision, worst)
+        assert worst < 1e-4 and len(captured.take_step.compute.graphs) == 1, (name, precision, worst)
         weights = close(captured.optimizer.flat.data, to_numpy(eager.optimizer.flat.data), 1e-2, precision)
         seen[f"{name} {precision}"] = {"worst": worst, "weights": weights}
     return seen
@@ -317,7 +317,7 @@ def replays_leave_memory_constant():
 
     def memory(side):
         cupy.cuda.Device().synchronize()
-        pool = side.take_step.step.pool
+        pool = side.take_step.compute.pool
         return pool.total_bytes(), pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
 
     clean, scribbled = make(TINY, BATCH), make(TINY, BATCH)
@@ -401,14 +401,14 @@ def a_run_goes_on():
         config = replace(RUNS["images"][0], device="cuda")
         whole, parts = (train.start(config, folder / name) for name in ("whole", "parts"))
         assert whole.fit()
-        step = parts._step
+        step = parts._train_batch
 
         def stopping(*batch):
             if parts.step == 6:
                 signal.raise_signal(signal.SIGINT)
             step(*batch)
 
-        parts._step = stopping
+        parts._train_batch = stopping
         assert not parts.fit() and parts.step == 7
         parts = train.resume(parts.folder)
         assert parts.fit()
@@ -421,7 +421,7 @@ def a_batch_that_does_not_fit_says_so():
     """With a limit to the memory of a step."""
     with small_data() as folder:
         trainer = train.start(replace(RUNS["images"][0], device="cuda"), folder / "run")
-        trainer.take_step.step.pool.set_limit(size=1 << 10)
+        trainer.take_step.compute.pool.set_limit(size=1 << 10)
         try:
             trainer.fit()
         except InputError as error:

@@ -163,7 +163,7 @@ UINT8, FLOAT, SOFT = np.zeros((4, 6, 6, 3), "uint8"), np.zeros((4, 6, 6, 3), "fl
         (lambda: data.random_crop(UINT8, 6, rng()), "padding .* is 0 to 5, got 6"),
         (lambda: data.random_crop(UINT8, -1, rng()), "padding"),
         (lambda: data.cutout(UINT8, 0, rng()), "size"),
-        (lambda: data.mixup(UINT8, SOFT, 1.0, rng()), "normalise"),
+        (lambda: data.mixup(UINT8, SOFT, 1.0, rng()), "normalize"),
         (lambda: data.mixup(FLOAT, SOFT[:3], 1.0, rng()), "soft targets"),
         (lambda: data.cutmix(FLOAT, np.arange(4), 1.0, rng()), "one_hot"),
         (lambda: data.cutmix(FLOAT, SOFT, 0, rng()), "alpha"),

@@ -64,12 +64,12 @@ def test_seed():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"loc": 0.5}, "loc is of type int, got 0.5"),
-        ({"dim": 48.0}, "dim is of type int, got 48.0"),
-        ({"layers": True}, "layers is of type int, got True"),
-        ({"pre_norm": "no"}, "pre_norm is of type bool, got 'no'"),
-        ({"dropout": "0.1"}, "dropout is of type float, got '0.1'"),
-        ({"tokenizer": "lerner"}, "tokenizer is one of learner, "),
+        ({"loc": 0.5}, "loc must be of type int, got 0.5"),
+        ({"dim": 48.0}, "dim must be of type int, got 48.0"),
+        ({"layers": True}, "layers must be of type int, got True"),
+        ({"pre_norm": "no"}, "pre_norm must be of type bool, got 'no'"),
+        ({"dropout": "0.1"}, "dropout must be of type float, got '0.1'"),
+        ({"tokenizer": "lerner"}, "tokenizer must be one of learner, "),
     ],
 )
 def test_a_configuration_names_the_field_of_a_wrong_type(options, message):
@@ -81,12 +81,12 @@ def test_a_configuration_names_the_field_of_a_wrong_type(options, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"image_size": 32}, "image_size is a pair of integers, got 32"),
-        ({"image_size": (32, 32, 3)}, "image_size is a pair of integers"),
+        ({"image_size": 32}, "image_size must be a pair of integers, got 32"),
+        ({"image_size": (32, 32, 3)}, "image_size must be a pair of integers"),
         ({"image_size": (0, 8)}, r"image_size must be at least 1, got \(0, 8\)"),
         ({"num_classes": -2}, "num_classes must be at least 1, got -2"),
         ({"frames": 0}, "frames must be at least 1, got 0"),
-        ({"channels": 3.0}, "channels is of type int, got 3.0"),
+        ({"channels": 3.0}, "channels must be of type int, got 3.0"),
     ],
 )
 def test_a_data_spec_is_checked(options, message):

@@ -77,7 +77,7 @@ def test_weights_held_at_once_change_nothing(held, rng, monkeypatch):
     """From one channel of one sample at a time to all 2 x 5 at once."""
     qkv = rng.standard_normal((3, 2, 7, 5))
     whole = value_and_gradients(ops.vector_attention, *qkv)
-    monkeypatch.setattr(cpu, "WEIGHTS", held)
+    monkeypatch.setattr(cpu, "WEIGHT_ELEMENTS", held)
     parts = value_and_gradients(ops.vector_attention, *qkv)
     for one, other in zip(whole, parts, strict=True):
         close(one, other)
@@ -87,7 +87,7 @@ def test_memory_stays_bounded(rng, monkeypatch):
     """Neither pass holds the N x N x C weights, 2 MB here, and backward keeps a few arrays of q's size only."""
     qkv = rng.standard_normal((3, 1, 128, 32)).astype("float32")
     q, k, v = (Tensor(x, requires_grad=True) for x in qkv)
-    monkeypatch.setattr(cpu, "WEIGHTS", 2 * 128**2)
+    monkeypatch.setattr(cpu, "WEIGHT_ELEMENTS", 2 * 128**2)
     tracemalloc.start()
     y = ops.vector_attention(q, k, v)
     kept = saved_bytes(y)["vector_attention"]
@@ -289,7 +289,7 @@ def test_overfits_8_clips(last):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"last": "attention"}, "last is one of tokens, conv, got 'attention'"),
+        ({"last": "attention"}, "last must be one of tokens, conv, got 'attention'"),
         ({"widths": ()}, "widths is empty"),
         ({"widths": (4, 0)}, r"widths must be at least 1, got \(4, 0\)"),
         ({"num_tokens": 0}, "num_tokens must be at least 1, got 0"),

@@ -278,7 +278,7 @@ def test_a_name_for_the_folder(here):
         ("train DATA --patch-size 5", ["patch_size=5 does not divide the image size 32 x 32"]),
         ("train DATA --tokenizer pool --num-tokens 7", ["8 x 8", "cannot be cut into 7 equal cells"]),
         ("train DATA --crop 32", ["crop must be less than a side of the images, 32 x 32, got 32"]),
-        ("train DATA --out RUN", ["is not empty; continue it by --resume, or choose another --out"]),
+        ("train DATA --out RUN", ["is not empty; continue it with --resume, or choose another --out"]),
         ("train DATA --out RUN/config.json", ["cannot write", "Not a directory"]),
         ("train --resume nowhere", ["nowhere is not a run"]),
         ("train --resume RUN --out other", ["--out other and --resume exclude each other"]),
@@ -498,4 +498,4 @@ def test_presets_that_do_not_exist(capsys):
 
 def test_a_preset_has_rand_augment(capsys):
     text = fails(capsys, "train", "--preset", "cifar-r1", "--auto-augment")
-    assert "auto_augment and rand_augment 2 exclude each other; leave one out, or set rand_augment to 0" in text
+    assert "auto_augment and rand_augment 2 cannot be combined; leave one out, or set rand_augment to 0" in text

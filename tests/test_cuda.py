@@ -486,7 +486,7 @@ def test_bf16_rounds_what_is_multiplied(bf16):
 
 
 def test_precision_has_three_names(cuda):
-    with pytest.raises(InputError, match="precision is one of fp32, tf32, bf16, got 'fp8'"):
+    with pytest.raises(InputError, match="precision must be one of fp32, tf32, bf16, got 'fp8'"):
         cuda.use("fp8")
     assert cuda.gemm._precision == "fp32"
 
@@ -684,7 +684,7 @@ def test_launches_of_the_step_that_is_measured(cuda, monkeypatch):
     assert 250 < State.launches <= 300
     for _ in range(2):
         side.step()
-    (recording,) = side.take_step.step.graphs.values()
+    (recording,) = side.take_step.compute.graphs.values()
     assert 250 < len(recording.graph.work) <= 287
 
 
@@ -790,14 +790,14 @@ def test_a_run_on_a_gpu_goes_on_bit_for_bit(name, start):
     whole, parts = start("cuda", **RUNS[name]), start("cuda", **RUNS[name])
     assert whole.fit()
     for stop in (1, 6):
-        step = parts._step
+        step = parts._train_batch
 
         def stopped(*batch, step=step, trainer=parts, stop=stop):
             if trainer.step + 1 == stop:
                 signal.raise_signal(signal.SIGINT)
             step(*batch)
 
-        parts._step = stopped
+        parts._train_batch = stopped
         assert not parts.fit() and parts.step == stop
         parts = train.resume(parts.folder)
     assert parts.fit() and [row["train_loss"] for row in parts.rows] == [row["train_loss"] for row in whole.rows]
@@ -815,14 +815,14 @@ def test_a_model_that_cannot_be_captured_says_so(start, monkeypatch):
 def test_the_step_that_is_not_finite_is_named(start):
     """Although results are not read before step 6."""
     trainer = start("cuda")
-    step = trainer.take_step.step
+    step = trainer.take_step.compute
 
     def poisoned(*batch):
         if trainer.step == 4:
             trainer.model.head.weight.data[0, 0] = math.nan
         return step(*batch)
 
-    trainer.take_step.step = poisoned
+    trainer.take_step.compute = poisoned
     with pytest.raises(InputError, match=r"the loss of step 5 of 8 is nan, so training .*smaller learning rate"):
         trainer.fit()
     trainer = start("cuda", graph=False)
@@ -848,7 +848,7 @@ def test_a_batch_that_does_not_fit(start):
     trainer.take_step.update = full
     sentence = (
         "the memory of the GPU is full at batch_size 12: 3.0 of the GPU's 4.0 GB are in use (Out of memory allocating "
-        "512 bytes (so far: 9 bytes).); choose a smaller batch_size, or recompute, which takes time for memory"
+        "512 bytes (so far: 9 bytes).); choose a smaller batch_size, or recompute, which trades time for memory"
     )
     with pytest.raises(InputError, match=re.escape(sentence)):
         trainer.fit()

@@ -190,7 +190,7 @@ def test_ctrl_c_and_the_same_again(small, tmp_path, monkeypatch):
     usual, _ = ablate.plan("small", tmp_path / "usual", seeds=1)
     expected = usual.finish()
 
-    step, done = train.Trainer._step, []
+    step, done = train.Trainer._train_batch, []
 
     def stop_at_the_fourth(self, images, labels):
         done.append(self.step)
@@ -198,7 +198,7 @@ def test_ctrl_c_and_the_same_again(small, tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGINT)
         step(self, images, labels)
 
-    monkeypatch.setattr(train.Trainer, "_step", stop_at_the_fourth)
+    monkeypatch.setattr(train.Trainer, "_train_batch", stop_at_the_fourth)
     assert run.finish() is None
     assert run.result() is None
     assert run.finish()["accuracy"] == expected["accuracy"]

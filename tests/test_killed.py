@@ -31,7 +31,7 @@ def count(frame, event, argument):  # Python reports each call, and each return
     if not events:
         kill_at_once()
 
-def step(self, images, labels, usual=train.Trainer._step):
+def step(self, images, labels, usual=train.Trainer._train_batch):
     global steps
     steps -= 1
     if not steps:
@@ -39,7 +39,7 @@ def step(self, images, labels, usual=train.Trainer._step):
     usual(self, images, labels)
 
 steps, events, *args = sys.argv[1:]
-steps, events, train.Trainer._step = int(steps), int(events), step
+steps, events, train.Trainer._train_batch = int(steps), int(events), step
 if steps == 0:  # before the first checkpoint
     train.Trainer.save = kill_at_once
 cli.main(["train", *args])

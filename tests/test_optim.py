@@ -130,7 +130,7 @@ def test_replaced_data_is_noticed():
     ema = EMA(optimizer, 0.9)
     params[3].data = params[3].data.copy()
     for use in (optimizer.step, lambda: optimizer.clip_grad_norm(1.0), ema.update, ema.weights().__enter__):
-        with pytest.raises(RuntimeError, match=r"make one optimiser, after module\.to"):
+        with pytest.raises(RuntimeError, match=r"make one optimizer, after module\.to"):
             use()
     assert optimizer.steps == 0
 

@@ -98,7 +98,7 @@ def test_finished_seeds_of_an_earlier_command_count(capsys, monkeypatch):
 
 def test_ctrl_c_and_the_same_again(capsys, monkeypatch):
     """Stopped in the second run: the first one's result is kept, and the second one is resumed."""
-    step, done = train.Trainer._step, []
+    step, done = train.Trainer._train_batch, []
 
     def stop_at_the_sixth(self, images, labels):
         done.append((self.config.seed, self.step))
@@ -107,7 +107,7 @@ def test_ctrl_c_and_the_same_again(capsys, monkeypatch):
         step(self, images, labels)
 
     command = ["train", *TINY, "--seeds", 2, "--out", "both"]
-    monkeypatch.setattr(train.Trainer, "_step", stop_at_the_sixth)
+    monkeypatch.setattr(train.Trainer, "_train_batch", stop_at_the_sixth)
     assert minitl(monkeypatch, *command) == 130
     stopped = f"stopped and saved in {Path('both/seed1')}; the same command continues from there:"
     assert capsys.readouterr().out.splitlines()[-2:] == [stopped, shlex.join(["minitl", *map(str, command)])]

@@ -140,8 +140,8 @@ def test_dropout_is_for_training(rng):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"mix": "clip"}, "mix is 'all' or 'frame', not 'clip'"),
-        ({"beta": "mlp64"}, "beta is 'linear' or 'mlp', not 'mlp64'"),
+        ({"mix": "clip"}, "mix must be 'all' or 'frame', got 'clip'"),
+        ({"beta": "mlp64"}, "beta must be 'linear' or 'mlp', got 'mlp64'"),
         ({"num_tokens": 0}, "num_tokens=0 and frames=1 must be at least 1"),
         ({"frames": 0}, "frames=0 must be at least 1"),
     ],

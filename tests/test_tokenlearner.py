@@ -146,9 +146,9 @@ def test_dropout_is_for_training(rng):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"version": "2.0"}, r"version is '1\.0' or '1\.1', not '2\.0'"),
-        ({"version": 1.0}, r"version is '1\.0' or '1\.1', not 1\.0"),
-        ({"pool": "max"}, "pool is 'mean' or 'sum', not 'max'"),
+        ({"version": "2.0"}, r"version must be '1\.0' or '1\.1', got '2\.0'"),
+        ({"version": 1.0}, r"version must be '1\.0' or '1\.1', got 1\.0"),
+        ({"pool": "max"}, "pool must be 'mean' or 'sum', got 'max'"),
         ({"num_tokens": 0}, "num_tokens=0 .* at least 1"),
         ({"n_conv": 0}, "n_conv=0 must be at least 1"),
     ],

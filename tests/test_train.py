@@ -73,7 +73,7 @@ def before(owner, name, action):
 
 def ctrl_c_after(trainer, steps):
     """Press Ctrl-C, really, while step number ``steps`` runs."""
-    before(trainer, "_step", lambda: trainer.step + 1 == steps and signal.raise_signal(signal.SIGINT))
+    before(trainer, "_train_batch", lambda: trainer.step + 1 == steps and signal.raise_signal(signal.SIGINT))
 
 
 def contents(folder):
@@ -163,7 +163,7 @@ def test_mixing_ends(tmp_path):
     batch = trainer.train_set.images[:16], trainer.train_set.labels[:16]
     for i in (0, 1, 7, 8, 14, 0):
         trainer.step = i
-        trainer._step(*batch)
+        trainer._train_batch(*batch)
     assert [ndim for _, ndim in seen] == [2, 2, 2, 1, 1, 2]
     first, second, *_, again = (inputs for inputs, _ in seen)
     assert np.array_equal(first, again) and not np.array_equal(first, second)
@@ -469,7 +469,7 @@ def poison_gradient(trainer):
 @pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
 def test_a_number_that_is_not_finite_stops_the_run(tmp_path, poison):
     trainer = train.start(PLAIN, tmp_path)
-    before(trainer, "_step", lambda: trainer.step == 7 and poison(trainer))
+    before(trainer, "_train_batch", lambda: trainer.step == 7 and poison(trainer))
     with pytest.raises(InputError, match=r"(loss|gradient) (of|in) step 8 of 15 is (nan|inf).*smaller learning rate"):
         trainer.fit()
     resumed = train.resume(tmp_path)
@@ -507,7 +507,7 @@ def no_space_for(name, patch):
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.csv"])
 def test_a_disk_that_fills(tmp_path, monkeypatch, name):
     trainer = train.start(PLAIN, tmp_path)
-    before(trainer, "_step", lambda: trainer.step == 7 and no_space_for(name, monkeypatch))
+    before(trainer, "_train_batch", lambda: trainer.step == 7 and no_space_for(name, monkeypatch))
     with pytest.raises(InputError, match=rf"cannot write .*{name} \(No space left.*; the old file is unchanged"):
         trainer.fit()
     monkeypatch.undo()
@@ -537,7 +537,7 @@ def test_pictures_that_cannot_be_written_lose_nothing(tmp_path, monkeypatch):
 
 def test_a_folder_in_use_is_left_alone(tmp_path, images):
     (tmp_path / "thesis.tex").write_text("important")
-    with pytest.raises(InputError, match="is not empty; continue it by --resume, or choose another --out"):
+    with pytest.raises(InputError, match="is not empty; continue it with --resume, or choose another --out"):
         train.start(PLAIN, tmp_path)
     assert files(tmp_path) == {"thesis.tex": b"important"} and not images
     with pytest.raises(InputError, match=r"cannot write .*thesis.tex"):
@@ -555,7 +555,7 @@ def test_a_folder_that_is_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
         (tmp_path / "config.json").write_text("mine")
 
     monkeypatch.setattr(train.Trainer, "__init__", slow)
-    with pytest.raises(InputError, match="is not empty"):
+    with pytest.raises(InputError, match="is no longer empty"):
         train.start(PLAIN, tmp_path)
     assert files(tmp_path) == {"config.json": b"mine"}
 
@@ -565,10 +565,10 @@ def test_a_folder_that_is_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
     [
         ('"lr": 0.004', '"lr": 0.1', "lr: 0.004 in the checkpoint, 0.1 here"),
         ('"dim": 12', '"dim": 24', "model.dim: 12 in the checkpoint, 24 here"),
-        ('"batch_size": 16', '"batch_size": 2.5', "batch_size is of type int, got 2.5"),
+        ('"batch_size": 16', '"batch_size": 2.5', "batch_size must be of type int, got 2.5"),
         ('"epochs": 3', '"epochs": 0', "epochs must be at least 1, got 0"),
         ('"epochs": 3', '"epochs": "3"', "is not a configuration of this minitl"),
-        ('"device": "cpu"', '"device": "tpu"', "device is one of cpu, cuda, got 'tpu'"),
+        ('"device": "cpu"', '"device": "tpu"', "device must be one of cpu, cuda, got 'tpu'"),
         ('"epochs"', '"epoch"', "is not a configuration of this minitl"),
         ("}", "", "is not a configuration of this minitl"),
         ("{", "[", "is not a configuration of this minitl"),
@@ -662,12 +662,12 @@ def test_other_options_or_other_images_cannot_go_on(tmp_path, monkeypatch, image
         ({"magnitude": 31.0}, "magnitude must be from 0 to 30, got 31.0"),
         (
             {"rand_augment": 2, "auto_augment": True},
-            "auto_augment and rand_augment 2 exclude each other; leave one out",
+            "auto_augment and rand_augment 2 cannot be combined; leave one out",
         ),
         ({"erasing": 1.5}, r"erasing must be in \[0, 1\], got 1.5"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
-        ({"device": "tpu"}, "device is one of cpu, cuda, got 'tpu'"),
-        ({"precision": "fp16"}, "precision is one of fp32, tf32, bf16, got 'fp16'"),
+        ({"device": "tpu"}, "device must be one of cpu, cuda, got 'tpu'"),
+        ({"precision": "fp16"}, "precision must be one of fp32, tf32, bf16, got 'fp16'"),
         ({"precision": "bf16"}, "precision bf16 needs device cuda; a CPU computes in fp32"),
         ({"crop": 32}, "crop must be less than a side of the images, 32 x 32, got 32"),
         ({"cutout": 99}, "cutout must be less than a side of the images"),
@@ -719,7 +719,7 @@ def test_load_run_wants_the_images_it_was_trained_for(tmp_path, monkeypatch):
     train.start(PLAIN, tmp_path)
     other = data.Dataset(np.zeros((4, 16, 16, 3), "uint8"), np.arange(4), tuple("abcd"))
     monkeypatch.setattr(data, "load", lambda *_, **__: (other, other))
-    with pytest.raises(InputError, match="other classes or images of another size"):
+    with pytest.raises(InputError, match=r"classes or the image size of .* have changed"):
         train.load_run(tmp_path)
 
 
@@ -755,7 +755,7 @@ def test_steps_follow_the_options(tmp_path):
     optimizer = optim.AdamW(model.parameters(), config.lr, weight_decay=0.3)
     average = optim.EMA(optimizer, 0.5)
     for i, (images, labels) in enumerate(itertools.islice(trainer._rest_of_epoch(), 3)):
-        trainer._step(images, labels)
+        trainer._train_batch(images, labels)
         optimizer.lr = optim.warmup_cosine(i, trainer.total, trainer.total // 2, config.lr)
         logits = model(data.normalize(images, trainer.mean, trainer.std))
         optimizer.zero_grad()

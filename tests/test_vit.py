@@ -227,7 +227,7 @@ def test_gradients_of_stem_and_head(options, rng):
 
 def test_a_convolutional_stem(rng):
     """Each time a convolution by its formula, then the largest of 3 x 3 and of zero, at every second pixel."""
-    stem = nn.vit.ConvStem(3, 6, halvings=2, width=5, rng=rng)
+    stem = nn.vit.ConvStem(3, 6, n=2, width=5, rng=rng)
     x = y = rng.standard_normal((2, 8, 12, 3)).astype("float32")
     assert [conv.weight.shape for conv in stem.convs] == [(3, 3, 3, 5), (3, 3, 5, 6)]
     for conv in stem.convs:
@@ -340,22 +340,22 @@ def test_the_smallest_model():
         ({"num_tokens": 0}, "num_tokens must be at least 1, got 0"),
         ({"num_classes": -2}, "num_classes must be at least 1, got -2"),
         ({"image_size": (0, 12)}, r"image_size must be at least 1, got \(0, 12\)"),
-        ({"tokenizer": "lerner"}, "tokenizer is one of learner, pool, .*, none, got 'lerner'"),
-        ({"version": "1"}, "version is one of 1.0, 1.1, got '1'"),
-        ({"back": "fuse"}, "back is one of none, fuser, unpool, reproject, got 'fuse'"),
-        ({"fuser_beta": "mlp64"}, "fuser_beta is one of linear, mlp, got 'mlp64'"),
-        ({"fuser_mix": "clip"}, "fuser_mix is one of all, frame, got 'clip'"),
+        ({"tokenizer": "lerner"}, "tokenizer must be one of learner, pool, .*, none, got 'lerner'"),
+        ({"version": "1"}, "version must be one of 1.0, 1.1, got '1'"),
+        ({"back": "fuse"}, "back must be one of none, fuser, unpool, reproject, got 'fuse'"),
+        ({"fuser_beta": "mlp64"}, "fuser_beta must be one of linear, mlp, got 'mlp64'"),
+        ({"fuser_mix": "clip"}, "fuser_mix must be one of all, frame, got 'clip'"),
         ({"back": "fuser", "tokenizer": "none"}, "back='fuser' needs a tokenizer"),
         ({"back": "unpool", "tokenizer": "dense"}, "needs the maps of tokenizer='learner', not of 'dense'"),
-        ({"pool": "max"}, "pool is one of mean, sum, got 'max'"),
+        ({"pool": "max"}, "pool must be one of mean, sum, got 'max'"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"drop_path": -0.1}, r"drop_path must be in \[0, 1\), got -0.1"),
-        ({"stem": "cnn"}, "stem is one of patch, conv, got 'cnn'"),
+        ({"stem": "cnn"}, "stem must be one of patch, conv, got 'cnn'"),
         ({"stem": "conv", "patch_size": 1}, "stem='conv' needs a patch_size of 2, 4, 8 …, got 1"),
         ({"stem": "conv", "patch_size": 6, "image_size": (12, 12)}, "patch_size of 2, 4, 8 …, got 6"),
         ({"stem": "conv", "frames": 4, "tubelet": 2}, "sees one frame at a time: tubelet must be 1, got 2"),
         ({"stem_width": 0}, "stem_width must be at least 1, got 0"),
-        ({"head_pool": "max"}, "head_pool is one of mean, sequence, got 'max'"),
+        ({"head_pool": "max"}, "head_pool must be one of mean, sequence, got 'max'"),
         ({"tokenizer": "pool", "num_tokens": 5}, "a grid of 2 x 3 pixels cannot be cut into 5 equal cells"),
     ],
     ids=str,
@@ -373,7 +373,7 @@ def test_wrong_config(options, message):
         (np.ones((2, 3, 8, 12), "float32"), ValueError, r"got \(2, 3, 8, 12\)"),
         (np.ones((2, 8, 12, 3)), TypeError, "computes in float32, the images are float64; convert them"),
         (np.ones((2, 8, 12, 3), "uint8"), TypeError, "computes in float32, the images are uint8; convert them"),
-        ([[1.0]], TypeError, "expects an array, got list"),
+        ([[1.0]], TypeError, "holds an array of .*, got list"),
     ],
 )
 def test_wrong_images(x, kind, message):

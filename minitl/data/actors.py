@@ -1,4 +1,4 @@
-"""ACTORS, the generated clips: name the motions of the warm-coloured objects among cool-coloured ones that also move.
+"""ACTORS, the generated clips: name the motions of the warm-colored objects among cool-colored ones that also move.
 
 A clip has one or two actors and so one or two labels, much like Charades. The motions of the other objects do not
 count, and no single frame shows a motion: a model has to find the actors in each frame and then compare the frames.
@@ -70,8 +70,8 @@ def sample(rng, n, fps=6):
         raise InputError(f"clips have {' or '.join(map(str, FRAMES))} frames per second, got fps={fps}")
     T, L = FRAMES[fps], DISTRACTORS + 2  # frames, and objects: the actors come last, the first actor on top
     motion, body = rng.integers(len(MOTIONS), size=(n, L)), rng.integers(len(BODIES), size=(n, L))
-    colour = COOL[0] + (COOL[1] - COOL[0]) * rng.random((n, L, 3), "float32")
-    colour[:, -2:] = np.stack([YELLOW, WARM]) + 0.2 * rng.random((n, 2, 3), "float32") - 0.1
+    color = COOL[0] + (COOL[1] - COOL[0]) * rng.random((n, L, 3), "float32")
+    color[:, -2:] = np.stack([YELLOW, WARM]) + 0.2 * rng.random((n, 2, 3), "float32") - 0.1
     second = rng.random(n) < SECOND_SHARE
     x, y, size, visible = (a[..., :: max(FRAMES) // fps] for a in _trajectories(rng, motion))  # each (n, L, T)
     visible[:, -2] &= second[:, None]
@@ -91,7 +91,7 @@ def sample(rng, n, fps=6):
         cover = masks()[body[:, k, None], size[:, k] - SMALLEST, y[:, k] % FINE, x[:, k] % FINE]
         cover = (cover * visible[:, k, :, None, None])[:, :, None]  # (n, T, 1, WINDOW, WINDOW)
         under = windows[at]  # (n, T, 3, WINDOW, WINDOW)
-        windows[at] = under + cover * (colour[:, k, None, :, None, None] - under)
+        windows[at] = under + cover * (color[:, k, None, :, None, None] - under)
 
     clips = np.rint(255 * canvas[:, :, :SIDE, :SIDE].clip(0, 1)).astype("uint8")
     labels = np.zeros((n, len(MOTIONS)), "uint8")
@@ -118,8 +118,8 @@ def _trajectories(rng, motion):
             array[chosen] = value
     size = np.rint(rng.choice(SIZES, motion.shape)[..., None] + growth).astype(int)
     edges = []
-    for centre in (x, y):
-        edge = np.rint(FINE * (centre - size / 2)).astype(int)
+    for center in (x, y):
+        edge = np.rint(FINE * (center - size / 2)).astype(int)
         lowest, highest = -edge.min(-1), FINE * SIDE - (edge + FINE * size).max(-1)
         edges.append(edge + rng.integers(lowest, highest + 1)[..., None])
     return *edges, size, visible > 0

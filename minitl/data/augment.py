@@ -64,7 +64,7 @@ def random_crop(images, padding, rng, flip=False):
 
 
 def cutout(images, size, rng):
-    """Set a square of ``size`` pixels, centred anywhere in each image, to 0: black, or the mean if normalised."""
+    """Set a square of ``size`` pixels, centered anywhere in each image, to 0: black, or the mean if normalized."""
     _expect_images(images)
     size = operator.index(size)
     B, H, W, _ = images.shape
@@ -75,7 +75,7 @@ def cutout(images, size, rng):
 
 
 def random_erasing(images, rng, p):
-    """Set a box in each image to 0 with probability ``p`` (Zhong et al., 2020): black, or the mean if normalised.
+    """Set a box in each image to 0 with probability ``p`` (Zhong et al., 2020): black, or the mean if normalized.
 
     The box takes a share of 0.02 to 0.33 of the area, drawn uniformly; height over width is 0.3 to 3.3, its logarithm
     drawn uniformly. A side longer than the image is cut to its length. The box lies anywhere inside the image.
@@ -102,7 +102,7 @@ def mixup(images, targets, alpha, rng):
     """
     _expect_images(images)
     if images.dtype.kind != "f":
-        raise TypeError(f"mixup blends float images, got {describe(images)}; normalise them first")
+        raise TypeError(f"mixup blends float images, got {describe(images)}; normalize them first")
     share, other = _partners(images, targets, alpha, rng)
     return share * images + (1 - share) * images[other], share * targets + (1 - share) * targets[other]
 
@@ -110,7 +110,7 @@ def mixup(images, targets, alpha, rng):
 def cutmix(images, targets, alpha, rng):
     """Paste a box of another image of the batch into each; mix the soft targets (B, K) by area (Yun et al., 2019).
 
-    The box is one for the whole batch; its share of the area comes from Beta(alpha, alpha), its centre lies anywhere.
+    The box is one for the whole batch; its share of the area comes from Beta(alpha, alpha), its center lies anywhere.
     """
     _expect_images(images)
     xp = array_module(images)

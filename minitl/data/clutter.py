@@ -1,4 +1,4 @@
-"""CLUTTER, the generated image set: name the shape of the one warm-coloured object among cool-coloured ones.
+"""CLUTTER, the generated image set: name the shape of the one warm-colored object among cool-colored ones.
 
 The target is small and may be anywhere, so a model has to find it before it can name it: pooling on a fixed grid mixes
 it with its surroundings; tokens that look where the image tells them to do not. The generator knows the target's box,
@@ -12,9 +12,9 @@ from .dataset import Dataset, concatenate
 SIDE = 32  # pixels
 SIZES = (7, 8, 9)  # pixels across an object
 DISTRACTORS = 6
-NOISE = 0.12  # standard deviation, on colours from 0 to 1
+NOISE = 0.12  # standard deviation, on colors from 0 to 1
 WARM = np.float32([0.95, 0.25, 0.20])  # red, green, blue of the target, each plus or minus up to 0.1
-COOL = np.float32([[0.05, 0.2, 0.2], [0.5, 0.95, 0.95]])  # lowest and highest colour of a distractor
+COOL = np.float32([[0.05, 0.2, 0.2], [0.5, 0.95, 0.95]])  # lowest and highest color of a distractor
 
 # Each shape as a condition on the point (x, y) of its box; both run from -1 to 1, y points down.
 SHAPES = {
@@ -58,12 +58,12 @@ def sample(rng, n):
         pixels = np.take(SIZES, size)
         top, left = rng.integers(SIDE - pixels + 1), rng.integers(SIDE - pixels + 1)
         if layer < DISTRACTORS:
-            colour = COOL[0] + (COOL[1] - COOL[0]) * rng.random((n, 3), "float32")
+            color = COOL[0] + (COOL[1] - COOL[0]) * rng.random((n, 3), "float32")
         else:
-            colour = WARM + 0.2 * rng.random((n, 3), "float32") - 0.1
+            color = WARM + 0.2 * rng.random((n, 3), "float32") - 0.1
         at = (np.arange(n)[:, None, None], (top[:, None] + window)[:, :, None], (left[:, None] + window)[:, None, :])
         cover = table[shape, size][..., None]  # (n, 9, 9, 1)
-        canvas[at] += cover * (colour[:, None, None] - canvas[at])
+        canvas[at] += cover * (color[:, None, None] - canvas[at])
 
     images = np.rint(255 * canvas[:, :SIDE, :SIDE].clip(0, 1)).astype("uint8")
     boxes = np.stack([top, left, top + pixels, left + pixels], axis=1)

@@ -55,7 +55,7 @@ def read(path, subset=None):
 def _list_images(path):
     """Return the ``classes``, and for each split its sorted images as ``(class, file name)``: the first pass."""
     splits = {split: [] for split in SPLITS}
-    spellings, outer = Counter(), set()  # spellings: how many names are the same once normalised
+    spellings, outer = Counter(), set()  # spellings: how many names are the same once normalized
     for name, size, regular, _ in _files(path):
         parts = PureWindowsPath(name).parts  # splits at / and \ and knows drive letters
         if PureWindowsPath(name).anchor or ".." in parts:

@@ -37,7 +37,7 @@ def affine(images, matrix):
 
 
 def _fixed(matrix):
-    """Return the upper two rows in units of 2⁻¹⁶ pixel, int64 (2, 3, B, 1, 1); pixel n has its centre at n + 1/2."""
+    """Return the upper two rows in units of 2⁻¹⁶ pixel, int64 (2, 3, B, 1, 1); pixel n has its center at n + 1/2."""
     xp = array_module(matrix)
     rows = matrix[:, :2].astype("float64")
     rows[:, :, 2] = rows[:, :, 2] + 0.5 * rows[:, :, 0] + 0.5 * rows[:, :, 1]
@@ -55,7 +55,7 @@ def translation(x, y):
 
 
 def rotation(degrees, height, width):
-    """Return matrices that rotate images of this size counter-clockwise about their centre."""
+    """Return matrices that rotate images of this size counter-clockwise about their center."""
     angle = np.radians(degrees)
     cos, sin = np.cos(angle), np.sin(angle)
     x, y = width / 2, height / 2
@@ -92,10 +92,10 @@ def brightness(images, factor):
 
 
 def contrast(images, factor):
-    """Change the contrast: a factor of 0 gives the image's mean grey, 1 the image itself, more than 1 more contrast."""
+    """Change the contrast: a factor of 0 gives the image's mean gray, 1 the image itself, more than 1 more contrast."""
     factor = _amount(images, factor)
     count = images.shape[1] * images.shape[2]
-    mean = (2 * _grey(images).sum((1, 2), dtype="int64") + count) // (2 * count)  # rounded, halves up: (B, 1)
+    mean = (2 * _gray(images).sum((1, 2), dtype="int64") + count) // (2 * count)  # rounded, halves up: (B, 1)
     return lookup(images, _blend(mean.astype("uint8")[..., None], _values(images), factor))
 
 
@@ -130,7 +130,7 @@ def autocontrast(images):
 
 
 def equalize(images):
-    """Equalise the histogram of each channel."""
+    """Equalize the histogram of each channel."""
     _expect_1_or_3_channels(images)
     xp = array_module(images)
     B, H, W, C = images.shape
@@ -152,16 +152,16 @@ def _values(images):
 
 
 def color(images, factor):
-    """Change the saturation: a factor of 0 gives a grey image, 1 the image itself, more than 1 stronger colours."""
+    """Change the saturation: a factor of 0 gives a gray image, 1 the image itself, more than 1 stronger colors."""
     _expect_1_or_3_channels(images)
-    grey = _grey(images).repeat(images.shape[-1], axis=-1)
-    return _blend(grey, images, _amount(images, factor)[..., None])
+    gray = _gray(images).repeat(images.shape[-1], axis=-1)
+    return _blend(gray, images, _amount(images, factor)[..., None])
 
 
 def sharpness(images, factor):
     """Change the sharpness: a factor of 0 gives a smoothed image, 1 the image itself, more than 1 a sharper image.
 
-    A smoothed pixel is the mean of its 3 x 3 neighbourhood, with itself counted five times. The border is unchanged.
+    A smoothed pixel is the mean of its 3 x 3 neighborhood, with itself counted five times. The border is unchanged.
     """
     _expect_1_or_3_channels(images)
     B, H, W, C = images.shape
@@ -181,7 +181,7 @@ def _blend(base, images, factor):
     return mixed.clip(0, 255).astype("uint8")
 
 
-def _grey(images):
+def _gray(images):
     """Return the luma, uint8 (B, H, W, 1)."""
     if images.shape[-1] == 1:
         return images

@@ -1,8 +1,8 @@
 """The ops on a CPU, tuned: the same functions as in ``minitl.ops``, which stay the specification.
 
-A form stands here only if a step of the benchmark is faster with it. Each writes into its own arrays in place, sums by
-products with ones, which BLAS does several times as fast as ``sum``, and cuts work into parts that stay in the cache.
-Where a form does not fit, and for wrong input, the plain one runs.
+A form is included only if it makes a step of the benchmark faster. The forms write into their own arrays in place, sum
+by products with ones, which BLAS computes several times faster than ``sum``, and cut work into parts that fit in the
+cache. If a form does not apply, as for wrong input, the plain one runs.
 """
 
 import contextvars
@@ -16,14 +16,14 @@ from ..backend import FLOATS
 from ..ops.conv import pair, scatter, windows
 from ..ops.noise import keep_mask
 
-CACHE = 2**19  # numbers that stay near the processor: 2 MB in float32
-WEIGHTS = 2**20  # of vector attention, N x N x C, held at once: 4 MB in float32
-MAX_EXPONENT = 40  # e^40 times a million is still a float32, and so is e^-40 divided by that
-meeting = contextvars.ContextVar("meeting", default=None)  # how threads that share a batch exchange statistics
+WINDOW_ELEMENTS = 2**19  # of convolutions, held at once: 2 MB in float32, about what fits in the cache
+WEIGHT_ELEMENTS = 2**20  # of vector attention, (N, N, channels), held at once: 4 MB in float32
+MAX_EXPONENT = 40  # in float32, sums of a million e^40 are finite, and e^-40 divided by one is not yet zero
+exchange = contextvars.ContextVar("exchange", default=None)  # how threads that share a batch share its statistics
 
 
 def override(fits):
-    """Let the function below be the CPU form of the op of its name, where ``fits(*arrays, **options)`` holds."""
+    """Register the function below as the CPU form of the op of that name, for calls for which ``fits`` is true."""
 
     def register(fn):
         def run(*arrays, **options):
@@ -36,7 +36,7 @@ def override(fits):
 
 
 def alike(*arrays):
-    """Return whether all are NumPy arrays of float32, or all of float64."""
+    """Return True if all are NumPy arrays of float32, or all of float64."""
     dtypes = {a.dtype if isinstance(a, np.ndarray) else None for a in arrays}
     return len(dtypes) == 1 and dtypes <= {*FLOATS}
 
@@ -46,7 +46,7 @@ def alike(*arrays):
 
 @override(alike)
 def relu(x):
-    """Compare with an array: twice as fast as with a number."""
+    """The maximum with an array is twice as fast as with a number."""
     y = np.zeros_like(x)
     np.maximum(x, y, out=y)
     return y, lambda dy: dy * (y > 0)
@@ -54,7 +54,7 @@ def relu(x):
 
 @override(alike)
 def sigmoid(x):
-    """y = 1 / (1 + e^-x), where an overflow to infinity gives 0, as it should."""
+    """y = 1 / (1 + e^-x); an overflow to infinity gives 0, as it should."""
     y = -x
     with np.errstate(over="ignore"):
         np.exp(y, out=y)
@@ -74,7 +74,7 @@ def sigmoid(x):
 def gelu(x, *, approximate="tanh"):
     """y = x s,  dx = s (1 + 2 u' x (1 - s)) dy,  s = (1 + tanh u) / 2 = 1 / (1 + e^-2u),  u = x (c + c k x²)
 
-    The exponential costs less than tanh, everywhere, and several times less on processors without AVX2.
+    NumPy computes the exponential faster than tanh, and without AVX2 several times faster.
     """
     c, k = math.sqrt(2 / math.pi), 0.044715
     e = x * x
@@ -104,13 +104,13 @@ def gelu(x, *, approximate="tanh"):
 
 
 def _small(x):
-    """Return whether exp(x) is safe as it is: to look for the largest number in each row takes as long as exp."""
+    """Return True if exp(x) cannot overflow; this takes far less time than finding the maximum of each row."""
     return x.size > 0 and x.min() > -MAX_EXPONENT and x.max() < MAX_EXPONENT
 
 
 @override(lambda x, axis=-1: alike(x))
 def softmax(x, *, axis=-1):
-    """Make x contiguous first: it is several times as fast as to sum along a transposed array."""
+    """x is made contiguous first: sums along a transposed array are several times slower."""
     x = np.ascontiguousarray(x)
     y = np.exp(x if _small(x) else x - x.max(axis, keepdims=True))
     y /= y.sum(axis, keepdims=True)
@@ -130,7 +130,7 @@ def _linear_fits(x, W, b=None):
 
 @override(_linear_fits)
 def linear(x, W, b=None):
-    """Add b in place; db is a product with ones."""
+    """b is added in place; db is a product with ones."""
     shape, rows = x.shape, x.reshape(-1, x.shape[-1])
     y = rows @ W
     if b is not None:
@@ -146,7 +146,7 @@ def linear(x, W, b=None):
 
 @override(lambda x, weight, bias, eps=1e-6: alike(x, weight, bias) and weight.shape == bias.shape == x.shape[-1:])
 def layer_norm(x, weight, bias, *, eps=1e-6):
-    """Means over rows, and sums over columns, are products with ones or with the weights."""
+    """Means over rows and sums over columns are products with ones, or with the weights."""
     shape, d = x.shape, x.shape[-1]
     ones = np.ones((d, 1), x.dtype)
     n = x.reshape(-1, d)
@@ -176,13 +176,13 @@ def _batch_norm_fits(x, weight, bias, running_mean, running_var, training=True, 
 
 @override(_batch_norm_fits)
 def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, momentum=0.1, eps=1e-5):
-    """Where threads share a batch, they put together what each has: N var = Σ N_k (var_k + (mean_k - mean)²).
+    """Threads that share a batch combine their statistics: N var = Σ N_k (var_k + (mean_k - mean)²).
 
-    With d = x - mean_k of this thread, n = (d + gap) / std, gap = mean_k - mean. Rows are whole samples, for NumPy is
-    slow on rows as short as C.
+    With d = x - mean_k of this thread, n = (d + gap) / std, gap = mean_k - mean. Rows are whole samples, because NumPy
+    is slow on rows of only C elements.
     """
     C, shape = x.shape[-1], x.shape
-    gather = meeting.get() or (lambda brought: [brought])
+    gather = exchange.get() or (lambda own: [own])
 
     def row(channels):  # (C) -> once for each pixel of a sample
         return np.tile(channels, math.prod(shape[1:-1]))
@@ -212,7 +212,7 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
         dweight = (totals(dyd) + gap * dbias) * inv_std
         dx = dy * row(scale)
         if training:
-            mean_gn, mean_g = sum(gather(np.stack((dweight, dbias)))) * scale / count
+            mean_gn, mean_g = sum(gather(np.stack((dweight, dbias)))) * scale / count  # both over std
             dx -= np.multiply(d, row(mean_gn * inv_std), out=dyd)
             dx -= row(mean_g + mean_gn * inv_std * gap)
         return dx.reshape(shape), dweight, dbias
@@ -229,7 +229,7 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
     )
 )
 def attention(qkv, *, num_heads, dropout=0.0, rng=None):
-    """Σ_j dA_ij A_ij is dy_i y_i, also with dropout. Each head is written to its place in y and dqkv."""
+    """Σ_j dA_ij A_ij = dy_i y_i, also with dropout. Each head is written directly to its place in y and dqkv."""
     B, N, C = *qkv.shape[:2], qkv.shape[2] // 3
     d = C // num_heads
     scale = 1 / math.sqrt(d)
@@ -264,13 +264,13 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
 
 
 def _transposed(x):
-    """Return xᵀ as a copy: many small products are faster with both factors in row-major order."""
+    """Return a copy of xᵀ: many small products are faster with both factors in row-major order."""
     return x.swapaxes(-1, -2).copy()
 
 
 @override(lambda q, k, v: alike(q, k, v) and q.ndim == 3 and q.shape == k.shape == v.shape)
 def vector_attention(q, k, v):
-    """Make the weights a for a few channels at a time, and again in backward: memory grows with N C, not with N² C.
+    """Compute the weights for a few channels at a time, and again in backward: memory grows with N C, not N² C.
 
     dq_ic = dy_ic (Σ_j a_ijc k_jc v_jc - y_ic Σ_j a_ijc k_jc)
     dk_jc = v_jc Σ_i a_ijc dy_ic q_ic - Σ_i a_ijc dy_ic q_ic y_ic
@@ -279,7 +279,7 @@ def vector_attention(q, k, v):
     q, k, v = (x.swapaxes(1, 2).reshape(B * C, N) for x in (q, k, v))  # a row for each channel of each sample
     largest = np.maximum(q * k.max(1, keepdims=True), q * k.min(1, keepdims=True))  # max_j q_i k_j
     left, right = np.stack((q, -largest), 2), np.stack((k, np.ones_like(k)), 1)
-    step = max(1, WEIGHTS // N**2)
+    step = max(1, WEIGHT_ELEMENTS // N**2)
     parts = [slice(start, start + step) for start in range(0, B * C, step)]
 
     def weights(part):  # a_ij times its row's sum, (rows, N, N)
@@ -317,16 +317,16 @@ def _conv2d_fits(x, W, b=None, stride=1, padding=0, groups=1):
 
 @override(_conv2d_fits)
 def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
-    """Windows one row high are gathered for a few images at a time; products of row i of the kernel are added up.
+    """Windows one row high are copied for a few images at a time; the products with each row of the kernel add up.
 
-    For stride 1 dx is a convolution, too: dx[q] = Σ_o dy[q - o] W[o]ᵀ; and dW[o] = Σ_q x[q]ᵀ dy[q - o] has x and dy in
-    each other's roles, which is less to gather if there are fewer outputs than channels.
+    For stride 1 dx is a convolution too, dx[q] = Σ_o dy[q - o] W[o]ᵀ, and in dW[o] = Σ_q x[q]ᵀ dy[q - o] x and dy
+    exchange roles, which needs fewer copies if there are fewer outputs than channels.
     """
     stride, padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
     kh, kw, Cg, out = W.shape
-    around = kh - 1 - padding[0], kw - 1 - padding[1]  # the padding with which dy has a window for each pixel of x
+    around = kh - 1 - padding[0], kw - 1 - padding[1]  # padding that gives dy a window for each pixel of x
     shape, dense = x.shape, stride == (1, 1) and min(around) >= 0
-    few = dense and groups == 1 and 2 * out <= Cg  # faster then, as measured: dy is less to gather than x
+    few = dense and groups == 1 and 2 * out <= Cg  # measured to be faster then
     y = _few_outputs(x, W, padding) if few and 8 * out <= Cg else _convolve(x, W, stride, padding, groups)
     if b is not None:
         y += b
@@ -347,7 +347,7 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
 
 
 def _convolve(x, W, stride, padding, groups):
-    """y (B, Ho, Wo, out) = Σ_i X_i W_i"""
+    """Return y (B, Ho, Wo, out) = Σ_i X_i W_i."""
     kh, kw, Cg, out = W.shape
     Ho, Wo = ((n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[1:], padding, W.shape, stride, strict=False))
     y = np.empty((groups, len(x), Ho * Wo, out // groups), np.result_type(x, W))
@@ -370,11 +370,11 @@ def _weight_gradient(x, dy, shape, stride, padding, groups):
 
 
 def _factors(x, kernel, stride, padding, groups, out):
-    """Yield (part, [X_0, …]) for a few images at a time: X_i is what row i of the kernel sees at each place of y.
+    """Yield (part, [X_0, …]) for a few images at a time: X_i is what row i of the kernel sees at each pixel of y.
 
-    X_i (groups, images, Ho·Wo, kw·C/groups) are views of windows that are one row high. These are gathered once, for
-    X_i and X_(i + stride) differ by one row of y, no more. Where the products of an image would be small (few places of
-    y, or more numbers in W than in them), images are put together: (groups, 1, images·Ho·Wo, kw·C/groups).
+    X_i (groups, images, Ho·Wo, kw·C/groups) are views of windows one row high, which are copied only once, because X_i
+    and X_(i + stride) differ by one row of y. If the products of an image would be small (few pixels of y, or more
+    elements in W than in X_i), images are joined: (groups, 1, images·Ho·Wo, kw·C/groups).
     """
     (B, H, _, C), (kh, kw), (sh, sw), (ph, pw) = x.shape, kernel, stride, padding
     extra = -(H + 2 * ph) % sh  # rows, so that the stride divides their number
@@ -392,25 +392,25 @@ def _factors(x, kernel, stride, padding, groups, out):
 
 
 def _like(X, y, part):
-    """A ``part`` of the images of y (groups, B, Ho·Wo, channels), as they lie in a factor X."""
+    """Return a ``part`` of the images of y (groups, B, Ho·Wo, channels), shaped like a factor X."""
     return y[:, part].reshape(*X.shape[:3], y.shape[3])
 
 
 def _by_group(y, groups):
-    """(B, H, W, C) -> (groups, B, H·W, C/groups), a view for one group."""
+    """(B, H, W, C) -> (groups, B, H·W, C/groups); a view if there is one group"""
     B, H, W, C = y.shape
     return y.reshape(B, H * W, groups, C // groups).transpose(2, 0, 1, 3)
 
 
 def _flipped(W, groups):
-    """The kernel of the way back: (kh, kw, C/groups, out) -> (kh, kw, out/groups, C)."""
+    """Return the kernel that maps dy to dx: (kh, kw, C/groups, out) -> (kh, kw, out/groups, C)."""
     kh, kw, Cg, out = W.shape
     W = W.reshape(kh, kw, Cg, groups, out // groups)[::-1, ::-1]
     return W.transpose(0, 1, 4, 3, 2).reshape(kh, kw, out // groups, groups * Cg)
 
 
 def _scattered_products(dy, W, shape, stride, padding, groups):
-    """dx (B, H, W, C) of this shape, for any stride: each dy[p] W[o]ᵀ is added to dx[p + o]."""
+    """Return dx of ``shape`` for any stride: each window dy[p] Wᵀ is added where it came from."""
     (kh, kw, Cg, out), (B, Ho, Wo, _) = W.shape, dy.shape
     dx, dy = np.empty(shape, dy.dtype), _by_group(dy, groups)
     W = W.reshape(kh * kw * Cg, groups, 1, out // groups).transpose(1, 2, 3, 0)
@@ -421,7 +421,7 @@ def _scattered_products(dy, W, shape, stride, padding, groups):
 
 
 def _few_outputs(x, W, padding):
-    """y for stride 1 and few outputs: each pixel's products with the whole kernel, added up where they belong."""
+    """Return y for stride 1 and few outputs: products of each pixel with the whole kernel, added where they belong."""
     (B, H, width, C), (kh, kw, _, out), (ph, pw) = x.shape, W.shape, padding
     z = x.reshape(-1, C) @ W[::-1, ::-1].transpose(2, 0, 1, 3).reshape(C, -1)
     shape = B, H + 2 * ph - kh + 1, width + 2 * pw - kw + 1, out
@@ -429,11 +429,11 @@ def _few_outputs(x, W, padding):
 
 
 def _slices(images, size):
-    """Slices of so few images that their windows, ``size`` numbers each, stay near the processor: 2 MB in float32.
+    """Return slices of so few images that their windows, ``size`` elements per image, fit in the cache.
 
-    With fewer still, threads would wait for Python's lock more often than it is worth.
+    With even fewer images, threads would spend too much time waiting for the GIL.
     """
-    step = max(1, CACHE // max(1, size))
+    step = max(1, WINDOW_ELEMENTS // max(1, size))
     return [slice(first, first + step) for first in range(0, max(1, images), step)]
 
 
@@ -445,17 +445,19 @@ def _pool_fits(x, kernel_size, stride=None, padding=0):
 
 @override(_pool_fits)
 def max_pool2d(x, *, kernel_size, stride=None, padding=0):
-    """One offset of the window after the other, over all windows at once."""
+    """The offsets in a window are visited one after the other, for all windows at once."""
     kernel, padding = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0)
     stride = kernel if stride is None else pair(stride, "stride", 1)
     view = windows(x, kernel, stride, padding, fill=-math.inf)
     (B, H, W, C), (ph, pw), (sh, sw), (Ho, Wo) = x.shape, padding, stride, view.shape[1:3]
     offsets = list(itertools.product(*map(range, kernel)))
     y = view[:, :, :, 0, 0].copy()
-    best = np.zeros(y.shape, np.min_scalar_type(len(offsets)))  # at which offset it is
+    best = np.zeros(y.shape, np.min_scalar_type(len(offsets)))  # offset of the maximum
     for k, (i, j) in enumerate(offsets):
-        part = view[:, :, :, i, j].copy()  # once, for the view has rows as short as C
-        np.maximum(best, (part > y) * best.dtype.type(k), out=best)  # k grows, so the last one counts
+        part = view[:, :, :, i, j].copy()  # because the view has rows of only C elements
+        np.maximum(
+            best, (part > y) * best.dtype.type(k), out=best
+        )  # the last strict increase wins, so ties keep the first
         np.maximum(y, part, out=y)
 
     def backward(dy):

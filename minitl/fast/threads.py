@@ -1,8 +1,7 @@
 """Threads that share a batch, each with a copy of the model that shares its weights.
 
-NumPy releases Python's lock while it computes, so threads run in parallel, with one BLAS thread each. A batch is cut
-into shards so small that the output of one op is mostly still in the cache when the next op reads it. (Two processes
-instead of two threads took 0.92 to 0.96 of the time of a step: not enough to justify sending models and batches.)
+NumPy releases the GIL while it computes, so threads run in parallel, with one BLAS thread each. A batch is cut
+into shards so small that the output of one op is mostly still in the cache when the next op reads it.
 """
 
 import contextvars
@@ -37,8 +36,9 @@ class DataParallel:
     """A model whose batches are shared by ``threads`` threads, in shards of at most ``shard_size`` samples.
 
     ``rng`` is the generator that the model's dropout draws from; it is reseeded for each shard. Each thread adds up the
-    gradients of its shards, and then the threads' gradients are added in order, so two runs agree bit for bit. A model
-    with batch norm gets one shard per thread, and its batch norms see the whole batch.
+    gradients of its shards, and then the threads' gradients are added in order, so two runs with the same number of
+    threads agree bit for bit. A model with batch norm gets one shard per thread, and its batch norms see the whole
+    batch.
     """
 
     def __init__(self, model, rng, threads=1, shard_size=32):
@@ -59,7 +59,7 @@ class DataParallel:
         shards = _shards(batch_size, threads, self.shard_size)
         seeds, results = seed.spawn(len(shards)), [None] * len(shards)
         threads = min(threads, len(shards))
-        meeting = Meeting(threads)
+        exchange = Exchange(threads)
         for replica, _ in self.replicas[1:]:
             replica.train(self.model.training)
             for p in replica.parameters():
@@ -68,12 +68,12 @@ class DataParallel:
         def work(k):
             replica, rng = self.replicas[k]
             if threads > 1:
-                meeting.attend(k)
+                exchange.join(k)
             for i in range(k, len(shards), threads):
                 rng.bit_generator.state = np.random.PCG64(seeds[i]).state
                 results[i] = forward_backward(replica, shards[i])
 
-        _in_threads(work, threads, on_error=meeting.barrier.abort)
+        _in_threads(work, threads, on_error=exchange.barrier.abort)
         for replica, _ in self.replicas[1:threads]:
             for mine, other in zip(self.model.parameters(), replica.parameters(), strict=True):
                 if other.grad is not None:
@@ -137,28 +137,31 @@ def _replica(model, rng):
     return replica, rng
 
 
-class Meeting:
-    """A place where ``count`` threads exchange the statistics of their batch norms; all must come equally often."""
+class Exchange:
+    """Exchange of statistics among the batch norms of ``count`` threads, which must all call it equally often."""
 
     def __init__(self, count):
         self.barrier = threading.Barrier(count)
-        self.rounds = [[None] * count, [None] * count]  # two: a slow thread still reads while a fast one writes again
+        self.rounds = [
+            [None] * count,
+            [None] * count,
+        ]  # two, so that a fast thread can write while a slow one still reads
 
-    def attend(self, k):
-        """Show the batch norms in this context, that of thread ``k``, the statistics of all threads, in order."""
+    def join(self, k):
+        """Let the batch norms of this thread, number ``k``, exchange their statistics with those of all threads."""
         turns = itertools.cycle(self.rounds)
 
         def gather(x):
-            brought = next(turns)
-            brought[k] = x
+            slots = next(turns)
+            slots[k] = x
             self.barrier.wait()
-            return list(brought)
+            return list(slots)
 
-        cpu.meeting.set(gather)
+        cpu.exchange.set(gather)
 
 
 def one_blas_thread():
-    """Limit matrix products to one thread from now on, or only inside if used by ``with``.
+    """Limit matrix products to one thread from now on or, as a context manager, inside its block.
 
     Threads that share a product wait for each other; those that share a batch do not.
     """
@@ -171,7 +174,7 @@ def keep_memory():
     """Ask the C library to keep freed memory for the next array instead of returning it to the system.
 
     Each step allocates the same arrays again. Otherwise the system provides them as fresh pages full of zeros, which
-    takes a fifth of a step. Only GNU's C library has this setting; elsewhere nothing happens.
+    takes a fifth of a step. Only glibc has this setting; elsewhere nothing happens.
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
     try:

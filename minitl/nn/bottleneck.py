@@ -124,7 +124,7 @@ class X21DConfig:
 
 
 class X21D(Module):
-    """X(2+1)D model: clips (B, T, H, W, C), normalised floats, to logits (B, num_classes).
+    """X(2+1)D model: clips (B, T, H, W, C), normalized floats, to logits (B, num_classes).
 
     ``config`` is an X21DConfig, ``spec`` the DataSpec of the clips. Each stage is a 3x3 convolution with stride 2 and
     an X(2+1)D block; one more block follows, with tokens unless ``config.last`` is ``"conv"``; the head reads the mean

@@ -12,7 +12,7 @@ from .module import Module, constant, lecun_normal, xavier_uniform
 class Linear(Module):
     """(..., in_features) -> (..., out_features): y = x W + b.
 
-    The output consists of ``parts`` equal parts, each initialised as a layer of its own.
+    The output consists of ``parts`` equal parts, each initialized as if it were a separate layer.
     """
 
     def __init__(self, in_features, out_features, bias=True, parts=1, rng=None):
@@ -31,7 +31,9 @@ class Conv2d(Module):
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, groups=1, bias=True, rng=None):
         kernel = pair(kernel_size, "kernel_size", 1)
         if in_channels < 1 or out_channels < 1 or groups < 1:
-            raise ValueError(f"{in_channels} and {out_channels} channels and groups={groups} must be at least 1")
+            raise ValueError(
+                f"in_channels={in_channels}, out_channels={out_channels} and groups={groups} must be at least 1"
+            )
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups={groups} must divide both {in_channels} and {out_channels} channels")
         self.weight = lecun_normal(default_rng(rng), (*kernel, in_channels // groups, out_channels))
@@ -43,7 +45,7 @@ class Conv2d(Module):
 
 
 class LayerNorm(Module):
-    """(..., dim) -> the same: mean 0 and variance 1 over the last axis, then scale and shift."""
+    """(..., dim) -> (..., dim): mean 0 and variance 1 over the last axis, then scale and shift."""
 
     def __init__(self, dim, eps=1e-6):
         self.weight, self.bias, self.eps = constant(1, dim), constant(0, dim), eps
@@ -53,7 +55,7 @@ class LayerNorm(Module):
 
 
 class BatchNorm2d(Module):
-    """(B, H, W, channels) -> the same: mean 0 and variance 1 for each channel, then scale and shift."""
+    """(B, H, W, channels) -> (B, H, W, channels): mean 0 and variance 1 for each channel, then scale and shift."""
 
     def __init__(self, channels, eps=1e-5, momentum=0.1):
         self.weight, self.bias, self.eps, self.momentum = constant(1, channels), constant(0, channels), eps, momentum
@@ -66,7 +68,7 @@ class BatchNorm2d(Module):
 
 
 class Dropout(Module):
-    """Entries set to zero with probability p in training; the identity in evaluation."""
+    """Set entries to zero with probability p in training and divide the rest by 1 - p; do nothing in evaluation."""
 
     def __init__(self, p, rng=None):
         self.p, self.rng = probability(p), rng
@@ -76,7 +78,7 @@ class Dropout(Module):
 
 
 class DropPath(Module):
-    """Whole samples set to zero with probability p in training (stochastic depth); the identity in evaluation."""
+    """The same for whole samples (stochastic depth)."""
 
     def __init__(self, p, rng=None):
         self.p, self.rng = probability(p), rng

@@ -17,11 +17,12 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Base of all layers. Subclasses set attributes in ``__init__`` and define ``forward``.
+    """Base class of all layers. Subclasses set attributes in ``__init__`` and define ``forward``.
 
     Its state consists of all attributes that are a Parameter, a Module, an array (a buffer, which is not learned) or a
-    list of Parameters and Modules; their paths, as ``blocks.3.attn.qkv.weight``, are the names in ``state_dict``. Any
-    method raises TypeError if weights are kept deeper (in a dict, in a list of lists) or a module contains itself.
+    list or tuple of Parameters and Modules; their paths, such as ``blocks.3.attn.qkv.weight``, are the names in
+    ``state_dict``. Any method raises TypeError if weights are kept deeper (in a dict, in a list of lists) or a module
+    contains itself.
     """
 
     training = True
@@ -52,7 +53,7 @@ class Module:
         return [parameter for _, parameter in self.named_parameters()]
 
     def num_parameters(self):
-        """Return the number of learned numbers."""
+        """Return the number of trainable scalars."""
         return sum(parameter.size for parameter in self.parameters())
 
     def modules(self):
@@ -70,15 +71,15 @@ class Module:
         return self.train(False)
 
     def zero_grad(self):
-        """Set all gradients to None."""
+        """Set all gradients to None; an optimizer sets them to zero instead."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def to(self, device=None, dtype=None):
         """Move parameters and buffers to ``"cpu"`` or ``"cuda"`` and/or to ``"float32"`` or ``"float64"``.
 
-        Integer and boolean buffers keep their dtype. Gradients are dropped; make the optimiser afterwards. Returns the
-        module. Raises ValueError for another device or dtype, and RuntimeError if no GPU can be used.
+        Integer and boolean buffers keep their dtype. Gradients are dropped; create the optimizer after this. Returns
+        the module. Raises ValueError for any other device or dtype, and RuntimeError if no GPU can be used.
         """
         if dtype not in (None, *FLOATS):
             raise ValueError(f"modules compute in float32 or float64, not {dtype}")
@@ -128,7 +129,7 @@ def _held(attribute, value):
 
 
 def _has_weights(value):
-    """True for a Module, a Parameter, or a container with one at any depth."""
+    """Return True for a Module, a Parameter, or a container with one at any depth."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
     return isinstance(value, Module | Parameter) or any(map(_has_weights, inner))
 
@@ -136,14 +137,14 @@ def _has_weights(value):
 def xavier_uniform(rng, shape, parts=1):
     """Uniform in ±√(6 / (in + out)) for a matrix (in, out) (Glorot & Bengio, 2010).
 
-    With ``parts`` > 1 the columns are that many matrices side by side, each drawn from the range of its own shape.
+    With ``parts`` > 1 the columns are that many matrices side by side, each with the limit for its own shape.
     """
     limit = np.sqrt(6 / (shape[0] + shape[1] // parts))
     return Parameter(rng.uniform(-limit, limit, shape).astype(np.float32))
 
 
 def lecun_normal(rng, shape):
-    """Normal with variance 1 / (inputs per output), truncated at two deviations, for a kernel (..., in, out)."""
+    """Normal with variance 1 / fan-in, truncated at two standard deviations, for a kernel (..., in, out)."""
     draws = rng.standard_normal(shape)
     while (far := np.abs(draws) > 2).any():
         draws[far] = rng.standard_normal(int(far.sum()))

@@ -1,4 +1,4 @@
-"""DataSpec: the sizes of a model that the data set decides."""
+"""DataSpec: the sizes of a model that the data set determines."""
 
 from dataclasses import dataclass, fields
 
@@ -15,7 +15,7 @@ class DataSpec:
     image_size: tuple[int, int] = (32, 32)
     """height and width of images or frames in pixels"""
     channels: int = 3
-    """colour channels"""
+    """color channels"""
     num_classes: int = 10
     """number of classes"""
     frames: int = 1

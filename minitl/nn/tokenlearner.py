@@ -1,13 +1,14 @@
-"""TokenLearner: S tokens, each a weighted average of all pixels, with weights computed from the image itself.
+"""TokenLearner: S tokens, each a weighted sum of all pixels, with weights computed from the image itself.
 
     z_i = ρ(x ⊙ γ(α_i(x)))     paper, section 3.1, for i = 1 … S
 
 α_i(x) is a map with one weight per pixel, γ repeats it over the channels, ρ averages over the pixels. With the maps as
-the rows of a matrix A (S, H·W) this is Z = A x. The two versions differ in how they compute A.
+the rows of a matrix A (S, H·W) this is Z = κ A x (``ops.token_pool``) with κ = 1 / (H·W). The two versions differ in
+how they compute A.
 
-TokenFuser is the way back: each pixel gets a weighted sum of the S tokens, with weights computed from the pixel.
+TokenFuser is the way back to all pixels: each gets a weighted sum of the S tokens, with weights computed from itself.
 
-Scenic is the authors' code. It differs from the paper, and this file from both, as the classes say.
+Scenic is the authors' code. The classes list how it differs from the paper, and how this file differs from both.
 """
 
 from .. import ops
@@ -23,14 +24,14 @@ class TokenLearner(Module):
     ``version="1.0"`` (paper): ``n_conv`` 3x3 convolutions with GELU between them, then a sigmoid.
     ``version="1.1"`` (Scenic since 2022): an MLP with ``hidden`` units at each pixel, then a softmax over the pixels,
     so each token is a convex combination of pixels and ``pool`` does not apply.
-    ``pre_norm=False`` omits the LayerNorm before them. Only the maps see it; what is pooled is the input itself.
-    There may be more tokens than pixels, which saves nothing.
+    ``pre_norm=False`` omits the LayerNorm before the convolutions or the MLP. It affects only the maps; the tokens are
+    sums of the input itself. There may be more tokens than pixels, which saves nothing.
 
-    Differences: version 1.0 pools by the paper's mean over the pixels; Scenic sums (``pool="sum"``). The LayerNorm is
-    Scenic's; the paper's formula has none. The last layer of version 1.1 starts ten times smaller than Scenic's, so all
-    maps start nearly even: a token that starts sharp may never move. The default is the paper's version 1.0 with the
-    LayerNorm; that of ``minitl train`` is version 1.1 without it, so that faint patches are not scaled up and the maps
-    are sharper.
+    Differences from the paper and from Scenic: version 1.0 pools by the paper's mean over the pixels, whereas Scenic
+    sums (``pool="sum"``). The LayerNorm is Scenic's; the paper's formula has none. The last layer of version 1.1 starts
+    ten times smaller than Scenic's, so all maps start nearly even: a token that starts sharp may never move. The
+    default is the paper's version 1.0 with the LayerNorm. ``minitl train`` uses version 1.1 without it, so that faint
+    patches are not scaled up and the maps are sharper.
 
     Raises ValueError for another version or pool, or sizes below 1.
     """
@@ -48,9 +49,9 @@ class TokenLearner(Module):
         rng=None,
     ):
         if version not in ("1.0", "1.1"):
-            raise ValueError(f"version is '1.0' or '1.1', not {version!r}")
+            raise ValueError(f"version must be '1.0' or '1.1', got {version!r}")
         if pool not in ("mean", "sum"):
-            raise ValueError(f"pool is 'mean' or 'sum', not {pool!r}")
+            raise ValueError(f"pool must be 'mean' or 'sum', got {pool!r}")
         if channels < 1 or num_tokens < 1 or n_conv < 1:
             raise ValueError(f"channels={channels}, num_tokens={num_tokens} and n_conv={n_conv} must be at least 1")
         rng = default_rng(rng)
@@ -75,12 +76,12 @@ class TokenLearner(Module):
                 y = conv(ops.gelu(y))
         else:
             y = self.mlp(y)
-        logits = y.reshape(B, H * W, self.num_tokens).transpose(0, 2, 1)  # (B, H, W, S) -> (B, H·W, S) -> (B, S, H·W)
-        A = ops.sigmoid(logits) if self.version == "1.0" else ops.softmax(logits, axis=-1)
+        scores = y.reshape(B, H * W, self.num_tokens).transpose(0, 2, 1)  # (B, H, W, S) -> (B, H·W, S) -> (B, S, H·W)
+        A = ops.sigmoid(scores) if self.version == "1.0" else ops.softmax(scores, axis=-1)
         return A.reshape(B, self.num_tokens, H, W)
 
     def forward(self, x, maps=None):
-        """Return the tokens of ``x``; ``maps``, if given, are those of ``maps(x)``, not computed again."""
+        """Return the tokens of ``x``; pass ``maps=self.maps(x)`` to avoid computing the maps twice."""
         maps = self.maps(x) if maps is None else maps
         B, H, W, C = x.shape
         mean = self.version == "1.0" and self.pool == "mean"
@@ -88,15 +89,15 @@ class TokenLearner(Module):
 
 
 class TokenFuser(Module):
-    """(tokens, grid) -> grid + B_w M(tokens), of the grid's shape: the few tokens act on all pixels.
+    """(tokens, grid) -> grid + W M(tokens), of the grid's shape: the few tokens act on all pixels.
 
     tokens (B, S, channels) and grid (B, H, W, channels); for clips, with ``frames`` T > 1, tokens (B, T·S, channels)
     in order of time and grid (B, T, H, W, channels).
-    M mixes the tokens, each channel by itself: LayerNorm, a learned matrix with bias over all T·S tokens of a clip
+    M mixes the tokens, each channel independently: LayerNorm, a learned matrix with bias over all T·S tokens of a clip
     (``mix="all"``, paper) or over each frame's S (``mix="frame"``, Scenic), LayerNorm; ``normalize=False`` omits both
     norms, which are Scenic's. The matrix starts at zero, so the module starts as the identity.
-    B_w (H·W, S) = sigmoid(β(LayerNorm(grid))) holds the weights of each frame's tokens at each of its pixels, where β
-    is linear (``beta="linear"``, paper) or an MLP with ``hidden`` units (``beta="mlp"``, Scenic).
+    W (H·W, S) = sigmoid(β(LayerNorm(grid))), the paper's B_w, holds the weights of each frame's tokens at each of its
+    pixels, where β is linear (``beta="linear"``, paper) or an MLP with ``hidden`` units (``beta="mlp"``, Scenic).
 
     Raises ValueError for another mix or beta, sizes below 1, or tokens and a grid that do not fit.
     """
@@ -114,9 +115,9 @@ class TokenFuser(Module):
         rng=None,
     ):
         if mix not in ("all", "frame"):
-            raise ValueError(f"mix is 'all' or 'frame', not {mix!r}")
+            raise ValueError(f"mix must be 'all' or 'frame', got {mix!r}")
         if beta not in ("linear", "mlp"):
-            raise ValueError(f"beta is 'linear' or 'mlp', not {beta!r}")
+            raise ValueError(f"beta must be 'linear' or 'mlp', got {beta!r}")
         if channels < 1 or num_tokens < 1 or frames < 1:
             raise ValueError(f"channels={channels}, num_tokens={num_tokens} and frames={frames} must be at least 1")
         rng = default_rng(rng)
@@ -134,15 +135,15 @@ class TokenFuser(Module):
         self.drop = Dropout(dropout, rng)
 
     def forward(self, tokens, grid, maps=None):
-        """Return the grid with the tokens added; ``maps``, which other ways back need, are ignored."""
+        """Return the grid with the tokens added; ``maps`` is ignored: only unpooling needs it."""
         B, S, T, C = tokens.shape[0], self.num_tokens, self.frames, grid.shape[-1]
         if tokens.shape != (B, T * S, C) or grid.shape[:-3] not in ([(B, T), (B,)] if T == 1 else [(B, T)]):
             sizes = f"S={S} and T={T}; got {tokens.shape} and {grid.shape}"
             raise ValueError(f"TokenFuser needs tokens (B, T·S, C) and a grid (B, T, H, W, C) with {sizes}")
         y = tokens.reshape(-1, self.mix.weight.shape[0], C)
         y = y if self.mix_norm1 is None else self.mix_norm1(y)
-        y = self.mix(y.transpose(0, 2, 1)).transpose(0, 2, 1)  # a linear layer over tokens in place of channels
+        y = self.mix(y.transpose(0, 2, 1)).transpose(0, 2, 1)  # a linear layer over tokens instead of channels
         y = y if self.mix_norm2 is None else self.mix_norm2(y)
         x = grid.reshape(B * T, -1, C)
-        weights = ops.sigmoid(self.beta(self.norm(x)))  # (B·T, H·W, S)
-        return grid + self.drop(weights @ y.reshape(B * T, S, C)).reshape(grid.shape)
+        W = ops.sigmoid(self.beta(self.norm(x)))  # (B·T, H·W, S)
+        return grid + self.drop(W @ y.reshape(B * T, S, C)).reshape(grid.shape)

@@ -7,7 +7,7 @@ from .module import Module, normal
 
 
 class Attention(Module):
-    """Multi-head self-attention, (B, N, dim) -> the same; ``num_heads`` divides ``dim``."""
+    """Multi-head self-attention, (B, N, dim) -> (B, N, dim); ``num_heads`` must divide ``dim``."""
 
     def __init__(self, dim, num_heads, dropout=0.0, rng=None):
         if num_heads < 1 or dim % num_heads:
@@ -28,7 +28,7 @@ class MLP(Module):
     def __init__(self, dim, hidden, out=None, dropout=0.0, rng=None):
         rng = default_rng(rng)
         self.fc1, self.fc2 = Linear(dim, hidden, rng=rng), Linear(hidden, out or dim, rng=rng)
-        for layer in (self.fc1, self.fc2):  # as in Scenic: no two hidden units start alike
+        for layer in (self.fc1, self.fc2):  # the initial bias of Scenic, the authors' code
             layer.bias = normal(rng, layer.bias.shape, std=1e-6)
         self.drop = Dropout(dropout, rng)
 
@@ -37,7 +37,7 @@ class MLP(Module):
 
 
 class EncoderBlock(Module):
-    """Pre-norm transformer block, (B, N, dim) -> the same."""
+    """Pre-norm transformer block, (B, N, dim) -> (B, N, dim)."""
 
     def __init__(self, dim, num_heads, mlp_dim, dropout=0.0, attention_dropout=0.0, drop_path=0.0, rng=None):
         rng = default_rng(rng)

@@ -1,10 +1,11 @@
 """A Vision Transformer for images and clips that reduces its tokens to a few (paper, sections 3 and 4.1).
 
-It does so either once, before block ``loc``, or with a way back around that block and each later one: TokenLearner -
-block - TokenFuser, after which all tokens are there again.
+It does so either once, before block ``loc``, or around that block and each later one, with a way back: TokenLearner,
+block, TokenFuser, which restores all tokens.
 """
 
 import itertools
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -22,22 +23,22 @@ from .transformer import EncoderBlock
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Options of a ViT. Raises InputError for values that no data set can fit."""
+    """Options of a ViT."""
 
     tubelet: int = 1
-    """frames per token; divides the number of frames"""
+    """frames per token; must divide the number of frames"""
     patch_size: int = 4
-    """side of a patch in pixels; divides both sides of the images"""
+    """side of a patch in pixels; must divide both sides of the images"""
     stem: Literal["patch", "conv"] = "patch"
     """how pixels become tokens: a linear layer on each patch, or convolutions that each halve the image"""
     stem_width: int = 64
-    """channels between the convolutions of stem conv"""
+    """channels between the convolutions of the stem conv"""
     dim: int = 48
     """width of a token"""
     layers: int = 2
     """number of encoder blocks"""
     heads: int = 3
-    """attention heads; divides dim"""
+    """attention heads; must divide dim"""
     mlp_dim: int = 96
     """hidden width of a block's MLP"""
     positions: Literal["random", "waves"] = "random"
@@ -45,15 +46,15 @@ class ViTConfig:
     head_pool: Literal["mean", "sequence"] = "mean"
     """input of the head: the mean of the tokens, or their average with learned weights (sequence pooling)"""
     zero_head: bool = True
-    """start the head at zero, with equal odds for all classes"""
+    """initialize the head to zero, so all classes start equally likely"""
     tokenizer: Literal["learner", "pool", "static", "dense", "mean-dense", "query", "gate", "none"] = "learner"
-    """TokenLearner, grid means, static maps, a linear layer on all pixels or their mean, queries, gates, or none"""
+    """TokenLearner, grid means, static maps, a linear layer on all patches or their mean, queries, gates, or none"""
     num_tokens: int = 8
-    """tokens that the tokenizer makes of an image, or of each tubelet"""
+    """tokens that the tokenizer makes from an image, or from each tubelet"""
     loc: int = 0
     """index of the first block that sees only these tokens, 0 <= loc < layers"""
     back: Literal["none", "fuser", "unpool", "reproject"] = "none"
-    """way back to all tokens after each block from loc on, each with its own tokenizer"""
+    """how to restore all tokens after each block from loc on, which then have their own tokenizers"""
     version: Literal["1.0", "1.1"] = "1.0"
     """version of TokenLearner: 1.0 with convolutions and sigmoid, or 1.1 with an MLP and softmax"""
     pool: Literal["mean", "sum"] = "mean"
@@ -76,6 +77,7 @@ class ViTConfig:
     """keep only the input of each block and compute the block again in backward: less memory, more time"""
 
     def __post_init__(self):
+        """Raise InputError for values that no data set can fit."""
         check_types(self)
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
@@ -110,7 +112,7 @@ class ViTConfig:
             raise InputError(f"tubelet={self.tubelet} does not divide frames={spec.frames}")
         rows, columns = H // self.patch_size, W // self.patch_size
         if self.tokenizer == "pool":
-            grid_shape(self.num_tokens, rows, columns)
+            grid_shape(self.num_tokens, rows, columns)  # raises InputError
         return spec.frames // self.tubelet, rows, columns
 
 
@@ -127,7 +129,7 @@ def patchify(x, size, tubelet=1):
 def waves(rng, sides, dim, std=0.3):
     """Position embeddings (1, N, dim) of a grid with these sides: random mixtures of three waves along each axis.
 
-    Neighbours start out similar, but different enough to be told apart from the first step on.
+    Neighbors start out similar, but different enough to be told apart from the first step on.
     """
     positions = np.zeros((*sides, dim))
     for axis, n in enumerate(sides):
@@ -138,12 +140,11 @@ def waves(rng, sides, dim, std=0.3):
 
 
 def inflate(state, config, spec, how="central"):
-    """Turn the ``state_dict`` of an image ViT into an initial one for the clip ViT of ``config`` and ``spec``.
+    """Turn the ``state_dict`` of an image ViT into initial weights for the clip ViT of ``config`` and ``spec``.
 
     A tubelet's embedding sees only its middle frame (``how="central"``) or the mean of its frames (``"average"``);
     position embeddings are repeated along time (ViViT, section 3.4). A clip that repeats one image then has the logits
-    of that image, unless something else tells its frames apart. Changed arrays are new ones.
-    Raises InputError for another ``how``.
+    of that image, if nothing else depends on time. ``state`` is not modified. Raises InputError for another ``how``.
     """
     if how not in ("central", "average"):
         raise InputError(f"how must be central or average, got {how!r}")
@@ -161,14 +162,14 @@ def inflate(state, config, spec, how="central"):
 
 
 class ConvStem(Module):
-    """n times 3x3 convolution, max pooling to half the size, ReLU: (B, H, W, channels) -> (B, H / 2ⁿ, W / 2ⁿ, dim).
+    """n 3x3 convolutions, each with max pooling to half the size and ReLU: (B, H, W, C) -> (B, H / 2ⁿ, W / 2ⁿ, dim).
 
     This is the tokenizer of the Compact Convolutional Transformer (Hassani et al., 2021), with ``width`` channels in
     between. There ReLU comes before pooling, which gives the same numbers for more work.
     """
 
-    def __init__(self, channels, dim, halvings, width=64, rng=None):
-        widths = [channels, *[width] * (halvings - 1), dim]
+    def __init__(self, channels, dim, n, width=64, rng=None):
+        widths = [channels, *[width] * (n - 1), dim]
         self.convs = [Conv2d(i, o, 3, padding=1, bias=False, rng=rng) for i, o in itertools.pairwise(widths)]
 
     def forward(self, x):
@@ -178,28 +179,28 @@ class ConvStem(Module):
 
 
 class ViT(Module):
-    """Vision Transformer: images (B, H, W, C) or clips (B, T, H, W, C), normalised floats, to logits (B, num_classes).
+    """Map images (B, H, W, C) or clips (B, T, H, W, C), normalized floats, to logits (B, num_classes).
 
     ``config`` is a ViTConfig, ``spec`` the DataSpec of the images or clips. A linear layer embeds patches or tubelets,
     or a convolutional stem embeds images, and a learned position is added. The blocks attend jointly over space and
     time, with the tokenizer before block ``loc``; the head reads an average of the remaining tokens. There is no class
-    token. The tokenizer makes ``num_tokens`` of each of the T' = T / tubelet grids. With a way back, each block from
-    ``loc`` on has its own tokenizer and its own way back. There may be more learned tokens than patches: that saves
-    nothing, but is not an error. Raises InputError if ``config`` does not fit ``spec``.
+    token. The tokenizer makes ``num_tokens`` tokens from each of the T' = T / tubelet grids. With a way back, each
+    block from ``loc`` on has its own tokenizer and its own way back. Raises InputError if ``config`` does not fit
+    ``spec``.
     """
 
     def __init__(self, config, spec, rng=None):
         rng = default_rng(rng)
         self.config, self.spec, self.rng = config, spec, rng
-        self.grid = T, H, W = config.grid(spec)
+        self.grid = config.grid(spec)  # (T', rows, columns)
         self.patch_embed = _stem(config, spec, rng)
         if config.positions == "random":
-            self.pos_embed = normal(rng, (1, T * H * W, config.dim), std=0.02)
+            self.pos_embed = normal(rng, (1, math.prod(self.grid), config.dim), std=0.02)
         else:
             self.pos_embed = waves(rng, self.grid, config.dim)
         self.drop = Dropout(config.dropout, rng)
         repeats = 1 if config.back == "none" else config.layers - config.loc
-        self.tokenizer, *self.later_tokenizers = [_tokenizer(config, (H, W), rng) for _ in range(repeats)]
+        self.tokenizer, *self.later_tokenizers = [_tokenizer(config, self.grid[1:], rng) for _ in range(repeats)]
         skips = [config.drop_path * i / max(config.layers - 1, 1) for i in range(config.layers)]
         sizes, drops = (config.dim, config.heads, config.mlp_dim), (config.dropout, config.dropout)
         self.blocks = [EncoderBlock(*sizes, *drops, skip, rng) for skip in skips]
@@ -214,7 +215,7 @@ class ViT(Module):
 
     @property
     def has_maps(self):
-        """True if the tokens come from maps over the grid, which ``maps`` returns."""
+        """True if the tokens come from maps, which ``maps`` returns."""
         return hasattr(self.tokenizer, "maps")
 
     def forward(self, images):
@@ -222,7 +223,7 @@ class ViT(Module):
         tokenizers = [self.tokenizer, *self.later_tokenizers] if self.tokenizer else []
         for i, block in enumerate(self.blocks):
             j = i - self.config.loc
-            x = self._few(j, tokenizers[j], block, x) if 0 <= j < len(tokenizers) else self._all(block, x)
+            x = self._reduced(j, tokenizers[j], block, x) if 0 <= j < len(tokenizers) else self._apply(block, x)
         return self.head(self._average(self.norm(x)))
 
     def _average(self, x):
@@ -232,18 +233,18 @@ class ViT(Module):
         weights = ops.softmax(self.head_weights(x).transpose(0, 2, 1), axis=-1)  # (B, 1, N)
         return ops.token_pool(weights, x).reshape(-1, self.config.dim)
 
-    def _all(self, block, x):
-        """Apply a block to all tokens of x."""
+    def _apply(self, block, x):
+        """Apply a block to the tokens x, keeping only x for the backward pass if so configured."""
         if self.config.recompute and self.training:
             return ops.recompute(x, fn=block, rng=self.rng)
         return block(x)
 
-    def _few(self, j, tokenizer, block, x):
+    def _reduced(self, j, tokenizer, block, x):
         """Apply a block to few tokens: x (B, N, dim) -> (B, T'·S, dim), or with a way back -> (B, N, dim)."""
         grid = self._to_grid(x)  # (B·T', rows, columns, dim)
         maps = tokenizer.maps(grid) if self.config.back == "unpool" else None
         tokens = tokenizer(grid) if maps is None else tokenizer(grid, maps)  # (B·T', S, dim)
-        tokens = self._all(block, tokens.reshape(x.shape[0], -1, self.config.dim))
+        tokens = self._apply(block, tokens.reshape(x.shape[0], -1, self.config.dim))
         if not self.backs:
             return tokens
         return self.backs[j](tokens, grid.reshape(x.shape[0], -1, *grid.shape[1:]), maps).reshape(x.shape)

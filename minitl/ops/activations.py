@@ -10,7 +10,7 @@ from ..backend import array_module, to_numpy
 
 @op
 def relu(x):
-    """y = max(x, 0),  dx = dy where y > 0"""
+    """y = max(x, 0),  dx = dy where y > 0, else 0"""
     y = array_module(x).maximum(x, 0)
     return y, lambda dy: dy * (y > 0)
 
@@ -37,10 +37,10 @@ def gelu(x, *, approximate="tanh"):
     """y = x Φ,  dx = (Φ + x φ) dy, with the normal distribution function Φ(x) and its derivative φ(x)
 
     "none":  Φ = (1 + erf(x/√2)) / 2,  φ = e^(-x²/2) / √(2π)
-    "tanh" (paper, Scenic):  Φ = (1 + t) / 2,  φ = (1 - t²) u' / 2,  t = tanh u,  u = √(2/π) (x + 0.044715 x³)
+    "tanh" (the authors' code):  Φ = (1 + t) / 2,  φ = (1 - t²) u' / 2,  t = tanh u,  u = √(2/π) (x + 0.044715 x³)
     """
     if approximate not in ("tanh", "none") or x.dtype.kind != "f":
-        raise ValueError(f"needs floats, and approximate 'tanh' or 'none', not {approximate!r}")
+        raise ValueError(f"needs floats x, and approximate='tanh' or 'none', got {approximate!r}")
     xp = array_module(x)
     if approximate == "none":
         Phi, phi = (1 + erf(x / math.sqrt(2))) / 2, xp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
@@ -52,7 +52,7 @@ def gelu(x, *, approximate="tanh"):
 
 
 def erf(x):
-    """Return the error function of an array. NumPy has none, so Python's own is called for each entry, slowly."""
+    """Return the error function of an array. NumPy has none, so this calls math.erf on each entry, slowly."""
     y = np.asarray(np.frompyfunc(math.erf, 1, 1)(to_numpy(x))).astype(x.dtype)
     return array_module(x).asarray(y)
 

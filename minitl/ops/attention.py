@@ -9,7 +9,7 @@ from .noise import keep_mask
 
 @op
 def attention(qkv, *, num_heads, dropout=0.0, rng=None):
-    """y = A v per head,  A = softmax(q kᵀ / √d) for qkv (B, N, 3C) = [q | k | v], C = num_heads · d, y (B, N, C)
+    """y = A v,  A = softmax(S),  S = q kᵀ / √d  per head; qkv (B, N, 3C) = [q | k | v], C = num_heads · d, y (B, N, C)
 
     dv = Aᵀ dy,  dA = dy vᵀ,  dS = A (dA - Σ_j dA A),  dq = dS k / √d,  dk = dSᵀ q / √d
 
@@ -31,8 +31,8 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
         dy = dy.reshape(B, N, num_heads, d).swapaxes(1, 2)
         dv = (m * A).swapaxes(2, 3) @ dy
         dA = m * (dy @ v.swapaxes(2, 3))
-        dS = A * (dA - (dA * A).sum(-1, keepdims=True)) / math.sqrt(d)
-        dq, dk = dS @ k, dS.swapaxes(2, 3) @ q
+        dS = A * (dA - (dA * A).sum(-1, keepdims=True))
+        dq, dk = dS @ k / math.sqrt(d), dS.swapaxes(2, 3) @ q / math.sqrt(d)
         return xp.stack((dq, dk, dv)).transpose(1, 3, 0, 2, 4).reshape(B, N, 3 * C)
 
     return y.swapaxes(1, 2).reshape(B, N, C), backward
@@ -40,22 +40,21 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
 
 @op
 def vector_attention(q, k, v):
-    """y_ic = Σ_j a_ijc v_jc,  a_ijc = softmax over j of q_ic k_jc, for q, k, v and y (B, N, C)
+    """y_ic = Σ_j A_ijc v_jc,  A_ijc = softmax over j of S_ijc = q_ic k_jc, for q, k, v and y (B, N, C)
 
-    Each channel attends by itself: multi-head attention with as many heads as channels (paper, vector transformer).
-    de_ijc = a_ijc dy_ic (v_jc - y_ic) for the exponents e = q k, so dq_ic = Σ_j de_ijc k_jc, dk_jc = Σ_i de_ijc q_ic,
-    and dv_jc = Σ_i a_ijc dy_ic
+    Each channel attends independently: attention with as many heads as channels (paper, vector transformer).
+    dS_ijc = A_ijc dy_ic (v_jc - y_ic),  dq_ic = Σ_j dS_ijc k_jc,  dk_jc = Σ_i dS_ijc q_ic,  dv_jc = Σ_i A_ijc dy_ic
     """
     if q.ndim != 3 or not q.shape == k.shape == v.shape:
         raise ValueError("needs q, k and v of one shape (B, N, C)")
     xp = array_module(q)
-    e = q[:, :, None] * k[:, None]  # (B, i, j, C)
-    a = xp.exp(e - e.max(2, keepdims=True))
-    a = a / a.sum(2, keepdims=True)
-    y = (a * v[:, None]).sum(2)
+    S = q[:, :, None] * k[:, None]  # (B, i, j, C)
+    e = xp.exp(S - S.max(2, keepdims=True))
+    A = e / e.sum(2, keepdims=True)
+    y = (A * v[:, None]).sum(2)
 
     def backward(dy):
-        de = a * dy[:, :, None] * (v[:, None] - y[:, :, None])
-        return (de * k[:, None]).sum(2), (de * q[:, :, None]).sum(1), (a * dy[:, :, None]).sum(1)
+        dS = A * dy[:, :, None] * (v[:, None] - y[:, :, None])
+        return (dS * k[:, None]).sum(2), (dS * q[:, :, None]).sum(1), (A * dy[:, :, None]).sum(1)
 
     return y, backward

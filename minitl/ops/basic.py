@@ -10,7 +10,7 @@ from ..backend import array_module, is_array
 
 
 def tensor(data, requires_grad=False, dtype=None):
-    """A Tensor of ``data``: an array (kept, not copied), a number or nested lists (Python floats become float32)."""
+    """Return a Tensor of ``data``: an array (not copied), numbers in lists (as float32), or a Tensor (detached)."""
     data = data.data if isinstance(data, Tensor) else data
     if not is_array(data):
         data = np.asarray(data)
@@ -18,52 +18,53 @@ def tensor(data, requires_grad=False, dtype=None):
     return Tensor(data if dtype is None else data.astype(dtype, copy=False), requires_grad)
 
 
-# --- element by element, with broadcasting: the engine sums a gradient over broadcast axes ---
+# --- element by element, with broadcasting: the engine sums gradients over broadcast axes ---
 
 
 @op
-def add(x, y):
-    """x + y"""
-    return x + y, lambda dz: (dz, dz)
+def add(a, b):
+    """y = a + b,  da = db = dy"""
+    return a + b, lambda dy: (dy, dy)
 
 
 @op
-def sub(x, y):
-    """x - y"""
-    return x - y, lambda dz: (dz, -dz)
+def sub(a, b):
+    """y = a - b,  da = dy,  db = -dy"""
+    return a - b, lambda dy: (dy, -dy)
 
 
 @op
-def mul(x, y):
-    """z = x y,  dx = y dz,  dy = x dz"""
-    return x * y, lambda dz: (y * dz, x * dz)
+def mul(a, b):
+    """y = a b,  da = b dy,  db = a dy"""
+    return a * b, lambda dy: (b * dy, a * dy)
 
 
 @op
-def div(x, y):
-    """z = x / y,  dx = dz / y,  dy = -z dx"""
-    z = x / y
+def div(a, b):
+    """y = a / b,  da = dy / b,  db = -y da"""
+    y = a / b
 
-    def backward(dz):
-        dx = dz / y
-        return dx, -z * dx
+    def backward(dy):
+        da = dy / b
+        return da, -y * da
 
-    return z, backward
+    return y, backward
 
 
 @op
 def neg(x):
-    """-x"""
+    """y = -x,  dx = -dy"""
     return -x, lambda dy: -dy
 
 
 @op
 def power(x, *, exponent):
-    """y = x^p for a number p,  dx = p x^(p-1) dy"""
-    if not isinstance(exponent, int | float):
-        raise TypeError("the exponent is a Python number; for an array of exponents use exp(p * log(x))")
-    below = exponent - 1 if exponent else 0  # so that x^0 has the derivative 0 at x = 0 too
-    return x**exponent, lambda dy: exponent * x**below * dy
+    """y = x^p for a number p, the exponent;  dx = p x^(p-1) dy"""
+    p = exponent
+    if not isinstance(p, int | float):
+        raise TypeError("the exponent must be a Python number; for an array of exponents use exp(p * log(x))")
+    below = p - 1 if p else 0  # so that x^0 has the derivative 0 at x = 0 too
+    return x**p, lambda dy: p * x**below * dy
 
 
 @op
@@ -81,52 +82,52 @@ def log(x):
 
 @op
 def sqrt(x):
-    """y = √x,  dx = dy / 2y"""
+    """y = √x,  dx = dy / (2 y)"""
     y = array_module(x).sqrt(x)
     return y, lambda dy: dy / (2 * y)
 
 
 @op
-def maximum(x, y):
-    """max(x, y), element by element; where both are equal, each gets half of the gradient"""
+def maximum(a, b):
+    """y = max(a, b), element by element;  da = dy where a > b, dy / 2 where a = b, else 0;  db = dy - da"""
 
-    def backward(dz):
-        dx = ((x > y) * dz + (x >= y) * dz) / 2
-        return dx, dz - dx
+    def backward(dy):
+        da = ((a > b) * dy + (a >= b) * dy) / 2
+        return da, dy - da
 
-    return array_module(x).maximum(x, y), backward
+    return array_module(a, b).maximum(a, b), backward
 
 
 @op
-def where(x, y, *, condition):
-    """x where the boolean array ``condition`` holds, y elsewhere"""
+def where(a, b, *, condition):
+    """y = a where the boolean array ``condition`` is true, else b;  da = dy where it is true, db = dy where not"""
     xp = array_module(condition)
-    return xp.where(condition, x, y), lambda dz: (xp.where(condition, dz, 0), xp.where(condition, 0, dz))
+    return xp.where(condition, a, b), lambda dy: (xp.where(condition, dy, 0), xp.where(condition, 0, dy))
 
 
 @op
-def matmul(x, y):
-    """z = x y over the last two axes,  dx = dz yᵀ,  dy = xᵀ dz"""
-    if x.ndim < 2 or y.ndim < 2:
+def matmul(a, b):
+    """y = a b over the last two axes,  da = dy bᵀ,  db = aᵀ dy"""
+    if a.ndim < 2 or b.ndim < 2:
         raise ValueError("matmul needs at least two axes on each side; add one with reshape")
 
-    def backward(dz):
-        return dz @ y.swapaxes(-1, -2), x.swapaxes(-1, -2) @ dz
+    def backward(dy):
+        return dy @ b.swapaxes(-1, -2), a.swapaxes(-1, -2) @ dy
 
-    return x @ y, backward
+    return a @ b, backward
 
 
 # --- reductions: axis is None (all axes), an int or a tuple ---
 
 
-def _spread(dy, shape, axis, keepdims):
-    """Give the gradient of a reduction its reduced axes back, each with one entry."""
-    axes = _reduced(shape, axis)
+def _with_reduced_axes(dy, shape, axis, keepdims):
+    """Restore the reduced axes of dy, with length 1."""
+    axes = _reduced_axes(shape, axis)
     return dy if keepdims else dy.reshape([1 if i in axes else n for i, n in enumerate(shape)])
 
 
-def _reduced(shape, axis):
-    """The axes, counted from 0, over which a reduction runs."""
+def _reduced_axes(shape, axis):
+    """Return the axes over which a reduction runs, as non-negative numbers."""
     if axis is None:
         return set(range(len(shape)))
     return {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
@@ -136,7 +137,9 @@ def _reduced(shape, axis):
 def sum(x, *, axis=None, keepdims=False):
     """y = Σ x over ``axis``,  dx = dy for each summed entry"""
     xp, shape = array_module(x), x.shape
-    return x.sum(axis, keepdims=keepdims), lambda dy: xp.broadcast_to(_spread(dy, shape, axis, keepdims), shape)
+    return x.sum(axis, keepdims=keepdims), lambda dy: xp.broadcast_to(
+        _with_reduced_axes(dy, shape, axis, keepdims), shape
+    )
 
 
 @op
@@ -144,36 +147,35 @@ def mean(x, *, axis=None, keepdims=False):
     """y = Σ x / n over ``axis``,  dx = dy / n for each of the n entries"""
     xp, shape = array_module(x), x.shape
     y = x.mean(axis, keepdims=keepdims)
-    n = math.prod(shape[i] for i in _reduced(shape, axis))
-    return y, lambda dy: xp.broadcast_to(_spread(dy / n, shape, axis, keepdims), shape)
+    n = math.prod(shape[i] for i in _reduced_axes(shape, axis))
+    return y, lambda dy: xp.broadcast_to(_with_reduced_axes(dy / n, shape, axis, keepdims), shape)
 
 
 @op
 def max(x, *, axis=None, keepdims=False):
-    """y = max x over ``axis``; entries that share the maximum share the gradient equally"""
-    xp = array_module(x)
-    top = xp.asarray(x.max(axis, keepdims=True))
+    """y = max x over ``axis``;  dx = dy for the largest entry, shared equally by tied ones"""
+    y = x.max(axis, keepdims=keepdims)
 
     def backward(dy):
-        hit = x == top
-        return hit * (_spread(dy, x.shape, axis, keepdims) / hit.sum(axis, keepdims=True).astype(dy.dtype))
+        hit = x == x.max(axis, keepdims=True)
+        return hit * (_with_reduced_axes(dy, x.shape, axis, keepdims) / hit.sum(axis, keepdims=True).astype(dy.dtype))
 
-    return x.max(axis, keepdims=keepdims), backward
+    return y, backward
 
 
-# --- shapes: no arithmetic, so each pullback only puts the gradient back in place ---
+# --- shapes: no arithmetic, so backward only puts the gradient back in place ---
 
 
 @op
 def reshape(x, *, shape):
-    """The same entries in row-major order under another shape"""
+    """y = x with another shape, in row-major order"""
     before = x.shape
     return x.reshape(shape), lambda dy: dy.reshape(before)
 
 
 @op
 def transpose(x, *, axes=None):
-    """Axis i of the result is axis ``axes[i]`` of x; all axes reversed by default"""
+    """y whose axis i is axis ``axes[i]`` of x; by default the axes are reversed"""
     axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(axes)
     inverse = sorted(range(x.ndim), key=lambda i: axes[i] % x.ndim)
     return x.transpose(axes), lambda dy: dy.transpose(inverse)
@@ -181,14 +183,14 @@ def transpose(x, *, axes=None):
 
 @op
 def getitem(x, *, index):
-    """x[index]; an entry picked several times gets the sum of its gradients"""
+    """y = x[index]; the gradients of an entry that is picked several times add up"""
     xp, shape = array_module(x), x.shape
     parts = index if isinstance(index, tuple) else (index,)
-    plain = all(isinstance(p, int | slice | None | type(...)) for p in parts)  # then no entry is picked twice
+    basic = all(isinstance(p, int | slice | None | type(...)) for p in parts)  # then no entry is picked twice
 
     def backward(dy):
         dx = xp.zeros(shape, dy.dtype)
-        if plain:
+        if basic:
             dx[index] = dy
         else:
             xp.add.at(dx, index, dy)
@@ -199,7 +201,7 @@ def getitem(x, *, index):
 
 @op
 def concatenate(*xs, axis=0):
-    """The arrays joined along an axis they already have; each gets its own slice of the gradient"""
+    """y = the arrays joined along an existing axis; each gets its slice of dy"""
     if not xs:
         raise ValueError("needs at least one array")
     xp = array_module(xs[0])
@@ -230,5 +232,5 @@ Tensor.mean = lambda x, axis=None, keepdims=False: mean(x, axis=axis, keepdims=k
 Tensor.max = lambda x, axis=None, keepdims=False: max(x, axis=axis, keepdims=keepdims)
 Tensor.reshape = _flexible(reshape, "shape")
 Tensor.transpose = _flexible(lambda x, axes: transpose(x, axes=axes or None), "axes")
-Tensor.item = lambda x: x.data.item()  # the one element, as a Python number
-Tensor.__bool__ = lambda x: bool(x.data)  # its truth; more than one element raises ValueError, as in NumPy
+Tensor.item = lambda x: x.data.item()  # its only element, as a Python number
+Tensor.__bool__ = lambda x: bool(x.data)  # its truth value; ValueError for more than one element, as in NumPy

@@ -6,9 +6,10 @@ from ..backend import array_module
 
 @op
 def cross_entropy(logits, targets, *, label_smoothing=0.0):
-    """L = -mean_b Σ_k t_bk ln p_bk,  p = softmax(logits),  dlogits = (p Σ_k t - t) / B
+    """L = -mean_b Σ_k t_bk ln p_bk,  p = softmax(logits),  dlogits = (p Σ_k t - t) dL / B
 
-    logits (B, K); targets are classes (B) as integers, or soft targets (B, K) of the logits' dtype.
+    logits (B, K); targets are classes (B,) as integers, or soft targets (B, K) of the logits' dtype, whose gradient is
+    (s - 1) ln p dL / B.
     ``label_smoothing`` s replaces t by (1 - s) t + s / K. Raises ValueError for a class outside 0 … K-1.
     """
     xp, s = array_module(logits), label_smoothing
@@ -24,11 +25,11 @@ def cross_entropy(logits, targets, *, label_smoothing=0.0):
         dlogits = (xp.exp(log_p) * t.sum(1, keepdims=True) - t) * (dL / B)
         return dlogits, log_p * (dL * (s - 1) / B) if soft is targets else None
 
-    return -(t * xp.where(t == 0, 0, log_p)).sum() / B, backward  # 0 ln 0 = 0
+    return -(t * xp.where(t == 0, 0, log_p)).sum() / B, backward  # 0 ln 0 counts as 0
 
 
 def _probabilities(targets, B, K, dtype):
-    """Return classes (B) as rows of probabilities (B, K); soft targets (B, K) as they are."""
+    """Return classes (B,) as rows of probabilities (B, K); soft targets (B, K) as they are."""
     if targets.dtype == dtype and targets.shape == (B, K):
         return targets
     if targets.dtype.kind not in "iu" or targets.shape != (B,):
@@ -40,20 +41,18 @@ def _probabilities(targets, B, K, dtype):
 
 @op
 def binary_cross_entropy_with_logits(logits, targets):
-    """L = mean of -t ln p - (1 - t) ln(1 - p) = |x| w + ln(1 + e^-|x|),  p = sigmoid(x)
+    """L = mean of -t ln p - (1 - t) ln(1 - p) = |x| w + ln(1 + e^-|x|),  p = sigmoid(x),  x logits, t targets
 
-    w is 1 - t where x > 0 and t elsewhere.
-    dx = (p - t) / n for logits x and targets t of one shape and dtype, with n entries; dt = -x / n.
+    w = 1 - t where x > 0, else t.  dx = (p - t) dL / n,  dt = -x dL / n  for n logits
     """
-    xp = array_module(logits)
-    if targets.shape != logits.shape or targets.dtype != logits.dtype:
+    xp, x, t, n = array_module(logits), logits, targets, logits.size
+    if t.shape != x.shape or t.dtype != x.dtype:
         raise ValueError("targets need the shape and dtype of the logits")
-    x, n = logits, logits.size
     e = xp.exp(-xp.abs(x))
-    w = xp.where(x > 0, 1 - targets, targets)
+    w = xp.where(x > 0, 1 - t, t)
 
     def backward(dL):
         p = xp.where(x >= 0, 1, e) / (1 + e)
-        return (p - targets) * (dL / n), -x * (dL / n)
+        return (p - t) * (dL / n), -x * (dL / n)
 
-    return (xp.where(w == 0, 0, xp.abs(x)) * w + xp.log1p(e)).mean(), backward  # 0 ∞ = 0
+    return (xp.where(w == 0, 0, xp.abs(x)) * w + xp.log1p(e)).mean(), backward  # 0 · ∞ counts as 0

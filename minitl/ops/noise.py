@@ -1,4 +1,4 @@
-"""Random ops of training. A mask follows from a key that is drawn on the host, so every device sees the same mask."""
+"""Ops that are random in training. A key drawn on the host determines each mask, so all devices get the same one."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ from ..backend import array_module, default_rng
 
 
 def probability(p):
-    """Return ``p``. Raises ``ValueError`` unless 0 <= p < 1: something has to be kept."""
+    """Return ``p``. Raises ValueError unless 0 <= p < 1: something has to be kept."""
     if not 0 <= p < 1:
-        raise ValueError(f"a drop probability lies in [0, 1), got {p}")
+        raise ValueError(f"a drop probability must lie in [0, 1), got {p}")
     return p
 
 
@@ -17,7 +17,9 @@ def keep_mask(x, shape, p, rng):
     """Return a mask like x of the given shape: 0 with probability p and 1/(1-p) otherwise; the number 1 if p is 0."""
     if probability(p) == 0:
         return 1
-    bits = np.random.Philox(key=int(default_rng(rng).integers(2**64, dtype="uint64")))  # a GPU can run this one too
+    bits = np.random.Philox(
+        key=int(default_rng(rng).integers(2**64, dtype="uint64"))
+    )  # counter-based, so a GPU can produce the same bits
     keep = (np.random.Generator(bits).random(shape, dtype="float32") >= p).astype(x.dtype)
     return array_module(x).asarray(keep / x.dtype.type(1 - p))
 

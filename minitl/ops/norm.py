@@ -1,8 +1,11 @@
-"""Normalisations. Both share one derivation: n = (x - mean) / std, and with g = dy weight,
+"""Normalizations.
 
-dx = (g - mean(g) - n mean(g n)) / std,  where the means run over the normalised axes.
+Both share one derivation: with n = (x - mean x) / std and g = dy weight,
 
-The first term is the direct path; the second and third remove what changes the mean and the spread of x.
+    dx = (g - mean g - n mean(g n)) / std,  std = √(var x + eps),
+
+where the means run over the normalized axes. The second and third term remove the parts of g that would only shift or
+scale x, to which n is blind.
 """
 
 from ..autograd import op

@@ -1,4 +1,4 @@
-"""Few-shot linear evaluation: accuracy of frozen features with a few labelled images of each class.
+"""Few-shot linear evaluation: accuracy of frozen features with a few labeled images of each class.
 
 The paper's protocol: the representation before the head is frozen, and a ridge regression, solved in closed form, maps
 it to targets of 1 for the class and -1 for all others; the largest output is the prediction.
@@ -46,7 +46,7 @@ def few_shot(folder, shots=5, draws=5, dataset=None, l2=100.0, seed=0):
 
 
 def features(model, images, batch_size=200):
-    """Return the input of the head of a ViT or X21D for normalised images: float64 (N, width)."""
+    """Return the input of the head of a ViT or X21D for normalized images: float64 (N, width)."""
     head, xp = model.head, array_module(model.head.weight.data)
     width = head.weight.shape[0]
     model.eval()
@@ -62,7 +62,7 @@ def features(model, images, batch_size=200):
 
 
 def ridge(x, targets, l2):
-    """Return the ``(weight, bias)`` that minimise ‖x W + b - (2 targets - 1)‖² + l2 ‖W‖².
+    """Return the ``(weight, bias)`` that minimize ‖x W + b - (2 targets - 1)‖² + l2 ‖W‖².
 
     x (N, width); targets (N, K) are 1 for the class and 0 elsewhere. Features are scaled to a standard deviation of 1
     for the penalty.

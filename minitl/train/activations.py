@@ -8,7 +8,7 @@ from ..nn import X21D
 def activation_maps(model, images):
     """Return the mean over the channels of the squared activations of each stage of a ViT or X21D at each place.
 
-    Maps normalised images (B, H, W, C) or clips to {stage: maps (B, h, w)}, or (B, T', h, w) for clips. A stage is a
+    Maps normalized images (B, H, W, C) or clips to {stage: maps (B, h, w)}, or (B, T', h, w) for clips. A stage is a
     part of the model whose output has channels for each place: the patches and the blocks before the tokenizer, and the
     ways back after it (Zagoruyko and Komodakis, 2017, section 3.1).
     """

@@ -1,10 +1,10 @@
-"""Preparation of a training batch: augmentation and normalisation, in this order."""
+"""Preparation of a training batch: augmentation and normalization, in this order."""
 
 from .. import data
 
 
 def training_batch(images, labels, config, num_classes, mean, std, rng, mixing=True):
-    """Augment and normalise a batch according to the TrainConfig ``config``.
+    """Augment and normalize a batch according to the TrainConfig ``config``.
 
     Maps uint8 images (B, H, W, C) and labels to float32 images and labels, or soft labels (B, num_classes) if images
     are mixed. ``mean`` and ``std`` (C,) are those of the training images. ``mixing=False`` omits mixup and cutmix.

@@ -25,7 +25,7 @@ class TrainConfig:
     batch_size: int = 100
     """images per step"""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """update rule; muon orthogonalises the updates of matrices and treats vectors like adamw"""
+    """update rule; muon orthogonalizes the updates of matrices and treats vectors like adamw"""
     lr: float = 4e-3
     """peak learning rate, after a linear warmup and before a cosine decay"""
     warmup: float = 0.1
@@ -49,7 +49,7 @@ class TrainConfig:
     magnitude: float = 27.0
     """strength of these operations, from 0 to 30"""
     auto_augment: bool = False
-    """apply one of AutoAugment's 25 policies for CIFAR-10 to each training image; excludes rand_augment"""
+    """apply one of AutoAugment's 25 policies for CIFAR-10 to each training image; not together with rand_augment"""
     erasing: float = 0.0
     """probability of erasing a random box of a training image"""
     cutout: int = 0
@@ -61,11 +61,11 @@ class TrainConfig:
     mix_until: float = 1.0
     """share of all steps after which mixup and cutmix end"""
     subset: int | None = None
-    """train on at most this many images, equally many of each class"""
+    """train on at most this many images, the same number per class"""
     data_dir: str | None = None
     """folder for downloads; by default $MINITL_DATA or ~/.cache/minitl"""
     seed: int = 0
-    """seed of all random numbers"""
+    """random seed"""
     device: Literal["cpu", "cuda"] = "cpu"
     """device to compute on"""
     threads: int = 0
@@ -95,7 +95,7 @@ class TrainConfig:
                     raise InputError(f"{name} must be {wanted}, got {value}")
         if self.auto_augment and self.rand_augment:
             raise InputError(
-                f"auto_augment and rand_augment {self.rand_augment} exclude each other; leave one out, "
+                f"auto_augment and rand_augment {self.rand_augment} cannot be combined; leave one out, "
                 "or set rand_augment to 0 if a preset has it"
             )
         if self.device == "cpu" and self.precision != "fp32":

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..fast.threads import in_shards, one_blas_thread
 from ..metrics import confusion_counts
 from . import activations, files, pictures
-from .step import hits, mean_loss, thread_count
+from .step import count_correct, mean_loss, thread_count
 
 
 def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None, flip=False):
@@ -48,13 +48,13 @@ def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None, f
                 maps = in_shards(model.maps, images, **share)
                 mass += float(metrics.map_mass(maps, batch.boxes, batch.images.shape[-3:-1]).sum())
     scores, n = np.concatenate(scores), len(dataset)
-    result = {"loss": loss / n, "accuracy": hits(scores, dataset.labels) / n}
+    result = {"loss": loss / n, "accuracy": count_correct(scores, dataset.labels) / n}
     if not dataset.multi_label:
         result["confusion"] = confusion_counts(dataset.labels, scores.argmax(1), len(dataset.classes))
     if with_maps:
         result["map_mass"] = mass / n
     if flip:
-        result["flip_accuracy"] = hits((scores + np.concatenate(mirrored)) / 2, dataset.labels) / n
+        result["flip_accuracy"] = count_correct((scores + np.concatenate(mirrored)) / 2, dataset.labels) / n
     return result
 
 

@@ -72,7 +72,7 @@ def _grid(pictures, boxes, columns, rows=None):
 
     H, W, C = pictures[0][0].shape
     if C not in (1, 3):
-        raise ValueError(f"needs pictures with 1 or 3 colour channels, got {C}")
+        raise ValueError(f"needs pictures with 1 or 3 color channels, got {C}")
     height = 1.05 * H / W  # of a picture in inches; its width leaves room for the title
     figure = Figure(figsize=(1.05 * len(columns), height * len(pictures) + 0.3), dpi=110, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
@@ -108,7 +108,7 @@ def _brightened(image, weights, low=None, high=None):
 def accuracy_against_cost(rows, score="accuracy"):
     """Return a figure of the accuracy of models against their cost, one point per row.
 
-    Rows are dicts of ``name``, ``macs`` (multiply-adds of one image or clip), ``accuracy`` from 0 to 1 (labelled
+    Rows are dicts of ``name``, ``macs`` (multiply-adds of one image or clip), ``accuracy`` from 0 to 1 (labeled
     ``score``), and for a mean over several seeds ``spread``, drawn as an error bar.
     """
     from matplotlib.figure import Figure
@@ -148,7 +148,7 @@ def _name_points(axes, points):
         best = (covers + len(taken) * outside).argmin()
         note.set(position=places[best], ha="left" if places[best][0] > 0 else "right")
         if np.hypot(*places[best]) > 12:
-            line = {"arrowstyle": "-", "linewidth": 0.5, "color": "grey", "shrinkA": 0, "shrinkB": 0}
+            line = {"arrowstyle": "-", "linewidth": 0.5, "color": "gray", "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", (x, y), places[best], textcoords="offset pixels", arrowprops=line, in_layout=False)
         taken = np.vstack([taken, boxes[best]])
 

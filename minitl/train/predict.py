@@ -54,7 +54,7 @@ def predict(folder, files):
     """Return the Prediction of the run in ``folder`` for picture files.
 
     Files may have any size and format: the largest central part with the aspect ratio of the run's images is resized
-    and converted to their size and colours. Raises InputError if the run was not trained on pictures, or a file is not
+    and converted to their size and colors. Raises InputError if the run was not trained on pictures, or a file is not
     a picture.
     """
     model, meta = load_model(folder)

@@ -3,13 +3,14 @@
     command.txt  config.json  metrics.csv  curves.png  confusion.png  maps.png  checkpoint.safetensors
 
 ``start`` begins a run and ``resume`` continues it, bit for bit, from the step at which it was stopped. A checkpoint
-holds the weights, the optimiser's moments and a few counts, but no generators: random numbers follow from the seed and
-the number of the epoch (order of the images) or of the step (augmentation, dropout).
+holds the weights, the optimizer's moments and a few counts, but no generator states: random numbers follow from the
+seed and the number of the epoch (order of the images) or of the step (augmentation, dropout).
 """
 
 import contextlib
 import itertools
 import json
+import math
 import os
 import time
 from dataclasses import asdict
@@ -43,7 +44,7 @@ def load_run(folder):
     config = load_config(folder)
     _, test_set = data.load(config.dataset, config.data_dir, subset=1)  # the training images are not needed
     if list(test_set.classes) != meta["classes"] or test_set.spec != model.spec:
-        raise InputError(f"{config.dataset} has other classes or images of another size than when {folder} was trained")
+        raise InputError(f"the classes or the image size of {config.dataset} have changed since {folder} was trained")
     return model, test_set, np.float32(meta["mean"]), np.float32(meta["std"])
 
 
@@ -51,7 +52,7 @@ def load_model(folder):
     """Return ``(model, meta)`` of the run in ``folder``, without its data set.
 
     The model is in evaluation mode and has the averaged weights if the run keeps an average. It is on the run's
-    device, or on the CPU if there is no GPU. ``meta`` is that of the checkpoint: among others the ``classes``, and
+    device, or on the CPU if there is no GPU. ``meta`` is that of the checkpoint, including the ``classes``, and
     ``mean`` and ``std`` of the training images. Raises InputError for a checkpoint that ``resume`` refuses.
     """
     config = load_config(folder)
@@ -94,7 +95,7 @@ def start(config, folder, command=None):
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if _leftovers(folder) != before:  # loading the data takes a while
-        raise InputError(f"{folder} is not empty any more: another run began in it; choose another --out")
+        raise InputError(f"{folder} is no longer empty: another run has started there; choose another --out")
     try:
         files.write(folder / "config.json", json.dumps(asdict(trainer.config), indent=2).encode() + b"\n")
         if command:
@@ -122,7 +123,7 @@ def resume(folder, config=None):
 
 
 def about_images(train_set):
-    """Return the facts about the training images that a checkpoint keeps, a dict."""
+    """Return a dict of the facts about the training images that a checkpoint keeps."""
     mean, std = data.channel_stats(train_set.images)
     stats = {"classes": list(train_set.classes), "mean": mean.tolist(), "std": std.tolist()}
     return {"spec": train_set.spec, "images": len(train_set), **stats}
@@ -138,7 +139,7 @@ def check_images(folder, meta, about):
 
 
 class Trainer:
-    """A training run in memory: data, model, optimiser and progress. ``start`` and ``resume`` return one.
+    """A training run in memory: data, model, optimizer and progress. ``start`` and ``resume`` return one.
 
     ``score`` is the kind of accuracy: "mAP", mean average precision, if images have several labels (in training, the
     mean over batches). ``result`` is that of ``evaluate`` once the run is finished.
@@ -159,11 +160,11 @@ class Trainer:
         self.take_step = training_step(self.model, rng, config)
         self.optimizer, self.ema = self.take_step.optimizer, self.take_step.ema
 
-        self.epoch_steps = -(-len(self.train_set) // config.batch_size)
+        self.epoch_steps = math.ceil(len(self.train_set) / config.batch_size)
         self.total = config.epochs * self.epoch_steps
         self.step, self.seconds = 0, 0.0
         self.rows, self.result = [], None  # rows of metrics.csv, one per finished epoch
-        self.sums = _nothing_yet()
+        self.sums = _empty_sums()
 
     def describe(self):
         """Return a line on the model, the data and the device."""
@@ -188,9 +189,9 @@ class Trainer:
         with self._progress() as progress, files.ctrl_c() as stop, quiet, one_blas_thread(), memory:
             while len(self.rows) < self.config.epochs and not stop:
                 for images, labels in self._rest_of_epoch():
-                    self._step(images, labels)
+                    self._train_batch(images, labels)
                     if not stop and self.step % self.take_step.every and self.step % self.epoch_steps:
-                        continue
+                        continue  # to read is to wait for a GPU: every few steps, at the end of an epoch, when stopping
                     self._read()
                     self.seconds = time.perf_counter() - began
                     loss, accuracy = self._means()
@@ -214,7 +215,7 @@ class Trainer:
         return finished
 
     def evaluate(self, stop=()):
-        """Return ``evaluate`` on the test images, with the averaged weights if there is an average.
+        """Evaluate on the test images, with averaged weights if there are any; None as soon as ``stop`` is not empty.
 
         At the end, a run that mirrors images is also evaluated with flip averaging.
         """
@@ -246,7 +247,7 @@ class Trainer:
         batches = data.Loader(self.train_set, self.config.batch_size, shuffle=True, rng=order)
         return itertools.islice(batches, self.step - epoch * self.epoch_steps, None)
 
-    def _step(self, images, labels):
+    def _train_batch(self, images, labels):
         config = self.config
         self.optimizer.lr = optim.warmup_cosine(self.step, self.total, int(config.warmup * self.total), config.lr)
         images, labels = to_device(images, config.device), to_device(labels, config.device)
@@ -282,7 +283,7 @@ class Trainer:
         self._expect_finite(test["loss"], f"the test loss after step {self.step} of {self.total}")
         values = (len(self.rows) + 1, self.step, *self._means(), test["loss"], test["accuracy"], round(self.seconds, 2))
         self.rows.append(dict(zip(COLUMNS, values, strict=True)))
-        self.sums = _nothing_yet()
+        self.sums = _empty_sums()
 
     def _draw(self):
         """Draw all figures; the curves come last, and mark the run as finished."""
@@ -316,11 +317,11 @@ def _leftovers(folder):
     with files.writing(folder):
         present = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if present - ours:
-        raise InputError(f"{folder} is not empty; continue it by --resume, or choose another --out")
+        raise InputError(f"{folder} is not empty; continue it with --resume, or choose another --out")
     return present
 
 
-def _nothing_yet():
+def _empty_sums():
     return {"images": 0, "loss": 0.0, "correct": 0}
 
 

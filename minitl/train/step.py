@@ -2,15 +2,15 @@
 
     take_step = training_step(model, rng, config)
     take_step(inputs, targets, labels, step)       # ``step`` counts from 0
-    for loss, hits, norm in take_step.read(): ...  # one row per step since the last call
+    for loss, correct, norm in take_step.read(): ...  # one row per step since the last call
 
 ``config`` is a TrainConfig. ``rng`` is the generator that the model's dropout draws from; it is reseeded for each step,
-so a resumed run drops the same activations. ``targets`` are the labels, or soft labels from augmentation. ``read``
-returns the sum of the losses over the batch, the number of hits, and the norm of the gradient before clipping; if the
-norm is not finite, the weights have stayed as they were.
+so a resumed run drops the same activations. ``targets`` are the labels, or soft labels from augmentation. A row has the
+sum of the losses over the batch, the number of correct predictions, and the norm of the gradient before clipping; if
+the norm is not finite, the weights were not changed.
 
-Reading waits for the GPU, so the trainer reads only once in ``every`` steps. ``threads`` and ``where`` (a phrase)
-describe what computes.
+Reading waits for the GPU, so the trainer reads once per ``every`` steps. ``threads`` and ``where`` describe the
+hardware in use.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from ..fast.threads import DataParallel, default_threads
 from ..metrics import mean_average_precision
 
 AUGMENTATION, DROPOUT = range(2)  # purposes of a step's random numbers
-NUMBERS_PER_SHARD = 2**18  # in one activation: 1 MB, about the size of a core's own cache
-MACS_PER_SHARD = 2**30  # forward; with fewer, threads spend their time waiting for Python's lock
+ELEMENTS_PER_SHARD = 2**18  # of one activation: 1 MB, about the size of a core's own cache
+MACS_PER_SHARD = 2**30  # forward; with fewer, threads spend their time waiting for the GIL
 MACS_PER_THREAD = 2**26  # forward, for a batch; with fewer, a second thread makes a step slower
 
 
@@ -40,8 +40,8 @@ def training_step(model, rng, config):
     return (OnGPU if config.device == "cuda" else OnCPU)(model, rng, config)
 
 
-class Step:
-    """Model, optimiser and moving average (None without one)."""
+class TrainingStep:
+    """Model, optimizer and moving average (None without one)."""
 
     def __init__(self, model, rng, config):
         self.model, self.rng, self.config = model, rng, config
@@ -50,7 +50,7 @@ class Step:
         self.ema = optim.EMA(self.optimizer, config.ema) if config.ema else None
 
 
-class OnCPU(Step):
+class OnCPU(TrainingStep):
     """A step in threads that share the batch, see ``fast/threads.py``."""
 
     every = 1
@@ -78,13 +78,13 @@ class OnCPU(Step):
             if self.ema:
                 self.ema.update()
         losses, logits = zip(*results, strict=True)
-        self.last = sum(losses) * len(labels), hits(np.concatenate(logits), labels), norm
+        self.last = sum(losses) * len(labels), count_correct(np.concatenate(logits), labels), norm
 
     def read(self):
         return [self.last]
 
 
-class OnGPU(Step):
+class OnGPU(TrainingStep):
     """A step on the whole batch, with clipping, update and average in few launches, replayed as one CUDA graph."""
 
     every = 50
@@ -96,15 +96,15 @@ class OnGPU(Step):
 
         cuda.use(config.precision)
         self.zero_grad, self.update, self.xp, self.unread = cuda.zero_grad, cuda.update, self.optimizer.flat.xp, []
-        self.step = cuda.capture(self._step) if config.graph else self._step
+        self.compute = cuda.capture(self._compute) if config.graph else self._compute
         self.where = f"cuda ({config.precision}, {'one graph a step' if config.graph else 'eager'})"
 
     def __call__(self, inputs, targets, labels, step):
         seed = seed_of(self.config, DROPOUT, step).spawn(1)[0]  # like that of a single shard on a CPU
         self.rng.bit_generator.state = np.random.PCG64(seed).state
-        self.unread.append((self.step(inputs, targets).copy(), labels))  # the next step overwrites its result
+        self.unread.append((self.compute(inputs, targets).copy(), labels))  # the next step overwrites its result
 
-    def _step(self, inputs, targets):
+    def _compute(self, inputs, targets):
         logits = self.model(inputs)
         loss = mean_loss(logits, targets, self.config.label_smoothing)
         self.zero_grad(self.optimizer)
@@ -117,7 +117,7 @@ class OnGPU(Step):
         for result, labels in self.unread:
             result, labels = to_numpy(result), to_numpy(labels)
             loss, norm2 = result[-2:].tolist()
-            rows.append((loss * len(labels), hits(result[:-2].reshape(len(labels), -1), labels), norm2**0.5))
+            rows.append((loss * len(labels), count_correct(result[:-2].reshape(len(labels), -1), labels), norm2**0.5))
         self.unread = []
         return rows
 
@@ -134,7 +134,7 @@ def enough_memory(config):
 
         less = "a smaller batch_size"
         if not getattr(config.model, "recompute", True):
-            less += ", or recompute, which takes time for memory"
+            less += ", or recompute, which trades time for memory"
         raise InputError(
             f"the memory of the GPU is full at batch_size {config.batch_size}: {cuda.memory()} ({error}); choose {less}"
         ) from error
@@ -152,24 +152,24 @@ def thread_count(config, spec, batch_size):
 
 
 def shard_size(config, spec):
-    """Return the number of samples that a thread takes at a time: as many as its cache holds, but enough work."""
+    """Return the number of samples that a thread takes at a time: what fits in its cache, or more if work is short."""
     if isinstance(config, nn.X21DConfig):
         numbers = spec.frames * math.prod(spec.image_size) // 4 * config.expansion * config.widths[0]
     else:
         numbers = math.prod(config.grid(spec)) * config.dim
     macs = flops.total(flops.count(config, spec)).macs
-    return max(1, NUMBERS_PER_SHARD // numbers, MACS_PER_SHARD // macs)
+    return max(1, ELEMENTS_PER_SHARD // numbers, MACS_PER_SHARD // macs)
 
 
 def mean_loss(logits, targets, label_smoothing=0.0):
-    """Return the mean loss for labels as in a Dataset, or for soft targets (B, K) of a single label each."""
+    """Return the mean loss for classes (B,), soft targets (B, K), or in uint8 several labels per image (B, K)."""
     if targets.dtype == np.uint8:
         return ops.binary_cross_entropy_with_logits(logits, targets.astype(logits.dtype))
     return ops.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 
-def hits(logits, labels):
-    """Return the number of correct predictions; for several labels per image, their number times their mAP."""
+def count_correct(logits, labels):
+    """Return the number of correct predictions; for several labels per image, the batch size times the mAP."""
     if labels.ndim == 1:
         return int((logits.argmax(1) == labels).sum())
     if not np.isfinite(logits).all():  # they cannot be ranked; the loss will report it

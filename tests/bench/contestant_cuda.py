@@ -30,9 +30,9 @@ class Minitl(contestant.Minitl):
 
     def launches(self):
         """Return the number of kernels and copies in a captured step, or None if the driver does not tell it."""
-        while not self.take_step.step.graphs:
+        while not self.take_step.compute.graphs:
             self.step()
-        (recording,) = self.take_step.step.graphs.values()
+        (recording,) = self.take_step.compute.graphs.values()
         return nodes(recording.graph)
 
     def profile(self, steps):

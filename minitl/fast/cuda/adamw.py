@@ -1,4 +1,4 @@
-"""Clipping, AdamW or Muon, and the average of weights, on the optimiser's flat arrays and without waiting for the GPU.
+"""Clipping, AdamW or Muon, and the average of weights, on the optimizer's flat arrays and without waiting for the GPU.
 
 A model has many small parameters, and adding to the gradient of each would take one launch per parameter. So gradients
 stay where they were computed until all are there, and a single launch copies them into the flat array.

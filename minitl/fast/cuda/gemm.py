@@ -37,7 +37,7 @@ def use(precision):
     """Set the precision of float32 products to "fp32", "tf32" or "bf16". Raises InputError for another name."""
     global _precision
     if precision not in PRECISIONS:
-        raise InputError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     _precision = precision
 
 

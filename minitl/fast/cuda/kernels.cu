@@ -6,7 +6,7 @@
 //
 // Work is shared in two ways. Where each number stands alone, a thread computes one number. Where a whole row is needed
 // (a mean, a maximum), a warp computes one row: 32 threads that run in step and add up across their registers, so
-// neighbours read neighbouring numbers and nothing has to wait for other warps. Sums over rows go down the columns in a
+// neighbors read neighboring numbers and nothing has to wait for other warps. Sums over rows go down the columns in a
 // fixed order: no number is added atomically, so the same input gives the same bits. Only blocks are counted atomically,
 // so that the last one to finish knows that it is the last, and adds up the results of all.
 
@@ -35,7 +35,7 @@ __device__ real warp_max(real x) {
     return x;
 }
 
-// --- normalisation ---
+// --- normalization ---
 
 // y = n weight + bias,  n = (x - mean) inv_std,  inv_std = 1 / sqrt(var x + eps)    over each row of x (rows, C)
 KERNEL layer_norm(real* y, real* mean, real* inv_std, const real* x, const real* weight, const real* bias,
@@ -351,7 +351,7 @@ KERNEL cross_entropy_dx(real* dx, real* dsoft, const real* dloss, const real* x,
     }
 }
 
-// --- optimiser ---
+// --- optimizer ---
 
 // The sum of x over the threads of a block
 __device__ real sum_of_block(real x) {
