@@ -11,10 +11,11 @@ import sys
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from . import flops, interop
 from .errors import InputError, did_you_mean
@@ -42,7 +43,7 @@ MOST_IMAGES = 64  # in one figure
 
 @dataclass(frozen=True)
 class TrainOptions(TrainConfig):
-    dataset: Positional[str] = "clutter"
+    dataset: Positional[Annotated[str, arg(metavar="[DATASET]")]] = "clutter"
     model: OmitArgPrefixes[ViTConfig] = field(default_factory=lambda: TrainConfig().model)
     preset: str | None = None
     """defaults from a recipe: cifar-r1, -r2, -r3 or -cpu, with suffix -all (no TokenLearner) or -grid (grid pooling)"""
@@ -350,7 +351,7 @@ def _png(out, default):
 
 
 def _parse(options, name, args, default=None):
-    return tyro.cli(options, prog=f"minitl {name}", args=args, default=default)
+    return tyro.cli(options, prog=f"minitl {name}", description=COMMANDS[name].__doc__, args=args, default=default)
 
 
 def _train_options(args):
