@@ -78,7 +78,7 @@ class Dropout(Module):
 
 
 class DropPath(Module):
-    """The same for whole samples (stochastic depth)."""
+    """Set whole samples to zero in the same way (stochastic depth)."""
 
     def __init__(self, p, rng=None):
         self.p, self.rng = probability(p), rng
