@@ -1,6 +1,6 @@
 """minitl: TokenLearner on NumPy and CuPy, with handwritten autograd."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from . import data, nn, ops, optim
 from .autograd import OPS, Tensor, no_grad, plain

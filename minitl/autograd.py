@@ -144,7 +144,7 @@ def op(fn):
     7. It has a row in ``tests/cases.py``, which checks all of this.
     """
     name = fn.__name__
-    OPS[name] = PLAIN[name] = fn
+    OPS[name], _ = fn, PLAIN.setdefault(name, fn)  # an op of an existing name replaces it
     names = fn.__code__.co_varnames[: fn.__code__.co_argcount]  # options are keyword-only, so these are the arrays
 
     @functools.wraps(fn)

@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass, field, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,7 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from . import flops, interop
+from . import __version__, flops, interop
 from .errors import InputError, did_you_mean
 from .metrics import box_share
 from .nn import DataSpec, ViTConfig
@@ -233,7 +232,9 @@ def flops_command(args):
         print(json.dumps(tables.paper(), indent=1) if options.json else tables.paper_table())
         return
     if not name:
-        raise InputError("name a model first, as in `minitl flops B/16-8at6`; `minitl flops --paper` lists them")
+        raise InputError(
+            "the name of a model comes first, as in `minitl flops B/16-8at6 --json`; `minitl flops --paper` lists them"
+        )
     parts = tables.count_preset(name) if fixed else flops.count(options.model, options.spec)
     print(json.dumps(flops.as_dict(parts), indent=1) if options.json else flops.table(parts))
 
@@ -331,7 +332,7 @@ def exit_status():
 
 def _run(name, args):
     if name == "--version":
-        print(f"minitl {version('minitl')}")
+        print(f"minitl {__version__}")
     elif name in ("-h", "--help", "help"):
         print("usage: minitl COMMAND [options]\n")
         print("\n".join(f"  {name:7} {command.__doc__}" for name, command in COMMANDS.items()))

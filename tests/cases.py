@@ -332,6 +332,7 @@ CASES = [
     Case("tanh", ((3, 4),), lambda x: 2 * sigmoid(2 * x) - 1),
     Case("gelu", ((3, 4),), each(gelu)),
     Case("gelu", ((3, 4),), each(gelu), {"approximate": "none"}),
+    Case("gelu", ((),), each(gelu)),
     Case("gelu", ((),), each(gelu), {"approximate": "none"}),
     Case("softmax", ((3, 4),), softmax),
     Case("softmax", ((2, 3, 4),), softmax, {"axis": 1}),

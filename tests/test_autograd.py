@@ -399,6 +399,7 @@ def shifted(monkeypatch):
 
     monkeypatch.setitem(OPS, "shifted", None)  # so that it is gone after the test
     monkeypatch.setitem(PLAIN, "shifted", None)
+    del PLAIN["shifted"]
     for device, extra in (("cpu", 10), ("cuda", 100)):
         monkeypatch.setitem(OVERRIDES[device], "shifted", form(extra))
     return op(form(0))
@@ -434,6 +435,22 @@ def test_what_a_person_puts_into_ops_comes_first(shifted, monkeypatch, xp):
     assert form("shifted", "cuda") is form("shifted", "cpu") is OPS["shifted"]
     monkeypatch.setitem(OPS, "shifted", PLAIN["shifted"])
     assert form("shifted", "cuda") is OVERRIDES["cuda"]["shifted"]
+
+
+def test_an_op_of_an_existing_name_replaces_it(monkeypatch):
+    """Also where the package has a faster form; the plain form stays what it was."""
+    monkeypatch.setitem(OPS, "gelu", OPS["gelu"])  # so that it is back after the test
+    before = PLAIN["gelu"]
+
+    @op
+    def gelu(x):
+        return 0 * x + 7, lambda dy: 3 * dy
+
+    x = leaf(1.0, -2.0)
+    y = gelu(x)
+    y.sum().backward()
+    assert y.data.tolist() == ops.gelu(x).data.tolist() == [7, 7] and x.grad.tolist() == [3, 3]
+    assert PLAIN["gelu"] is before
 
 
 # --- unbroadcast ---

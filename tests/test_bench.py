@@ -133,7 +133,7 @@ class Fake:
 
 
 def test_they_take_turns(monkeypatch):
-    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "PAUSE_SECONDS", 0)
     log = []
     a, b = Fake("a", 1.0, log), Fake("b", 2.0, log)
     times = measure.in_turns([a, b], ["train", "infer"], 2, 3, lambda text: None, "")
@@ -245,7 +245,7 @@ class Silent:
 
 def test_a_system_that_says_little(monkeypatch, tmp_path):
     """As Windows: which cores there are, how busy they are, and how large a process is."""
-    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "PAUSE_SECONDS", 0)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "getloadavg", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
@@ -267,7 +267,7 @@ def test_a_system_that_says_little(monkeypatch, tmp_path):
 
 
 def test_growth_without_sizes(monkeypatch):
-    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "PAUSE_SECONDS", 0)
     monkeypatch.setattr(measure, "Contestant", Silent)
     rows = measure.scale(quick=True)
     assert "memory" not in rows[0] and rows[0]["seconds"] == 1
@@ -370,7 +370,7 @@ def test_ctrl_c_ends_all(tmp_path):
 def command(tmp_path, monkeypatch, capsys):
     """A function that runs `python -m tests.bench` in an empty folder: (status, out, err)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "PAUSE_SECONDS", 0)
     monkeypatch.setenv(*QUICK_TO_COMPILE)
 
     def run(*args):

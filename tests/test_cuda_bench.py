@@ -37,7 +37,7 @@ class Broken(InProcess):
 def command(monkeypatch, tmp_path, capsys):
     """A function that runs `python -m tests.bench --device cuda --quick` in an empty folder: (status, out, err)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "PAUSE_SECONDS", 0)
     monkeypatch.setattr(measure, "Contestant", Broken)
     monkeypatch.setattr("tests.bench.__main__.cuda_problem", lambda: None)
     monkeypatch.setattr(fake_cupy.RawModule, "emulate", False)  # faster

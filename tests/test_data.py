@@ -758,3 +758,29 @@ def test_real_photographs():
     assert np.bincount(train.labels).tolist() == [10] * 10 and np.bincount(test.labels).tolist() == [1000] * 10
     assert train.classes[0] == "airplane" and train.classes[9] == "truck"
     np.testing.assert_allclose(data.channel_stats(test.images)[0], [0.494, 0.485, 0.450], atol=0.005)
+
+
+def test_a_tar_whose_first_name_looks_compressed(tmp_path):
+    """Its first bytes are those of a name, BZ, and not of bzip2."""
+    write_tar(tmp_path / "x.tar", {f"BZ/{name}": raw for name, raw in good().items()})
+    assert len(data.load(tmp_path / "x.tar")[0]) == 5
+
+
+def test_a_tar_that_ends_in_a_zip(tmp_path):
+    """A zip is recognized by its end, which is also the end of a tar whose last file is a zip."""
+    notes = io.BytesIO()
+    with zipfile.ZipFile(notes, "w") as file:
+        file.writestr("a", "b")
+    write_tar(tmp_path / "x.tar", good() | {"notes.zip": notes.getvalue()})
+    assert len(data.load(tmp_path / "x.tar")[0]) == 5
+
+
+def test_a_file_that_disappears_while_it_is_read(tmp_path, monkeypatch):
+    """Its place is not filled with whatever was in memory."""
+    write_zip(tmp_path / "x.zip", good())
+    once = [(*file[:3], lambda: None) for file in image_files._files(tmp_path / "x.zip")]
+    passes = iter([once, once[1:]])
+    monkeypatch.setattr(image_files, "_files", lambda _: iter(next(passes)))
+    monkeypatch.setattr(image_files, "decode", lambda name, load: np.zeros((4, 4, 3), "uint8"))
+    with pytest.raises(InputError, match=r"changed while it was read: .* is gone; run again"):
+        data.load(tmp_path / "x.zip")

@@ -71,7 +71,8 @@ def imports(path):
             module = ".".join([*base, *([node.module] if node.module else [])])
             found |= {f"{module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
-            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
+            assert node.args and isinstance(node.args[0], ast.Constant), f"{path}: an import that cannot be followed"
+            found.add(node.args[0].value)
     names = {name.removeprefix("minitl").removeprefix(".") for name in found if name.split(".")[0] == "minitl"}
     return {name if name in NAMES else name.rpartition(".")[0] for name in names}
 

@@ -120,7 +120,7 @@ def test_wrong_files(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=f"{name}.* {message}".replace("(", r"\(").replace(")", r"\)")):
             predict(tmp_path / "run", [tmp_path / "x.png", tmp_path / name])
-    monkeypatch.setattr(sys.modules[predict.__module__], "MAX_PIXELS", 24 * 16 - 1)
+    monkeypatch.setattr(sys.modules[predict.__module__], "MAX_PICTURE_PIXELS", 24 * 16 - 1)
     with pytest.raises(InputError, match=r"x.png has more than 383 pixels; make it smaller"):
         predict(tmp_path / "run", [tmp_path / "x.png"])
 

@@ -79,8 +79,8 @@ def read(name, data_dir=None):
 def download(url, path, sha256):
     """Return ``path``, downloaded from ``url`` if it does not exist; its SHA-256 is checked either way.
 
-    A download has a temporary name until it is complete and checked, and is repeated up to twice if it breaks off.
-    Raises InputError if the file cannot be downloaded or written, or has another SHA-256.
+    A download has a temporary name until it is complete and checked. If it breaks off or is wrong, it starts again, up
+    to twice. Raises InputError if the file cannot be downloaded or written, or has another SHA-256.
     """
     import pooch
 
@@ -90,12 +90,15 @@ def download(url, path, sha256):
             site = pooch.create(path.parent, base_url="", registry=files, urls=urls, retry_if_failed=2)
             options = {"progressbar": sys.stderr.isatty(), "chunk_size": 2**16, "timeout": TIMEOUT_SECONDS}
             site.fetch(path.name, downloader=pooch.HTTPDownloader(**options))
-        found = pooch.file_hash(path)
     except (OSError, ValueError) as error:  # ValueError: the download has another SHA-256, and was deleted
         raise InputError(
             f"{url} cannot be downloaded to {path} ({error}); download it by hand and put it there, "
             "or choose another folder with data_dir, and run again"
         ) from error
+    try:
+        found = pooch.file_hash(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); make it readable, or delete it and run again") from error
     if found != sha256:
         raise InputError(
             f"{path} is not the official file: its SHA-256 is {found}, expected {sha256}; "

@@ -1,8 +1,8 @@
 """CLUTTER, the generated image set: name the shape of the one warm-colored object among cool-colored ones.
 
 The target is small and may be anywhere, so a model has to find it before it can name it: pooling on a fixed grid mixes
-it with its surroundings; tokens that look where the image tells them to do not. The generator knows the target's box,
-so where the model looks can be scored as well.
+it with its surroundings. Learned tokens, which look where the image tells them to, avoid that. The generator knows the
+target's box, so where the model looks can be scored as well.
 """
 
 import numpy as np

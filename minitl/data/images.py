@@ -1,11 +1,11 @@
 """Your own images: a folder, a zip or a tar of files named ``split/class/image``, decoded to RGB.
 
 The splits are ``train`` and ``test``; one folder may enclose both. Files elsewhere and hidden files are ignored.
-Nothing is extracted to disk. An archive may come from anywhere, so what it says is checked before it is used: names,
+Nothing is extracted to disk. An archive may come from anywhere, so its contents are checked before use: names,
 links, sizes, and the number of pixels before an image is decoded.
 """
 
-import importlib
+import contextlib
 import io
 import os
 import stat
@@ -24,7 +24,6 @@ from .dataset import Dataset, balanced_indices
 SPLITS = ("train", "test")
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # the formats that Pillow decodes without other programs
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel
-COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZ": "bz2", b"\xfd7": "lzma"}  # first two bytes of a file: module that reads it
 MAX_FILE_BYTES = 64 * 2**20  # of one image file
 MAX_PIXELS = 4096 * 4096  # of one image
 MAX_BYTES = 8 * 2**30  # of all decoded images
@@ -100,7 +99,7 @@ def _decode_all(path, chosen, counts):
     from PIL import Image
     from tqdm import tqdm
 
-    images, first = {}, None
+    images, first, missing = {}, None, set(chosen)
     progress = tqdm(total=len(chosen), desc=f"reading {path.name}", unit="image", disable=None)
     with warnings.catch_warnings(), progress:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -120,7 +119,10 @@ def _decode_all(path, chosen, counts):
                 raise InputError(f"{path}: {sizes[0]} pixels but {sizes[1]}; resize all images to one size")
             split, i = chosen[name]
             images[split][i] = image
+            missing.remove(name)
             progress.update()
+    if missing:
+        raise InputError(f"{path} changed while it was read: {missing.pop()!r} is gone; run again")
     return images
 
 
@@ -157,10 +159,36 @@ def _files(path):
     """
     if path.is_dir():
         yield from _folder(path)
-    elif zipfile.is_zipfile(path):
+    elif not _is_tar(path) and zipfile.is_zipfile(path):
         yield from _zip(path)
     else:
         yield from _tar(path)
+
+
+def _is_tar(path):
+    """Return True for a tar, compressed or not; its last file may be a zip, at whose end a zip is recognized."""
+    with contextlib.suppress(Exception), _decompressed(path) as stream:  # _zip or _tar will report what is wrong
+        return stream.read(265)[257:262] == b"ustar"
+    return False
+
+
+def _decompressed(path):
+    """Open a file for reading, decompressed; some Pythons come without bz2 or lzma."""
+    with open(path, "rb") as file:
+        magic = file.read(6)
+    if magic.startswith(b"\x1f\x8b"):
+        import gzip
+
+        return gzip.open(path)
+    if magic.startswith(b"BZh") and magic[3:4].isdigit():
+        import bz2
+
+        return bz2.open(path)
+    if magic.startswith((b"\xfd7zXZ", b"\x5d\x00\x00")):
+        import lzma
+
+        return lzma.open(path)
+    return open(path, "rb")
 
 
 def _folder(path):
@@ -201,11 +229,9 @@ class _Limited:
 def _tar(path):
     try:
         with open(path, "rb") as file:
-            magic = file.read(4)
-        if magic == b"PK\x03\x04":
-            raise zipfile.BadZipFile("it is a zip archive whose end is missing or damaged")
-        module = COMPRESSIONS.get(magic[:2], "io")  # imported late: some Pythons come without bz2 or lzma
-        with importlib.import_module(module).open(path, "rb") as stream:
+            if file.read(4) == b"PK\x03\x04":
+                raise zipfile.BadZipFile("it is a zip archive whose end is missing or damaged")
+        with _decompressed(path) as stream:
             limited = _Limited(stream)
             with tarfile.open(fileobj=limited, mode="r:") as file:
                 for info in file:

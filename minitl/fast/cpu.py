@@ -36,8 +36,8 @@ def override(fits):
 
 
 def alike(*arrays):
-    """Return True if all are NumPy arrays of float32, or all of float64."""
-    dtypes = {a.dtype if isinstance(a, np.ndarray) else None for a in arrays}
+    """Return True if all are NumPy arrays of float32, or all of float64, and none is empty or 0-d."""
+    dtypes = {a.dtype if isinstance(a, np.ndarray) and a.ndim and a.size else None for a in arrays}
     return len(dtypes) == 1 and dtypes <= {*FLOATS}
 
 
@@ -145,7 +145,10 @@ def layer_norm(x, weight, bias, *, eps=1e-6):
 
 def _batch_norm_fits(x, weight, bias, running_mean, running_var, training=True, momentum=0.1, eps=1e-5):
     vectors = weight, bias, running_mean, running_var
-    return alike(x, *vectors) and all(v.shape == x.shape[-1:] for v in vectors)
+    fits = alike(x, *vectors) and x.ndim > 1 and all(v.shape == x.shape[-1:] for v in vectors)
+    if exchange.get() and not fits:
+        raise ValueError("threads can share a batch norm only if all its arrays have one dtype; use one thread")
+    return fits
 
 
 @override(_batch_norm_fits)

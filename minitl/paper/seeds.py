@@ -17,13 +17,13 @@ from ..train.config import absolute
 from ..train.run import about_images, check_images, load_checkpoint
 from .ablate import Run
 
-OURS = re.compile(r"seed(\d+)|(command\.txt|results\.csv)(\.tmp)?|\..*")  # other dot files are the system's
+OURS = re.compile(r"seed(0|[1-9]\d*)|(command\.txt|results\.csv)(\.tmp)?|\..*")  # other dot files are the system's
 
 
 def plan(name, config, seeds, folder):
-    """Return a Run called ``name`` for each of ``seeds`` seeds from that of ``config`` on, in folders below ``folder``.
+    """Return Runs called ``name`` for ``seeds`` consecutive seeds, starting with that of ``config``, below ``folder``.
 
-    They follow finished runs of other seeds in that folder, which count as well. Raises InputError for fewer than one
+    Finished runs of other seeds in that folder come first and count as well. Raises InputError for fewer than one
     seed, for a folder that holds anything else, for runs with other options and for finished ones on other images.
     """
     folder, first = Path(folder), config.seed

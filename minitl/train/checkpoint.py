@@ -1,15 +1,14 @@
 """A run in one safetensors file: written whole or not at all, and read back only if everything fits.
 
 Everything with ``state_dict()`` and ``load_state_dict()`` is a part; ``collect`` names its arrays ``part.name``, as in
-``model.head.weight`` or ``optimizer.exp_avg``. Counters, generators, configuration and metrics go into ``meta``:
+``model.head.weight`` or ``optimizer.exp_avg``. Counters, configuration and metrics go into ``meta``:
 
     parts = {"model": model, "optimizer": optimizer, "ema": ema}
-    save(path, collect(parts), {"epoch": 3, "config": config, "rng": rng.bit_generator.state})
+    save(path, collect(parts), {"step": 300, "config": config})
 
     arrays, meta = load(path)
     compare_config(meta["config"], config)
     restore(arrays, parts)
-    rng.bit_generator.state = meta["rng"]
 """
 
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import __version__
 from ..backend import describe, to_numpy
 from ..errors import InputError
 from . import files
@@ -38,7 +38,7 @@ def save(path, arrays, meta):
     for name, array in host.items():
         if array.dtype not in DTYPES:
             raise TypeError(f"{name} is {array.dtype}; a checkpoint holds {', '.join(DTYPES)}")
-    content = to_bytes(host, {"format": str(FORMAT), "minitl": _version(), "meta": json.dumps(meta)})
+    content = to_bytes(host, {"format": str(FORMAT), "minitl": __version__, "meta": json.dumps(meta)})
     files.write(path, content)
 
 
@@ -60,10 +60,10 @@ def load(path):
             if int(header["format"]) > FORMAT:
                 raise InputError(
                     f"{path} was saved by minitl {header['minitl']} in format {header['format']}, and this minitl "
-                    f"({_version()}) reads formats up to {FORMAT}; update minitl"
+                    f"({__version__}) reads formats up to {FORMAT}; update minitl"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["meta"])  # noqa: SIM118
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, TypeError, json.JSONDecodeError) as error:  # TypeError: bfloat16, say
         raise InputError(f"{path} is damaged, truncated or not a checkpoint ({error}); use another one") from error
 
 
@@ -113,12 +113,3 @@ def _flatten(config, prefix=""):
         nested = isinstance(value, dict)
         flat |= _flatten(value, f"{prefix}{name}.") if nested else {prefix + name: json.loads(json.dumps(value))}
     return flat
-
-
-def _version():
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("minitl")
-    except PackageNotFoundError:  # run from a checkout
-        return "from source"

@@ -117,7 +117,8 @@ def load_config(folder):
     path = Path(folder) / "config.json"
     if not path.is_file():
         runs = sorted(path.parent.name for path in Path(folder).glob("*/config.json"))
-        hint = f"one of its runs: {', '.join(runs[:3])} …" if runs else "a folder that `minitl train` made"
+        more = " …" if len(runs) > 3 else ""
+        hint = f"one of its runs: {', '.join(runs[:3])}{more}" if runs else "a folder that `minitl train` made"
         raise InputError(f"{folder} is not a run: it has no config.json; give {hint}")
     try:
         return config_of(json.loads(path.read_text()))
@@ -128,7 +129,7 @@ def load_config(folder):
 
 
 def config_of(saved):
-    """Return the TrainConfig of which ``asdict`` made ``saved``; fields that were added later have their defaults.
+    """Return the TrainConfig that ``asdict`` turned into ``saved``; fields added since then have their defaults.
 
     Before there was a DataSpec, its fields were among the model's; they are ignored.
     """
@@ -156,7 +157,9 @@ def check_data(config, dataset):
         (("label_smoothing", "mixup", "cutmix"), "images with several labels", dataset.multi_label),
     ):
         if used := [name for name in names if unfit and getattr(config, name)]:
-            raise InputError(f"{config.dataset} has {kind}, which do not go with {', '.join(used)}; leave that out")
+            raise InputError(
+                f"{config.dataset} has {kind}, which cannot be combined with {', '.join(used)}; leave that out"
+            )
     for name in ("crop", "cutout"):
         if (value := getattr(config, name)) >= min(H, W):
             raise InputError(f"{name} must be less than a side of the images, {H} x {W}, got {value}")

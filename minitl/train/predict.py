@@ -15,7 +15,7 @@ from ..nn import ViT
 from . import pictures
 from .run import load_model
 
-MAX_PIXELS = 2**26  # of a picture: more than a camera has, and still only 200 MB
+MAX_PICTURE_PIXELS = 2**26  # 200 MB when decoded
 SHOWN_PIXELS = 128  # of the longer side of a picture in the figure
 
 
@@ -53,10 +53,12 @@ class Prediction:
 def predict(folder, files):
     """Return the Prediction of the run in ``folder`` for picture files.
 
-    Files may have any size and format: the largest central part with the aspect ratio of the run's images is resized
-    and converted to their size and colors. Raises InputError if the run was not trained on pictures, or a file is not
-    a picture.
+    Files may have any size up to 67 megapixels: the largest central part with the aspect ratio of the run's images is
+    resized and converted to their size and colors. Raises InputError if the run was not trained on pictures, or a file
+    is not a picture.
     """
+    if not files:
+        raise InputError("give at least one picture file")
     model, meta = load_model(folder)
     if not isinstance(model, ViT) or model.spec.frames > 1:
         raise InputError(f"{folder} was trained on clips; predict takes pictures")
@@ -79,7 +81,7 @@ def _read(file, spec):
         raise InputError(f"{file} is {'a folder' if file.is_dir() else 'not there'}; give picture files")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.fromarray(decode(str(file), file.read_bytes, MAX_PIXELS))
+        image = Image.fromarray(decode(str(file), file.read_bytes, MAX_PICTURE_PIXELS))
     image = image.convert("L" if spec.channels == 1 else "RGB")
     H, W = spec.image_size
 

@@ -44,7 +44,10 @@ def load_run(folder):
     config = load_config(folder)
     _, test_set = data.load(config.dataset, config.data_dir, subset=1)  # the training images are not needed
     if list(test_set.classes) != meta["classes"] or test_set.spec != model.spec:
-        raise InputError(f"the classes or the image size of {config.dataset} have changed since {folder} was trained")
+        raise InputError(
+            f"the classes or the image size of {config.dataset} have changed since {folder} was trained; "
+            "restore it, or train again"
+        )
     return model, test_set, np.float32(meta["mean"]), np.float32(meta["std"])
 
 
@@ -85,8 +88,8 @@ def _spec_of(meta):
 def start(config, folder, command=None):
     """Return a Trainer for a new run in ``folder``, which is created if necessary; save configuration and checkpoint.
 
-    ``command``, the command as typed, is kept beside the configuration. Raises InputError, with nothing written, if the
-    folder is not empty or ``config`` does not fit the data set or the machine.
+    ``command``, the command as typed, is kept beside the configuration. Raises InputError, with no files written, if
+    the folder is not empty or ``config`` does not fit the data set or the machine.
     """
     folder = Path(folder)
     before = _leftovers(folder)
@@ -102,10 +105,11 @@ def start(config, folder, command=None):
             files.write(folder / "command.txt", os.fsencode(command + "\n"))
         trainer.save()
     except BaseException:
-        for name in ("config.json", "command.txt", "metrics.csv"):
+        for name in ("config.json", "command.txt", "metrics.csv", CHECKPOINT):
             (folder / name).unlink(missing_ok=True)
         if new:
-            folder.rmdir()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
     return trainer
 
@@ -113,10 +117,16 @@ def start(config, folder, command=None):
 def resume(folder, config=None):
     """Return a Trainer that continues the run in ``folder``; ``config``, if given, must be the run's own.
 
-    Raises InputError, with nothing written, if the checkpoint is damaged or has another configuration or data set.
+    Raises InputError, with nothing written, if the checkpoint is damaged, has another configuration or data set, or was
+    saved by an earlier minitl that rounds differently.
     """
     config = absolute(config or load_config(folder))
     arrays, meta = load_checkpoint(folder, config)
+    if meta["before_spec"]:
+        raise InputError(
+            f"the run in {folder} was started by an earlier minitl, whose steps round differently; continue it with "
+            "that version, or start a new run (eval, maps, predict and export accept it)"
+        )
     trainer = Trainer(config, folder)
     trainer.restore(arrays, meta)
     return trainer
@@ -364,9 +374,14 @@ def load_checkpoint(folder, config):
     meta = meta if isinstance(meta, dict) else {}
     if missing := {"config", "images", "classes", "mean", "std", *PROGRESS} - meta.keys():
         raise InputError(f"{path} is not a checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
+    if not isinstance(meta["config"], dict) or not isinstance(meta["config"].get("model"), dict):
+        raise InputError(f"{path} is not a checkpoint of a training run: its configuration is damaged")
     try:
         saved = asdict(config_of(meta["config"]))
     except (ValueError, TypeError, KeyError):  # of another version: name the fields that differ
         saved = meta["config"]
     checkpoint.compare_config(saved, asdict(config))
-    return arrays, meta | {"spec": _spec_of(meta)}
+    try:
+        return arrays, meta | {"spec": _spec_of(meta), "before_spec": "spec" not in meta}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} does not describe its images ({error}); use another checkpoint") from error

@@ -75,7 +75,7 @@ class Minitl:
     def profile(self, steps):
         """Return the seconds of a training step in one thread by op, {name: (forward, backward)}; "rest" is all else.
 
-        "data" is the time before the step: to take a batch from a data set, crop, flip and normalise it.
+        "data" is the time before the step: to take a batch from a data set, crop, flip and normalize it.
         """
         seconds = collections.defaultdict(lambda: [0, 0])
 

@@ -29,7 +29,7 @@ from minitl.train.presets import preset
 from minitl.train.step import shard_size
 
 ROUNDS, STEPS = 7, 3  # blocks of each contestant, and steps in one that count
-PAUSE = 0.1  # seconds
+PAUSE_SECONDS = 0.1
 CHECKED_STEPS, RTOL = 3, 1e-4  # the first training steps, whose losses must agree, and their relative tolerance
 TINY = ViTConfig(dim=128, layers=6, heads=4, mlp_dim=256, tokenizer="none", zero_head=False)
 WIDE = replace(TINY, dim=384, heads=6, mlp_dim=1536)
@@ -156,7 +156,7 @@ def _point(quick, batch=SCALE_BATCH, image_size=None, **changes):
 
 
 def lookup(name, quick=False, models=MODELS):
-    """(configuration, DataSpec, batch size) of one of ``models``; of a tiny one of its kind for ``quick``.
+    """Return ``(config, spec, batch)`` of one of ``models``; with ``quick``, of a tiny one of the same kind.
 
     Raises InputError for an unknown name.
     """
@@ -325,7 +325,7 @@ def in_turns(contestants, requests, rounds, steps, progress, title):
         progress(f"{title}: round {i + 1} of {rounds}")
         for request in requests:
             for one in contestants[:: 1 if i % 2 == 0 else -1]:
-                time.sleep(PAUSE)
+                time.sleep(PAUSE_SECONDS)
                 times.setdefault((one, request), []).append(one.request(request, steps))
     return {key: np.array(blocks) for key, blocks in times.items()}
 

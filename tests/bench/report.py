@@ -7,10 +7,10 @@ from minitl.flops import short
 WORDS = {"train": "training step", "infer": "inference", "memory": "peak memory", "process": "whole process"}
 MODEL = "{:13}{:15}{:>10}{:>10}{:>7}{:>14}  {:16}{:>10}{:>9}{:>10}"
 LAYER = "{:18}{:22}{:>11}{:>11}{:>7}{:>14}{:>11}{:>9}"
-BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
+BLUE, ORANGE, GRAY = "tab:blue", "tab:orange", "0.6"
 PLAIN = "plain", "/ minitl"
 CUDA = "{:14}{:>7}{:>14}{:>14}{:>15}{:>18}{:>11}{:>10}{:>10}"
-COLOURS = {"minitl graph": BLUE, "minitl eager": "tab:cyan", "PyTorch eager": GREY, "PyTorch compiled": ORANGE}
+COLORS = {"minitl graph": BLUE, "minitl eager": "tab:cyan", "PyTorch eager": GRAY, "PyTorch compiled": ORANGE}
 
 
 def heading(machine):
@@ -62,7 +62,7 @@ def by_op_table(rows, shares):
     return "\n".join([*lines, "", shares_table("training step", shares)])
 
 
-def shares_table(title, shares, words=(("rest", "rest, optimiser"), ("data", "load, crop, flip"))):
+def shares_table(title, shares, words=(("rest", "rest, optimizer"), ("data", "load, crop, flip"))):
     """The rows of ``measure.shares`` as lines of text."""
     lines, words = ["{:20}{:>12}{:>12}{:>8}".format(title, "forward", "backward", "share")], dict(words)
     for row in shares:
@@ -79,12 +79,12 @@ def cuda_heading(machine):
 
 def cuda_head():
     """The first line of a table of ``cuda_line``."""
-    return CUDA.format("training step", "batch", *COLOURS, "floor", "reached", "launches")
+    return CUDA.format("training step", "batch", *COLORS, "floor", "reached", "launches")
 
 
 def cuda_line(row):
     """A row of ``measure_cuda.compare`` as a line of the table; reached is the floor's share of a graph's time."""
-    times = [_amount(row["times"][label]["seconds"]) if label in row["times"] else "-" for label in COLOURS]
+    times = [_amount(row["times"][label]["seconds"]) if label in row["times"] else "-" for label in COLORS]
     share = row["floor"] / row["times"]["minitl graph"]["seconds"]
     return CUDA.format(row["name"], row["batch"], *times, _amount(row["floor"]), f"{share:.0%}", row["launches"] or "-")
 
@@ -95,7 +95,7 @@ def cuda_notes(rows):
     for row in rows:
         ours = row["times"]["minitl graph"]["seconds"]
         ratios = [
-            f"{ours / row['times'][label]['seconds']:.2f} of {label}" for label in COLOURS if label in row["times"]
+            f"{ours / row['times'][label]['seconds']:.2f} of {label}" for label in COLORS if label in row["times"]
         ]
         lines.append(f"{row['name']}: a graph takes {', '.join(ratios[1:])}")
         lines += [f"{row['name']}: no {label}: {why}" for label, why in row["missing"].items()]
@@ -110,11 +110,11 @@ def cuda_picture(rows):
 
     figure = Figure(figsize=(7, 0.6 + 1.1 * len(rows)), dpi=110, layout="constrained")
     for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
-        labels = [label for label in COLOURS if label in row["times"]]
+        labels = [label for label in COLORS if label in row["times"]]
         low, median, high = (
             1e3 * np.array([row["times"][label][key] for label in labels]) for key in ("low", "seconds", "high")
         )
-        bars = axes.barh(labels, median, xerr=[median - low, high - median], color=[COLOURS[it] for it in labels])
+        bars = axes.barh(labels, median, xerr=[median - low, high - median], color=[COLORS[it] for it in labels])
         axes.bar_label(bars, [_amount(ms / 1e3) for ms in median], padding=5, fontsize=8)
         axes.axvline(1e3 * row["floor"], color="black", linestyle="--", linewidth=0.8)
         axes.set_title(f"{row['name']}, batch {row['batch']}, {row['precision']}", fontsize=9, loc="left")
@@ -140,19 +140,19 @@ def scale_table(rows):
 
 def picture(rows):
     """A bar chart of time and memory as shares of PyTorch's, with quartiles, for rows of ``measure.compare``."""
-    return _bars(rows, {"train": BLUE, "infer": ORANGE, "memory": GREY})
+    return _bars(rows, {"train": BLUE, "infer": ORANGE, "memory": GRAY})
 
 
 def by_op_picture(rows):
     """The same for the rows of ``measure.by_op``."""
-    return _bars(rows, {"forward": ORANGE, "forward and backward": BLUE, "step": GREY})
+    return _bars(rows, {"forward": ORANGE, "forward and backward": BLUE, "step": GRAY})
 
 
-def _bars(rows, colours):
-    """A bar for each row whose quantity has a colour, in groups by name; diamonds are the times of JAX."""
+def _bars(rows, colors):
+    """A bar for each row whose quantity has a color, in groups by name; diamonds are the times of JAX."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if row["quantity"] in colours]
+    rows = [row for row in rows if row["quantity"] in colors]
     names = list(dict.fromkeys(row["name"] for row in rows))
     y = np.arange(len(rows)) + 0.5 * np.array([names.index(row["name"]) for row in rows])  # a gap between groups
     ends = np.array([max(row["ratio"], row["high"]) for row in rows])
@@ -165,7 +165,7 @@ def _bars(rows, colours):
         low, ratio, high = (np.array([rows[i][key] for i in mine]) for key in ("low", "ratio", "high"))
         spread = np.maximum(0, [ratio - low, high - ratio])
         label, lines = WORDS.get(quantity, quantity), {"linewidth": 0.8}
-        axes.barh(y[mine], ratio, 0.9, xerr=spread, color=colours[quantity], label=label, error_kw=lines)
+        axes.barh(y[mine], ratio, 0.9, xerr=spread, color=colors[quantity], label=label, error_kw=lines)
     text = {"va": "center", "fontsize": 7, "bbox": {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}}
     for row, place, end in zip(rows, y, ends, strict=True):
         axes.annotate(f"{row['ratio']:.2f}", (end, place), (5, 0), textcoords="offset points", **text)
