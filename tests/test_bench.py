@@ -18,9 +18,8 @@ from minitl.autograd import OVERRIDES
 from minitl.autograd import PLAIN as PLAIN_FORMS
 from minitl.errors import InputError
 from minitl.fast import threads as sharing
-from minitl.train import files
 from tests.bench import contestant, measure, report
-from tests.bench.__main__ import main
+from tests.bench.__main__ import check_folder, main
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc, which Linux has")
 QUICK_TO_COMPILE = "XLA_FLAGS", "--xla_backend_optimization_level=0"
@@ -480,7 +479,7 @@ def test_a_folder_that_cannot_be_had(command, out):
 def test_looking_at_a_folder_leaves_it_as_it_is(tmp_path):
     (tmp_path / "old").mkdir()
     for name in ("old", "old/new/newer"):
-        files.check_folder(tmp_path / name)
+        check_folder(tmp_path / name)
     assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
 
 

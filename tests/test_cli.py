@@ -305,8 +305,11 @@ def test_a_name_for_the_folder(here):
         ("export RUN x.pt", ["x.pt is not the name of a safetensors file; choose one that ends in .safetensors"]),
         ("export RUN run/checkpoint.safetensors", ["exists already; choose another name"]),
         ("export RUN no/x.safetensors", ["cannot write no/x.safetensors (No such file or directory)"]),
-        ("flops", ["name a model first, as in `minitl flops B/16-8at6`; `minitl flops --paper` lists them"]),
-        ("flops --loc 1 B/16", ["name a model first"]),
+        (
+            "flops",
+            ["the name of a model comes first, as in `minitl flops B/16-8at6 --json`; `minitl flops --paper` lists"],
+        ),
+        ("flops --loc 1 B/16", ["the name of a model comes first"]),
         ("flops B/17-8at6", ["there is no preset 'B/17-8at6'; did you mean B/16-8at6"]),
         ("flops keras --loc 2", ["keras can be counted, but is not a ViT with options"]),
         ("flops B/16-8at6 --loc 12", ["loc=12 is not the index of a block: 0 <= loc < layers=12"]),

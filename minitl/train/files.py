@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 import signal
-import tempfile
 from pathlib import Path
 
 from ..errors import InputError
@@ -53,20 +52,6 @@ def writing(path, size=0):
             reason = f"{reason}: it takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free there"
         old = "; the old file is unchanged" if path.is_file() else ""
         raise InputError(f"cannot write {path} ({reason}); {remedy}, or choose another place{old}") from error
-
-
-def check_folder(path):
-    """Raise InputError unless files can be written in the folder ``path``. A missing folder is not created."""
-    with writing(path):
-        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-        try:
-            if missing:
-                path.mkdir(parents=True)
-            tempfile.TemporaryFile(dir=path).close()
-        finally:
-            for folder in missing:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
 
 
 @contextlib.contextmanager

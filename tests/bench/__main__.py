@@ -1,7 +1,9 @@
 """``python -m tests.bench``: speed and memory beside PyTorch's, or how they grow."""
 
+import contextlib
 import json
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,6 +45,20 @@ class BenchOptions:
     """folder for the picture; by default runs/bench, or runs/bench-quick with --quick"""
 
 
+def check_folder(path):
+    """Raise InputError unless files can be written in the folder ``path``. A missing folder is not created."""
+    with files.writing(path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        try:
+            if missing:
+                path.mkdir(parents=True)
+            tempfile.TemporaryFile(dir=path).close()
+        finally:
+            for folder in missing:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
 def bench(args):
     """Run the benchmark that the command line ``args`` asks for."""
     options = tyro.cli(BenchOptions, prog="python -m tests.bench", args=args)
@@ -66,7 +82,7 @@ def bench(args):
     for name in options.names:
         measure.lookup(name, models=models)  # raises InputError for an unknown one
     out = options.out or Path("runs") / ("bench-quick" if options.quick else "bench")
-    files.check_folder(out)  # now, because measuring takes minutes
+    check_folder(out)  # now, because measuring takes minutes
     write = (lambda text: None) if options.json else tqdm.write  # above the progress bar
     write(heading(machine) + "\n")
     with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as bar:
