@@ -436,7 +436,7 @@ def a_batch_that_does_not_fit_says_so():
 
 @section("checks", 60)
 def op_tests_with_cupy():
-    """tests/test_ops.py on CuPy: with the generic ops, and with their CUDA versions. Both at the same time."""
+    """tests/test_ops.py on CuPy: with the plain forms, and with the CUDA forms. Both at the same time."""
     options = [
         sys.executable,
         "-m",
@@ -447,9 +447,8 @@ def op_tests_with_cupy():
         "no:cacheprovider",
         "tests/test_ops.py",
         "-k",
-        "cupy",
     ]
-    ways = {"generic": options, "overrides": [*options, "-p", "minitl.fast.cuda"]}
+    ways = {"plain": [*options, "cuda-plain"], "cuda": [*options, "cuda and not cuda-plain"]}
     running = {
         name: subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for name, command in ways.items()

@@ -25,6 +25,8 @@ def xp(request):
             pytest.skip(problem)
         import cupy as library
 
+        import minitl.fast.cuda  # noqa: F401  (registers the CUDA forms)
+
     with plain() if request.param.endswith("plain") else contextlib.nullcontext():
         yield library
 
