@@ -580,7 +580,7 @@ for one in STEPS:
 
 
 def table():
-    """What matters most, as lines of text."""
+    """Return the most important results as lines of text."""
     lines = []
     for name, entry in results["checks"].items():
         mark = {True: "ok", False: "FAILED", None: "not run"}[entry["ok"]]

@@ -5,7 +5,7 @@ from minitl.backend import is_array
 
 
 def saved_bytes(loss):
-    """What the graph of the Tensor ``loss`` keeps for its backward: ``{op name: bytes}``, largest first.
+    """Return the memory that the graph of the Tensor ``loss`` keeps for backward: ``{op name: bytes}``, largest first.
 
     An array is counted once, at the newest op that holds it, and a view as the whole array behind it. Parameters and
     other leaves exist anyway and are left out.

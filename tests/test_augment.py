@@ -38,7 +38,7 @@ def targets(device):
 
 
 def augmented(function, *args):
-    """What ``function`` makes of arrays, as NumPy; fails when it changes one of them or the result is one of them."""
+    """Return ``function(*args)`` as NumPy arrays; fail if it changes an argument or returns one."""
     before = [to_numpy(a).copy() if hasattr(a, "dtype") else a for a in args]
     out = function(*args)
     for a, b in zip(args, before, strict=True):

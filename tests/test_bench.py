@@ -426,7 +426,7 @@ def test_command_scale(command, monkeypatch):
 
 
 def test_tables():
-    """What the table, the savings and the heading say of some figures."""
+    """The table, the savings and the heading for given figures."""
     row = {"quantity": "train", "minitl": 0.15, "PyTorch": 0.2, "variant": "tanh GELU"}
     row |= {"ratio": 0.75, "low": 0.7, "high": 0.8, "plain": 0.18, "plain_ratio": 1.2}
     rows = [row | {"name": "vit-384", "macs": 4}, row | {"name": "vit-tl-384", "macs": 3, "minitl": 0.12}]

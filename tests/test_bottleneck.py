@@ -99,7 +99,7 @@ def test_memory_stays_bounded(rng, monkeypatch):
 
 
 def test_large_scores(rng):
-    """Where exp overflows, each channel picks the value at its largest product."""
+    """If exp overflows, each channel picks the value at its largest product."""
     q, k, v = 1000 * rng.standard_normal((3, 2, 5, 3)).astype("float32")
     y, *grads = value_and_gradients(ops.vector_attention, q, k, v)
     best = (q[:, :, None] * k[:, None]).argmax(2)

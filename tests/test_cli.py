@@ -64,7 +64,7 @@ def minitl(*args):
 
 
 def fails(capsys, *args):
-    """What the command says on stderr; it ends in status 2 and changes nothing."""
+    """Return the text on stderr of a command that ends with status 2 and changes nothing."""
     before = tree()
     assert minitl(*args) == 2
     out, err = capsys.readouterr()
@@ -383,7 +383,7 @@ def test_every_end_has_its_message(capsys, monkeypatch, error, status, message):
 
 
 def environment():
-    """Where the package is found, whatever the folder."""
+    """Return an environment in which the package is found from any folder."""
     path = os.pathsep.join([str(Path(cli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path}
 
@@ -434,7 +434,7 @@ def test_ctrl_c_and_kill(pictures):
 
 
 def saved(folder):
-    """How many epochs of 4 steps are saved there, and nothing else."""
+    """Return the number of epochs saved, each of 4 steps, with no further steps."""
     trainer = train.resume(folder)
     assert trainer.step == 4 * len(trainer.rows)
     return len(trainer.rows)

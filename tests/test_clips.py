@@ -65,14 +65,14 @@ def test_both_frame_rates_show_the_same_motion(actors):
 
 
 def like(colour, image):
-    """Where an actor's colour stands unmixed."""
+    """Return a mask of the pixels that have an actor's unmixed color."""
     return (abs(image / 255 - colour) < 0.11).all(-1)
 
 
 @pytest.mark.parametrize("actor", [0, 1])
 @pytest.mark.parametrize("motion", ACTORS.MOTIONS)
 def test_the_actors_do_what_the_label_says(actors, motion, actor):
-    """Where there is one label, all actors do that. The first is the only object that is red, the second yellow."""
+    """With one label, all actors make that motion. The first is the only red object, the second the only yellow one."""
     train, _ = actors
     mine = train.take((train.labels.sum(1) == 1) & (train.labels[:, train.classes.index(motion)] == 1))
     mine = mine.take(mine.boxes[:, 0, actor].any(1))

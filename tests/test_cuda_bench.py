@@ -1,6 +1,6 @@
-"""What measures on a GPU, on the stand-in for CuPy, where each launch takes a millisecond, and in one process.
+"""`python -m tests.bench --device cuda` and `python -m tests.gpu`, in one process on the stand-in for CuPy.
 
-That is `python -m tests.bench --device cuda`, and `python -m tests.gpu`.
+Each launch on it takes a millisecond.
 """
 
 import contextlib

@@ -113,7 +113,7 @@ def test_load_generates_clutter_once(monkeypatch):
 
 
 class Screen(io.StringIO):
-    """What is written to a terminal."""
+    """A terminal that keeps what is written to it."""
 
     def isatty(self):
         return True

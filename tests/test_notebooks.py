@@ -51,7 +51,7 @@ def outputs(notebook):
 
 
 def complaints(notebook):
-    """What no reader should see: errors and lines on stderr, with the place of their cell."""
+    """Return what no reader should see: errors and lines on stderr, each with the number of its cell."""
     found = outputs(notebook)
     errors = [f"cell {i}: {output['ename']}: {output['evalue']}" for i, output in found if "ename" in output]
     return errors + [f"cell {i}: {''.join(output['text'])}" for i, output in found if output.get("name") == "stderr"]
@@ -125,7 +125,7 @@ def test_imports(source):
 
 @every_notebook
 def test_links(source):
-    """What a notebook links to, shows or loads exists."""
+    """Files that a notebook links to, shows or loads exist."""
     notebook = stored(source)
     for target in re.findall(r"\]\(([^)]+)\)", "\n".join(cells(notebook, "markdown"))):
         if not target.startswith("https://"):

@@ -41,7 +41,7 @@ def call(case, arrays, xp, dtype="float64"):
 
 
 def pull(out, dy):
-    """What the pullback returns, always as a tuple of arrays."""
+    """Return the gradients from the pullback, always as a tuple of arrays."""
     grads = out.node.pullback(dy)
     grads = grads if isinstance(grads, tuple) else (grads,)
     return tuple(g() if callable(g) else g for g in grads)
@@ -316,7 +316,7 @@ def grads_of(fn, *arrays):
 
 
 def test_ties():
-    """Where an input has no derivative the docstrings promise one of its slopes."""
+    """At points without a derivative, the gradient is the one that the docstring promises."""
     assert grads_of(ops.relu, [-1, 0, 2]) == [[0, 0, 1]]
     assert grads_of(ops.maximum, [1, 2, 3], [2, 2, 2]) == [[0, 0.5, 1], [1, 0.5, 0]]
     assert grads_of(lambda x: ops.max(x, axis=1), [[3, 3, 1], [0, 2, 1]]) == [[[0.5, 0.5, 0], [0, 1, 0]]]

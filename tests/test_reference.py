@@ -74,9 +74,9 @@ def fuse(module, tokens, grid):
 
 
 def has_no_gradient(name, meta):
-    """Whether it is a bias whose gradient is 0 in exact arithmetic, as what follows takes any constant away.
+    """Return True for a bias whose exact gradient is 0, because the next operation removes any constant.
 
-    That is the softmax over keys or pixels, or the LayerNorm behind a fuser's mixing.
+    That operation is a softmax over keys or pixels, or the LayerNorm after a fuser's mixing.
     """
     biases = r"key/bias|TokenLearner\w*/token_masking/Dense_1/bias|TokenFuser\w*/Dense_0/bias"
     return meta.get("normalize", True) and re.search(f"({biases})$", f"{meta['module']}/{name}")
@@ -139,7 +139,7 @@ def test_token_learner_round_trip(dtype):
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_clip_model_round_trip(version):
-    """What no file has: fusers behind version 1.0, and over all frames."""
+    """Models that no file has: fusers after version 1.0, and over all frames."""
     meta = VIT | {"module": "VideoViT", "version": version, "num_tokens": 3, "tokenlearner_loc": 0, "num_layers": 2}
     meta |= {"frames": 4, "tubelet_frames": 2, "fuser": True, "fuser_mix": "all", "bottleneck_dim": 5, "pool": "sum"}
     spec = nn.DataSpec((4, 4), num_classes=3, frames=4)

@@ -67,7 +67,7 @@ def test_tubelets(rng):
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_tokens_are_learned_frame_by_frame(version, rng):
-    """What the block gets equals a loop over the frames; the order is that of time."""
+    """The input of the block equals that of a loop over the frames, in order of time."""
     model, seen = tiny(rng, version=version, loc=0), []
     embedded, forward = model._embed(clips(rng)), model.blocks[0].forward
     model._embed = lambda _: embedded

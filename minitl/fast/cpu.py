@@ -222,7 +222,7 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
 
     def backward(dy):
         dy = dy.reshape(B, N, num_heads, d)
-        sums = np.einsum("bnhd,bnhd->bhn", dy, y)[..., None]  # Σ_j dA A, also with dropout
+        sums = np.einsum("bnhd,bnhd->bhn", dy, y)[..., None]
         dy = dy.swapaxes(1, 2)
         dqkv = np.empty((B, N, 3, num_heads, d), dy.dtype)
         dq, dk, dv = dqkv.transpose(2, 0, 3, 1, 4)
@@ -432,9 +432,8 @@ def max_pool2d(x, *, kernel_size, stride=None, padding=0):
     best = np.zeros(y.shape, np.min_scalar_type(len(offsets)))  # offset of the maximum
     for k, (i, j) in enumerate(offsets):
         part = view[:, :, :, i, j].copy()  # because the view has rows of only C elements
-        np.maximum(
-            best, (part > y) * best.dtype.type(k), out=best
-        )  # the last strict increase wins, so ties keep the first
+        larger = (part > y) * best.dtype.type(k)  # strictly, so ties keep the first
+        np.maximum(best, larger, out=best)
         np.maximum(y, part, out=y)
 
     def backward(dy):

@@ -142,10 +142,8 @@ class Exchange:
 
     def __init__(self, count):
         self.barrier = threading.Barrier(count)
-        self.rounds = [
-            [None] * count,
-            [None] * count,
-        ]  # two, so that a fast thread can write while a slow one still reads
+        # two, so that a fast thread can write while a slow one still reads
+        self.rounds = [[None] * count, [None] * count]
 
     def join(self, k):
         """Let the batch norms of this thread, number ``k``, exchange their statistics with those of all threads."""

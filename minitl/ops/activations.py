@@ -40,7 +40,7 @@ def gelu(x, *, approximate="tanh"):
     "tanh" (the authors' code):  Φ = (1 + t) / 2,  φ = (1 - t²) u' / 2,  t = tanh u,  u = √(2/π) (x + 0.044715 x³)
     """
     if approximate not in ("tanh", "none") or x.dtype.kind != "f":
-        raise ValueError(f"needs floats x, and approximate='tanh' or 'none', got {approximate!r}")
+        raise ValueError(f"needs floats in x, and approximate='tanh' or 'none'; got {approximate!r}")
     xp = array_module(x)
     if approximate == "none":
         Phi, phi = (1 + erf(x / math.sqrt(2))) / 2, xp.exp(-x * x / 2) / math.sqrt(2 * math.pi)

@@ -137,9 +137,8 @@ def _reduced_axes(shape, axis):
 def sum(x, *, axis=None, keepdims=False):
     """y = Σ x over ``axis``,  dx = dy for each summed entry"""
     xp, shape = array_module(x), x.shape
-    return x.sum(axis, keepdims=keepdims), lambda dy: xp.broadcast_to(
-        _with_reduced_axes(dy, shape, axis, keepdims), shape
-    )
+    y = x.sum(axis, keepdims=keepdims)
+    return y, lambda dy: xp.broadcast_to(_with_reduced_axes(dy, shape, axis, keepdims), shape)
 
 
 @op

@@ -17,9 +17,8 @@ def keep_mask(x, shape, p, rng):
     """Return a mask like x of the given shape: 0 with probability p and 1/(1-p) otherwise; the number 1 if p is 0."""
     if probability(p) == 0:
         return 1
-    bits = np.random.Philox(
-        key=int(default_rng(rng).integers(2**64, dtype="uint64"))
-    )  # counter-based, so a GPU can produce the same bits
+    key = int(default_rng(rng).integers(2**64, dtype="uint64"))
+    bits = np.random.Philox(key=key)  # counter-based, so a GPU can produce the same bits
     keep = (np.random.Generator(bits).random(shape, dtype="float32") >= p).astype(x.dtype)
     return array_module(x).asarray(keep / x.dtype.type(1 - p))
 

@@ -154,9 +154,8 @@ def thread_count(config, spec, batch_size):
 def shard_size(config, spec):
     """Return the number of samples that a thread takes at a time: what fits in its cache, or more if work is short."""
     if isinstance(config, nn.X21DConfig):
-        numbers = (
-            spec.frames * math.prod(-(-side // 2) for side in spec.image_size) * config.expansion * config.widths[0]
-        )
+        pixels = math.prod(-(-side // 2) for side in spec.image_size)
+        numbers = spec.frames * pixels * config.expansion * config.widths[0]
     else:
         numbers = math.prod(config.grid(spec)) * config.dim
     macs = flops.total(flops.count(config, spec)).macs

@@ -174,10 +174,10 @@ def lookup(name, quick=False, models=MODELS):
 
 
 def machine(threads=None):
-    """What the figures depend on: processor, cores, threads, versions of Python, NumPy, its BLAS, PyTorch and JAX.
+    """Return what the figures depend on: processor, cores, threads and versions of the libraries.
 
-    ``SIMD`` are the processor's instructions that NumPy found. ``load`` is how many threads of other programs wanted a
-    core in the last minute; near 0 the figures are fair. It is missing where the system does not tell it.
+    ``SIMD`` names the processor's instructions that NumPy found. ``load`` is the number of threads of other programs
+    that wanted a core in the last minute: near 0, the figures are fair. Some systems do not report it.
     """
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
@@ -331,9 +331,9 @@ def in_turns(contestants, requests, rounds, steps, progress, title):
 
 
 def _row(values, quantity, decisive):
-    """What ``compare`` yields for a quantity. ``values`` is {label: {quantity: array (rounds, steps)}}.
+    """Return a row of ``compare`` for a quantity; ``values`` is {label: {quantity: array (rounds, steps)}}.
 
-    The variant of PyTorch that counts is the one with the least ``decisive`` quantity.
+    The variant of PyTorch that is compared is the one with the smallest ``decisive`` quantity.
     """
     labels = [label for label in values if label.startswith("PyTorch")]
     best = min(labels, key=lambda label: np.median(values[label][decisive]))

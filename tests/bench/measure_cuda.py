@@ -84,7 +84,7 @@ def floor(config, spec, batch, copy, products):
 
 
 def machine():
-    """What the figures depend on: the GPU, its driver, and the versions that compute."""
+    """Return what the figures depend on: the GPU, its driver and the versions of the libraries."""
     import cupy
 
     runtime = cupy.cuda.runtime
