@@ -1,4 +1,4 @@
-// Lets a C++ compiler run kernels.cu on a CPU, so that its code can be tested where there is no GPU.
+// Lets a C++ compiler run the kernels on a CPU, so that its code can be tested where there is no GPU.
 //
 // The threads of a block take turns: each runs until it waits for others (a barrier, a shuffle) or ends. Blocks run one
 // after the other, every `stride`-th of them, so shared memory can be static. Slow, and blind to races between warps and
@@ -10,7 +10,7 @@
 #include <ucontext.h>
 
 #define __global__
-#define __device__ static
+#define __device__ inline
 #define __shared__ static
 using std::min;
 
@@ -61,6 +61,12 @@ static unsigned __float_as_uint(float x) {
     unsigned bits;
     memcpy(&bits, &x, 4);
     return bits;
+}
+
+static float __uint_as_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
 }
 
 extern "C" { unsigned stride = 1; } // with a large prime number, an order of blocks that is none

@@ -216,7 +216,7 @@ def signatures(source):
 
 
 KINDS = {"int": "int32", "u64": "uint64", "long long": "int64", "float": "float32"}
-KINDS |= {"unsigned": "uint32", "unsigned short": "uint16", "unsigned char": "uint8"}
+KINDS |= {"unsigned": "uint32", "bf16": "uint16", "unsigned char": "uint8"}
 
 
 def structures(source):
@@ -227,8 +227,12 @@ def structures(source):
 
 
 @functools.cache
-def compiled(source, real):
-    """The kernels of a .cu file as a library for the CPU, or None without g++."""
+def compiled(source, types, constants=()):
+    """The kernels of a .cu file as a library for the CPU, or None without g++.
+
+    ``types`` are those of real and stored; the names in ``constants`` become variables, so that one library does for
+    all sizes.
+    """
     if shutil.which("g++") is None:
         return None
     starts = ""
@@ -238,7 +242,9 @@ def compiled(source, real):
         starts += f"(int x, int y, int n, void** a) {{ run(call_{name}, x, y, n, a); }}\n"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.cpp"
-        path.write_text(f'#include "emulate.h"\n#define real {real}\n{source}\n{starts}')
+        macros = "".join(f"#define {name} {kind}\n" for name, kind in zip(("real", "stored"), types, strict=True))
+        variables = "".join(f'extern "C" {{ int {name}; }}\n' for name in constants)
+        path.write_text(f'#include "emulate.h"\n{macros}{variables}{source}\n{starts}')
         command = [
             "g++",
             "-O1",
@@ -261,17 +267,20 @@ class RawModule:
     emulate, launched = True, set()
 
     def __init__(self, *, code, options):
-        self.code, self.real = code, next(o for o in options if o.startswith("-Dreal=")).partition("=")[2]
+        macros = dict(option[2:].split("=") for option in options if option.startswith("-D"))
+        self.code, self.types = code, (macros.pop("real"), macros.pop("stored"))
+        numbers = {"float": "float32", "double": "float64", "bf16": "uint16"}
         self.kinds = KINDS | structures(code)
+        self.kinds |= {name: numbers[kind] for name, kind in zip(("real", "stored"), self.types, strict=True)}
+        self.constants = {name: int(value) for name, value in macros.items()}
 
     def get_function(self, name):
         return functools.partial(self._launch, name, signatures(self.code)[name])
 
     def _launch(self, name, parameters, grid, block, args):
         assert len(args) == len(parameters), f"{name} takes {len(parameters)} arguments, got {len(args)}"
-        real = {"float": "float32", "double": "float64"}[self.real]
         for (kind, parameter), a in zip(parameters, args, strict=True):
-            wanted = self.kinds.get(kind.rstrip("*"), real)
+            wanted = self.kinds[kind.rstrip("*")]
             if kind.endswith("*") and not isinstance(a, ndarray):
                 assert a.dtype == "uint64", f"{name}: {parameter} is a number, not a pointer"
                 wanted = "uint64"
@@ -279,16 +288,22 @@ class RawModule:
             assert kind.endswith("*") or not np.ndim(a), f"{name}: {parameter} is an array"
         RawModule.launched.add(name)
         hosts = [a.copy() if isinstance(a, np.ndarray) else unwrap(a) for a in args]  # a structure goes by its value
-        library = compiled(self.code, self.real) if self.emulate else None
+        library = compiled(self.code, self.types, tuple(self.constants)) if self.emulate else None
         if library is None:
             pointers = [kind.endswith("*") for kind, _ in parameters]
             hosts = [None if p and not isinstance(a, np.ndarray) else a for p, a in zip(pointers, hosts, strict=True)]
-            return launch(lambda: getattr(cuda_reference, name)(*hosts))
+            return launch(lambda: getattr(cuda_reference, name)(*hosts, **self.constants))
         pointer = [isinstance(a, np.ndarray) and not a.dtype.names for a in hosts]
         values = [np.array(a.ctypes.data if p else a) for p, a in zip(pointer, hosts, strict=True)]
         places = (ctypes.c_void_p * len(args))(*(v.ctypes.data for v in values))
         x, y = (*grid, 1)[:2]
-        launch(lambda: (hosts, values, getattr(library, f"run_{name}")(x, y, block[0], places)))
+
+        def run():
+            for constant, value in self.constants.items():
+                ctypes.c_int.in_dll(library, constant).value = value
+            getattr(library, f"run_{name}")(x, y, block[0], places)
+
+        launch(lambda: (hosts, values, run()))
 
 
 class Cublas:

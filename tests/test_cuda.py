@@ -35,8 +35,11 @@ from minitl.errors import InputError
 from minitl.train import step
 
 FOLDER = Path(minitl.__file__).parent / "fast" / "cuda"
-SOURCE = (FOLDER / "kernels.cu").read_text()
-KERNELS = signatures(SOURCE)
+COMMON = (FOLDER / "common.cuh").read_text()
+SOURCES = {path.name: COMMON + path.read_text() for path in sorted(FOLDER.glob("*.cu"))}
+CONSTANTS = {}  # sizes for which a file is compiled, as an example
+KERNELS = signatures("".join(SOURCES.values()))
+TYPES = [("float", "float"), ("float", "bf16"), ("double", "double")]  # of real and stored
 HAVE_CPP = shutil.which("g++") is not None
 
 
@@ -51,7 +54,7 @@ def cuda():
 def kernels(request, cuda, monkeypatch):
     """The kernels' own code, and their NumPy references in their place."""
     if request.param == "code" and not HAVE_CPP:
-        pytest.skip("there is no g++ to compile kernels.cu for the CPU")
+        pytest.skip("there is no g++ to compile kernels for the CPU")
     monkeypatch.setattr(fake_cupy.RawModule, "emulate", request.param == "code")
 
 
@@ -73,12 +76,15 @@ def nvrtc():
     pytest.skip("NVRTC is not installed; `pip install nvidia-cuda-nvrtc-cu12` (about 90 MB) brings it")
 
 
-def compile_kernels(real, arch):
-    """The PTX or machine code of all kernels; fails with the compiler's log."""
+def compile_kernels(file, types, arch):
+    """The PTX or machine code of all kernels of a file; fails with the compiler's log."""
     library, program = nvrtc(), ctypes.c_void_p()
-    assert not library.nvrtcCreateProgram(ctypes.byref(program), SOURCE.encode(), b"kernels.cu", 0, None, None)
-    options = [f"-arch={arch}".encode(), b"-std=c++17", f"-Dreal={real}".encode(), b"-ftz=true"]
-    failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    source = SOURCES[file].encode()
+    assert not library.nvrtcCreateProgram(ctypes.byref(program), source, file.encode(), 0, None, None)
+    macros = {"real": types[0], "stored": types[1]} | CONSTANTS.get(file, {})
+    options = [f"-arch={arch}", "-std=c++17", "-ftz=true", *(f"-D{name}={value}" for name, value in macros.items())]
+    options = (ctypes.c_char_p * len(options))(*map(str.encode, options))
+    failed = library.nvrtcCompileProgram(program, len(options), options)
 
     def read(what):
         size = ctypes.c_size_t()
@@ -96,26 +102,30 @@ def compile_kernels(real, arch):
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("real", ["float", "double"])
-def test_kernels_compile(real, arch):
-    assert len(compile_kernels(real, arch)) > 10_000
+@pytest.mark.parametrize("types", TYPES, ids="-".join)
+@pytest.mark.parametrize("file", SOURCES)
+def test_kernels_compile(file, types, arch):
+    assert len(compile_kernels(file, types, arch)) > 4000
 
 
-def test_float_kernels_compute_in_float():
+@pytest.mark.parametrize("types", TYPES[:2], ids="-".join)
+@pytest.mark.parametrize("file", SOURCES)
+def test_float_kernels_compute_in_float(file, types):
     """0.5 is a double in C++ and would make the whole expression one, at a fraction of the speed."""
-    assert b".f64" not in compile_kernels("float", "compute_90")
+    assert b".f64" not in compile_kernels(file, types, "compute_90")
 
 
 def test_a_kernel_that_does_not_compile_is_seen(monkeypatch):
-    monkeypatch.setitem(globals(), "SOURCE", SOURCE.replace("int row = ROW;", "int row = ROW", 1))
+    monkeypatch.setitem(SOURCES, "kernels.cu", SOURCES["kernels.cu"].replace("int row = ROW;", "int row = ROW", 1))
     with pytest.raises(AssertionError, match=r"kernels\.cu.*error"):
-        compile_kernels("float", "sm_80")
+        compile_kernels("kernels.cu", TYPES[0], "sm_80")
 
 
 def test_every_kernel_has_a_reference_of_its_signature(cuda):
 
     for name, parameters in KERNELS.items():
-        own = list(inspect.signature(getattr(cuda_reference, name)).parameters)
+        signature = inspect.signature(getattr(cuda_reference, name)).parameters.values()
+        own = [p.name for p in signature if p.kind is not p.KEYWORD_ONLY]  # sizes known at compilation are keywords
         expected = [parameter for _, parameter in parameters]
         assert own == expected or own == [*expected[: len(own) - 1], "sizes"], name
 
@@ -141,7 +151,9 @@ CONVOLUTIONS = [  # B, H, W, G, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw
 ]
 LABELS = np.array([2, 0, 39, 2, 40])
 TICKETS = np.zeros(3, "uint32")  # for the strips of a sum: as they were, afterwards
-HEADS = np.array(tuple(np.arange(15, dtype="uint64").reshape(3, 5)), fake_cupy.structures(SOURCE)["Matrices"])
+HEADS = np.array(
+    tuple(np.arange(15, dtype="uint64").reshape(3, 5)), fake_cupy.structures(SOURCES["kernels.cu"])["Matrices"]
+)
 STATE = [numbers(700), numbers(700) / 9, abs(numbers(700)) / 9]
 FACTORS = (0.9, 0.1, 0.99, 0.01, 1e-8, 0.9, 0.1)
 ROWS = [  # kernel, arguments: results first; blocks
@@ -231,9 +243,9 @@ def prepared(args, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name, args, blocks", ROWS, ids=[f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)])
 def test_kernel_computes_its_reference(cuda, name, args, blocks, dtype):
-    """The code of kernels.cu itself, on a CPU."""
+    """The kernels' own code, on a CPU."""
     if not HAVE_CPP:
-        pytest.skip("there is no g++ to compile kernels.cu for the CPU")
+        pytest.skip("there is no g++ to compile kernels for the CPU")
     dtype = "float32" if name == "to_bf16" else dtype
     from minitl.fast.cuda import kernels
 
@@ -280,8 +292,8 @@ def test_more_columns_than_are_counted(kernels, cuda, monkeypatch):
 def test_sums_do_not_depend_on_which_block_is_last(cuda):
     """Not even their last bit."""
     if not HAVE_CPP:
-        pytest.skip("there is no g++ to compile kernels.cu for the CPU")
-    order = ctypes.c_uint.in_dll(fake_cupy.compiled(SOURCE, "float"), "stride")
+        pytest.skip("there is no g++ to compile kernels for the CPU")
+    order = ctypes.c_uint.in_dll(fake_cupy.compiled(SOURCES["kernels.cu"], TYPES[0]), "stride")
     x, dy, mean, inv_std = (cupy.asarray(a.astype("float32")) for a in (*numbers(2, 2000, 40), *numbers(2, 2000)))
     params = [Tensor(cupy.asarray(numbers(9000).astype("float32")), True)]
     found = []

@@ -1,40 +1,3 @@
-// The kernels of minitl. Each has its formula above it, and a NumPy function of the same name and arguments in
-// tests/cuda_reference.py that computes the same.
-//
-// The file is compiled twice: with -Dreal=float and with -Dreal=double. Arrays are contiguous and row-major; results
-// come first, then inputs, then sizes and options. Pointers that may be null are marked as such.
-//
-// Work is shared in two ways. Where each number stands alone, a thread computes one number. Where a whole row is needed
-// (a mean, a maximum), a warp computes one row: 32 threads that run in step and add up across their registers, so
-// neighbors read neighboring numbers and nothing has to wait for other warps. Sums over rows go down the columns in a
-// fixed order: no number is added atomically, so the same input gives the same bits. Only blocks are counted atomically,
-// so that the last one to finish knows that it is the last, and adds up the results of all.
-
-#define KERNEL extern "C" __global__ void
-#ifndef INFINITY // the run-time compiler has no math.h
-#define INFINITY __int_as_float(0x7f800000)
-#define NAN __int_as_float(0x7fffffff)
-#endif
-typedef unsigned long long u64;
-
-#define THREAD (blockIdx.x * blockDim.x + threadIdx.x)
-#define LANE (threadIdx.x % 32)
-#define WARP (threadIdx.x / 32)
-#define ROW (THREAD / 32)
-
-__device__ real warp_sum(real x) {
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffff, x, step);
-    return x;
-}
-
-__device__ real warp_max(real x) {
-    for (int step = 16; step > 0; step /= 2) {
-        real other = __shfl_xor_sync(0xffffffff, x, step);
-        x = other > x ? other : x;
-    }
-    return x;
-}
-
 // --- normalization ---
 
 // y = n weight + bias,  n = (x - mean) inv_std,  inv_std = 1 / sqrt(var x + eps)    over each row of x (rows, C)
@@ -68,40 +31,7 @@ KERNEL layer_norm_dx(real* dx, const real* dy, const real* x, const real* weight
     for (int c = LANE; c < C; c += 32) dx[c] = inv * (dy[c] * weight[c] - sum - (x[c] - mu) * inv * dot);
 }
 
-// --- sums down the columns: a block has 32 columns, a strip, and 8 parts of `chunk` rows ---
-
-// The sum of x over the 8 threads of a column
-__device__ real sum_of_column(real x) {
-    __shared__ real tile[8][32];
-    tile[WARP][LANE] = x;
-    __syncthreads();
-    real sum = 0;
-    for (int part = 0; part < 8; part++) sum += tile[part][LANE];
-    __syncthreads();
-    return sum;
-}
-
-// True for the last block of a strip (those with its blockIdx.x) to arrive here; it sees what all have written
-// tickets has a counter for each strip, 0 before and after a kernel: atomicInc goes from gridDim.y - 1 to 0
-__device__ bool last_of_strip(unsigned* tickets) {
-    __shared__ bool last;
-    __syncthreads(); // until all threads of this block have written
-    if (threadIdx.x == 0) {
-        __threadfence(); // other blocks see what was written before the ticket is taken,
-        last = atomicInc(tickets + blockIdx.x, gridDim.y - 1) == gridDim.y - 1;
-        __threadfence(); // and nothing is read before it
-    }
-    __syncthreads();
-    return last;
-}
-
-// The sum of parts[k, c] over the chunks k, in order whichever block is last; 0 for a column that is not `inside`
-// Reads bypass the cache of this processor, which does not see the writes of others
-__device__ real sum_of_parts(const real* parts, int width, int c, bool inside) {
-    real sum = 0;
-    for (int k = WARP; k < gridDim.y && inside; k += 8) sum += __ldcg(parts + k * width + c);
-    return sum_of_column(sum);
-}
+// --- sums down the columns ---
 
 // sums[c] = sum of x[r, c] over the rows, or with a mean (C) of (x[r, c] - mean_c)^2
 // parts[k, c] = the same over the rows r of chunk k
@@ -353,18 +283,6 @@ KERNEL cross_entropy_dx(real* dx, real* dsoft, const real* dloss, const real* x,
 
 // --- optimizer ---
 
-// The sum of x over the threads of a block
-__device__ real sum_of_block(real x) {
-    __shared__ real tile[8];
-    x = warp_sum(x);
-    if (LANE == 0) tile[WARP] = x;
-    __syncthreads();
-    x = 0;
-    for (int warp = 0; warp < 8; warp++) x += tile[warp];
-    __syncthreads();
-    return x;
-}
-
 // sum = sum of x^2,  parts[k] = the same over runs k, k + blocks, k + 2 blocks, ... of 256 numbers
 // x (n), parts (blocks), at most as many blocks as threads, all in one strip
 KERNEL squares(real* sum, real* parts, unsigned* tickets, const real* x, int n) {
@@ -405,99 +323,12 @@ KERNEL adamw(real* w, real* m, real* v, real* average, const real* grad, const r
     if (average) average[i] = ema * average[i] + rest * weight;
 }
 
-// --- convolution: windows as rows of a matrix, and back; pooling. All gather: no two threads write to one place ---
-
-// columns[g, (b, i, j), (u, v, c)] = x[b, i sh + u - ph, j sw + v - pw, g Cg + c], or 0 outside    x (B, H, W, G Cg)
-KERNEL im2col(real* columns, const real* x, int n, int B, int H, int W, int G, int Cg, int Ho, int Wo, int kh, int kw,
-              int sh, int sw, int ph, int pw) {
-    int index = THREAD, rest = index;
-    if (index >= n) return;
-    int c = rest % Cg; rest /= Cg;
-    int v = rest % kw; rest /= kw;
-    int u = rest % kh; rest /= kh;
-    int j = rest % Wo; rest /= Wo;
-    int i = rest % Ho; rest /= Ho;
-    int b = rest % B, g = rest / B;
-    int row = i * sh + u - ph, column = j * sw + v - pw;
-    bool inside = row >= 0 && row < H && column >= 0 && column < W;
-    columns[index] = inside ? x[((b * H + row) * W + column) * G * Cg + g * Cg + c] : 0;
-}
-
-// x[b, row, column, g Cg + c] = sum of columns[g, (b, i, j), (u, v, c)] over all (i, j, u, v) that read this pixel
-KERNEL col2im(real* x, const real* columns, int n, int B, int H, int W, int G, int Cg, int Ho, int Wo, int kh, int kw,
-              int sh, int sw, int ph, int pw) {
-    int index = THREAD, rest = index;
-    if (index >= n) return;
-    int c = rest % Cg; rest /= Cg;
-    int g = rest % G; rest /= G;
-    int column = rest % W; rest /= W;
-    int row = rest % H, b = rest / H;
-    real sum = 0;
-    for (int u = 0; u < kh; u++) {
-        int i = row + ph - u;
-        if (i < 0 || i % sh || i / sh >= Ho) continue;
-        for (int v = 0; v < kw; v++) {
-            int j = column + pw - v;
-            if (j < 0 || j % sw || j / sw >= Wo) continue;
-            sum += columns[((((g * B + b) * Ho + i / sh) * Wo + j / sw) * kh * kw + u * kw + v) * Cg + c];
-        }
-    }
-    x[index] = sum;
-}
-
-// y[b, i, j, c] = the largest of x[b, i sh + u - ph, j sw + v - pw, c] over u, v, and best = u kw + v of the first such
-// x (B, H, W, C), y and best (B, Ho, Wo, C), n numbers; what lies outside never wins, NaN always does
-KERNEL max_pool(real* y, unsigned char* best, const real* x, int n, int H, int W, int C, int Ho, int Wo, int kh, int kw,
-                int sh, int sw, int ph, int pw) {
-    int index = THREAD, rest = index;
-    if (index >= n) return;
-    int c = rest % C; rest /= C;
-    int j = rest % Wo; rest /= Wo;
-    int i = rest % Ho, b = rest / Ho;
-    real top = -INFINITY;
-    int where = 0;
-    for (int u = 0; u < kh; u++) {
-        for (int v = 0; v < kw; v++) {
-            int row = i * sh + u - ph, column = j * sw + v - pw;
-            if (row < 0 || row >= H || column < 0 || column >= W) continue;
-            real value = x[((b * H + row) * W + column) * C + c];
-            if (value > top || (value != value && top == top)) top = value, where = u * kw + v;
-        }
-    }
-    y[index] = top, best[index] = where;
-}
-
-// dx[b, row, column, c] = sum of dy[b, i, j, c] over the windows whose best this pixel is    n numbers of dx
-KERNEL max_pool_dx(real* dx, const real* dy, const unsigned char* best, int n, int H, int W, int C, int Ho, int Wo,
-                   int kh, int kw, int sh, int sw, int ph, int pw) {
-    int index = THREAD, rest = index;
-    if (index >= n) return;
-    int c = rest % C; rest /= C;
-    int column = rest % W; rest /= W;
-    int row = rest % H, b = rest / H;
-    real sum = 0;
-    for (int u = 0; u < kh; u++) {
-        int i = row + ph - u;
-        if (i < 0 || i % sh || i / sh >= Ho) continue;
-        for (int v = 0; v < kw; v++) {
-            int j = column + pw - v;
-            if (j < 0 || j % sw || j / sw >= Wo) continue;
-            int at = ((b * Ho + i / sh) * Wo + j / sw) * C + c;
-            if (best[at] == u * kw + v) sum += dy[at];
-        }
-    }
-    dx[index] = sum;
-}
-
 // --- for matrix products ---
 
-// y = x rounded to the nearest bfloat16 (ties to even): the upper half of a float32; NaN stays NaN
-KERNEL to_bf16(unsigned short* y, const float* x, int n) {
+// y = x in the type that is stored
+KERNEL to_bf16(stored* y, const real* x, int n) {
     int i = THREAD;
-    if (i >= n) return;
-    unsigned bits = __float_as_uint(x[i]);
-    bool nan = (bits & 0x7fffffff) > 0x7f800000;
-    y[i] = (nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    if (i < n) y[i] = x[i];
 }
 
 // Addresses of the matrices of up to 5 arrays with two axes of matrices, an outer and an inner one; steps in bytes

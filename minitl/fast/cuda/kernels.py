@@ -1,46 +1,53 @@
-"""Compilation of ``kernels.cu`` for the present GPU, at the first launch, and the launch of its kernels.
+"""Compilation of the .cu files for the present GPU, each at its first launch, and the launch of their kernels.
 
 NVRTC, NVIDIA's run-time compiler, makes the machine code, and CuPy caches it on disk, so only the first run on a
 machine waits for it. ``launch`` alone knows how arguments are passed. One GPU is used.
 """
 
 import functools
+import re
 from pathlib import Path
 
 import cupy
 import numpy as np
 
-SOURCE = Path(__file__).with_name("kernels.cu").read_text()
+FOLDER = Path(__file__).parent
+SOURCES = [(FOLDER / "common.cuh").read_text() + path.read_text() for path in sorted(FOLDER.glob("*.cu"))]
+SOURCE_OF = {name: source for source in SOURCES for name in re.findall(r"KERNEL (\w+)\(", source)}  # of each kernel
+BF16 = np.dtype("uint16")  # holds activations in bfloat16, for which NumPy has no type
 THREADS_PER_BLOCK = 256  # 8 warps
 MAX_STRIPS = 4096  # strips of 32 columns that have a counter; with more, a GPU is busy without chunks of rows
 
 
 @functools.cache
-def _kernel(name, real):
-    """Return the compiled kernel ``name`` for ``real`` numbers, "float" or "double"."""
-    return _module(real).get_function(name)
+def _kernel(name, types, constants):
+    """Return the compiled kernel ``name`` for the types (real, stored) and the sizes ``constants``, pairs."""
+    return _module(SOURCE_OF[name], types, constants).get_function(name)
 
 
 @functools.cache
-def _module(real):
-    return cupy.RawModule(code=SOURCE, options=("-std=c++17", f"-Dreal={real}"))
+def _module(source, types, constants):
+    macros = (("real", types[0]), ("stored", types[1]), *constants)
+    return cupy.RawModule(code=source, options=("-std=c++17", *(f"-D{name}={value}" for name, value in macros)))
 
 
-def launch(name, blocks, *args):
+def launch(name, blocks, *args, **constants):
     """Launch a kernel on ``blocks`` (a number or a pair) of 256 threads, after all earlier launches.
 
     Arrays are passed as pointers and must be contiguous, None as the null pointer, integers as ``int`` and floats as
-    ``real``, which is ``double`` if an array is float64. NumPy numbers and structures are passed as they are.
+    ``real``, which is ``double`` if an array is float64. Activations are ``stored`` as bf16 if an array is BF16. NumPy
+    numbers and structures are passed as they are. ``constants`` are the sizes that the kernel is compiled for.
     """
     arrays = [a for a in args if isinstance(a, cupy.ndarray)]
     for a in arrays:
         if not a.flags.c_contiguous or a.size >= 2**31:
             raise ValueError(f"{name} needs contiguous arrays of fewer than 2³¹ numbers, got {a.shape} {a.strides}")
-    double = any(a.dtype == np.float64 for a in arrays)
+    dtypes = {a.dtype for a in arrays}
+    real = "double" if np.dtype("float64") in dtypes else "float"
     kinds = {type(None): lambda _: np.uint64(0), int: np.int32, bool: np.int32}
-    kinds[float] = np.float64 if double else np.float32
+    kinds[float] = np.float64 if real == "double" else np.float32
     grid = blocks if isinstance(blocks, tuple) else (blocks,)
-    kernel = _kernel(name, "double" if double else "float")
+    kernel = _kernel(name, (real, "bf16" if BF16 in dtypes else real), tuple(constants.items()))
     kernel(grid, (THREADS_PER_BLOCK,), tuple(kinds[type(a)](a) if type(a) in kinds else a for a in args))
 
 

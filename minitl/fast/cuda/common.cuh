@@ -1,0 +1,95 @@
+// What the kernels of all .cu files share; each file is compiled with this one in front. Each kernel has its formula
+// above it, and a NumPy function of the same name and arguments in tests/cuda_reference.py that computes the same.
+//
+// `real` is float or double. `stored` is the type of activations in memory: real, or bf16, which becomes a float when it
+// is read. Names in capitals that are not defined here are sizes known when the file is compiled. Arrays are contiguous
+// and row-major; results come first, then inputs, then sizes and options. Pointers that may be null are marked as such.
+//
+// Work is shared in two ways. Where each number stands alone, a thread computes one number. Where a whole row is needed
+// (a mean, a maximum), a warp computes one row: 32 threads that run in step and add up across their registers, so
+// neighbors read neighboring numbers and nothing has to wait for other warps. Sums over rows go down the columns in a
+// fixed order: no number is added atomically, so the same input gives the same bits. Only blocks are counted atomically,
+// so that the last one to finish knows that it is the last, and adds up the results of all.
+
+#define KERNEL extern "C" __global__ void
+#ifndef INFINITY // the run-time compiler has no math.h
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fffffff)
+#endif
+typedef unsigned long long u64;
+
+// The upper half of a float: 8 bits of exponent, 7 of mantissa; rounded to nearest, ties to even, and NaN stays NaN
+struct bf16 {
+    unsigned short bits;
+    __device__ bf16(float x) {
+        unsigned all = __float_as_uint(x);
+        bool nan = (all & 0x7fffffff) > 0x7f800000;
+        bits = (nan ? all | 0x400000 : all + 0x7fff + (all >> 16 & 1)) >> 16;
+    }
+    __device__ operator float() const { return __uint_as_float((unsigned)bits << 16); }
+};
+
+#define THREAD (blockIdx.x * blockDim.x + threadIdx.x)
+#define LANE (threadIdx.x % 32)
+#define WARP (threadIdx.x / 32)
+#define ROW (THREAD / 32)
+
+__device__ real warp_sum(real x) {
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffff, x, step);
+    return x;
+}
+
+__device__ real warp_max(real x) {
+    for (int step = 16; step > 0; step /= 2) {
+        real other = __shfl_xor_sync(0xffffffff, x, step);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+// --- sums down the columns: a block has 32 columns, a strip, and 8 parts of `chunk` rows ---
+
+// The sum of x over the 8 threads of a column
+__device__ real sum_of_column(real x) {
+    __shared__ real tile[8][32];
+    tile[WARP][LANE] = x;
+    __syncthreads();
+    real sum = 0;
+    for (int part = 0; part < 8; part++) sum += tile[part][LANE];
+    __syncthreads();
+    return sum;
+}
+
+// True for the last block of a strip (those with its blockIdx.x) to arrive here; it sees what all have written
+// tickets has a counter for each strip, 0 before and after a kernel: atomicInc goes from gridDim.y - 1 to 0
+__device__ bool last_of_strip(unsigned* tickets) {
+    __shared__ bool last;
+    __syncthreads(); // until all threads of this block have written
+    if (threadIdx.x == 0) {
+        __threadfence(); // other blocks see what was written before the ticket is taken,
+        last = atomicInc(tickets + blockIdx.x, gridDim.y - 1) == gridDim.y - 1;
+        __threadfence(); // and nothing is read before it
+    }
+    __syncthreads();
+    return last;
+}
+
+// The sum of parts[k, c] over the chunks k, in order whichever block is last; 0 for a column that is not `inside`
+// Reads bypass the cache of this processor, which does not see the writes of others
+__device__ real sum_of_parts(const real* parts, int width, int c, bool inside) {
+    real sum = 0;
+    for (int k = WARP; k < gridDim.y && inside; k += 8) sum += __ldcg(parts + k * width + c);
+    return sum_of_column(sum);
+}
+
+// The sum of x over the threads of a block
+__device__ real sum_of_block(real x) {
+    __shared__ real tile[8];
+    x = warp_sum(x);
+    if (LANE == 0) tile[WARP] = x;
+    __syncthreads();
+    x = 0;
+    for (int warp = 0; warp < 8; warp++) x += tile[warp];
+    __syncthreads();
+    return x;
+}
