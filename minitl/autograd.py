@@ -16,7 +16,7 @@ from .backend import FLOATS, array_module, describe, is_array
 OPS = {}  # name -> the function of arrays that runs; assign to an entry to replace an op
 PLAIN = {}  # name -> the function as written in ops/
 OVERRIDES = {"cpu": {}, "cuda": {}}  # device -> {name: a faster form of the op}, see minitl/fast
-_creation_order = itertools.count()
+_order = itertools.count()
 _grad_mode, _plain_mode = ContextVar("grad_mode", default=True), ContextVar("plain_mode", default=False)
 
 
@@ -41,8 +41,12 @@ def plain():
 
 def form(name, device):
     """Return the function that runs the op ``name`` on ``device``: a user's, the fast form or the plain one."""
-    replaced = OPS[name] is not PLAIN[name]
-    return OPS[name] if replaced or _plain_mode.get() else OVERRIDES[device].get(name, OPS[name])
+    tuned = OPS[name] is PLAIN[name] and not _plain_mode.get()
+    return OVERRIDES[device].get(name, OPS[name]) if tuned else OPS[name]
+
+
+class Onto(functools.partial):
+    """A gradient to call if needed, which takes the one that arrived before, if any, and returns the sum."""
 
 
 class Node:
@@ -51,8 +55,7 @@ class Node:
     __slots__ = ("name", "order", "parents", "pullback", "shape")
 
     def __init__(self, name, parents, pullback, shape):
-        self.name, self.parents, self.pullback, self.shape = name, parents, pullback, shape
-        self.order = next(_creation_order)
+        self.name, self.parents, self.pullback, self.shape, self.order = name, parents, pullback, shape, next(_order)
 
 
 class Tensor:
@@ -115,7 +118,10 @@ class Tensor:
             if any(p is not None and g is None for p, g in itertools.zip_longest(node.parents, grads)):
                 raise RuntimeError(f"{node.name} has {len(node.parents)} inputs; its backward misses a gradient")
             for parent, grad in zip(node.parents, grads, strict=False):
-                if parent is not None:
+                if parent in pending and isinstance(grad, Onto):
+                    pending[parent] = grad(pending[parent])
+                    owned.discard(parent)
+                elif parent is not None:
                     accumulate(parent, unbroadcast(grad() if callable(grad) else grad, parent.shape, node.name))
             node.parents, node.pullback = (), None
 
@@ -157,7 +163,8 @@ def op(fn):
         run = form(name, "cpu" if any(isinstance(a, np.ndarray) for a in arrays) else "cuda")
         try:
             value, pullback = run(*arrays, **options)
-            if any(a.dtype != value.dtype and a.dtype in FLOATS for a in arrays if is_array(a)):
+            others = {a.dtype for a in arrays if is_array(a) and a.dtype in FLOATS} - {value.dtype}
+            if others and value.dtype.kind == "f":
                 raise TypeError(f"the result is {value.dtype}; bring all inputs to one dtype: tensor(x, dtype=...)")
         except (TypeError, ValueError, IndexError) as error:
             kind = next(k for k in (TypeError, ValueError, IndexError) if isinstance(error, k))

@@ -272,6 +272,8 @@ CASES = [
     Case("linear", ((3, 4), (4, 5), (5,)), linear),
     Case("linear", ((2, 3, 4), (4, 5)), linear),
     Case("linear", ((4,), (4, 5), (5,)), linear),
+    Case("linear_gelu", ((3, 4), (4, 5), (5,)), lambda x, W, b: each(gelu)(linear(x, W, b))),
+    Case("linear_gelu", ((2, 3, 4), (4, 5), (5,)), lambda x, W, b: each(gelu)(linear(x, W, b))),
     Case("token_pool", ((2, 3, 6), (2, 6, 4)), token_pool),
     Case("token_pool", ((2, 3, 6), (2, 6, 4)), token_pool, {"mean": True}),
     Case("token_pool", ((1, 3, 6), (2, 6, 4)), token_pool),

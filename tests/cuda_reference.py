@@ -9,29 +9,50 @@ import math
 import numpy as np
 
 
-def layer_norm(y, mean, inv_std, x, weight, bias, rows, C, eps):
+def wide(x):
+    """The numbers of an array that may hold bfloat16."""
+    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
+
+
+def _store(y, x):
+    """Write ``x`` to ``y``, rounded if that holds bfloat16."""
+    if y.dtype != np.uint16:
+        y[...] = x.reshape(y.shape)
+        return
+    x = np.ascontiguousarray(x, np.float32).reshape(y.shape)
+    bits = x.view(np.uint32)
+    rounded = bits + 0x7FFF + (bits >> 16 & 1)
+    y[...] = np.where(np.isnan(x), bits | 0x400000, rounded) >> 16
+
+
+def layer_norm(y, mean, inv_std, x, weight, bias, rows, eps, *, C):
     mean[...] = x.reshape(rows, C).mean(1)
     n = x.reshape(rows, C) - mean.reshape(rows, 1)
     inv_std[...] = 1 / np.sqrt((n * n).mean(1) + eps)
-    y.reshape(rows, C)[...] = n * inv_std.reshape(rows, 1) * weight + bias
+    _store(y, n * inv_std.reshape(rows, 1) * weight + bias)
 
 
-def layer_norm_dx(dx, dy, x, weight, mean, inv_std, rows, C):
-    inv = inv_std.reshape(rows, 1)
-    n, g = (x.reshape(rows, C) - mean.reshape(rows, 1)) * inv, dy.reshape(rows, C) * weight
-    dx.reshape(rows, C)[...] = inv * (g - g.mean(1, keepdims=True) - n * (g * n).mean(1, keepdims=True))
+def layer_norm_dx(dx, narrow, sums, parts, tickets, dy, x, arrived, weight, mean, inv_std, rows, *, C):
+    inv, dy = inv_std.reshape(rows, 1), wide(dy).reshape(rows, C)
+    n, g = (x.reshape(rows, C) - mean.reshape(rows, 1)) * inv, dy * weight
+    found = inv * (g - g.mean(1, keepdims=True) - n * (g * n).mean(1, keepdims=True))
+    found += 0 if arrived is None else arrived.reshape(rows, C)
+    dx.reshape(rows, C)[...] = found
+    if narrow is not None:
+        _store(narrow, found)
+    sums[...] = np.concatenate([(dy * n).sum(0), dy.sum(0), found.sum(0)])
 
 
 def column_sums(sums, parts, tickets, x, mean, rows, C, chunk):
-    x = x.reshape(rows, C) if mean is None else (x.reshape(rows, C) - mean) ** 2
+    x = wide(x).reshape(rows, C)
+    x = x if mean is None else (x - mean) ** 2
     parts = np.empty((1, C), x.dtype) if parts is None else parts
     for k in range(len(parts)):
         parts[k] = x[k * chunk : (k + 1) * chunk].sum(0)
     sums[...] = parts.sum(0)
 
 
-def norm_columns(sums, parts, tickets, dy, x, mean, inv_std, rows, C, chunk, by_column):
-    mean, inv_std = (a if by_column else a.reshape(rows, 1) for a in (mean, inv_std))
+def norm_columns(sums, parts, tickets, dy, x, mean, inv_std, rows, C, chunk):
     dy, n = dy.reshape(rows, C), (x.reshape(rows, C) - mean) * inv_std
     column_sums(sums, parts, tickets, np.concatenate([dy * n, dy], 1), None, rows, 2 * C, chunk)
 
@@ -85,6 +106,19 @@ def gelu_dx(dx, dy, x, n, exact):
     dx[...] = (value + x * slope) * dy
 
 
+def bias_gelu(y, x, b, rows, C):
+    u = wide(x).reshape(rows, C) + b
+    _store(y, u * _gelu(u, False)[0])
+
+
+def bias_gelu_dx(db, parts, tickets, dx, dy, x, b, rows, C, chunk):
+    u = wide(x).reshape(rows, C) + b
+    value, slope = _gelu(u, False)
+    du = (value + u * slope) * wide(dy).reshape(rows, C)
+    _store(dx, du)
+    column_sums(db, parts, tickets, du, None, rows, C, chunk)
+
+
 def _channels(N, C, *arrays):
     return [x.reshape(-1, N, C) for x in arrays]
 
@@ -106,14 +140,14 @@ def vector_attention_dx(dq, dk, dv, dy, q, k, v, y, lse, n, N, C):
 
 
 def bias_drop_path(y, x, b, m, n, C, group):
-    value = x.reshape(-1, C) + (0 if b is None else b)
-    y.reshape(-1, group)[...] = value.reshape(-1, group) * (1 if m is None else m.reshape(-1, 1))
+    value = wide(x).reshape(-1, C) + (0 if b is None else b)
+    _store(y, value.reshape(-1, group) * (1 if m is None else m.reshape(-1, 1)))
 
 
 def dropout(y, x, key, p, scale, n):
     uniform = np.random.Generator(np.random.Philox(key=int(key[0]))).random(n, "float32")
-    keep = np.where(uniform < np.float32(p), 0, scale).astype(y.dtype)
-    y.reshape(-1)[...] = keep if x is None else keep * x.reshape(-1)
+    keep = np.where(uniform < np.float32(p), 0, scale).astype("float64" if y.dtype == "float64" else "float32")
+    _store(y, keep if x is None else keep * wide(x).reshape(-1))
 
 
 def _targets(labels, soft, K, keep, spread):
@@ -207,10 +241,16 @@ def max_pool_dx(dx, dy, best, n, *sizes):
     np.add.at(dx.reshape(-1), at[inside], dy.reshape(-1)[inside])
 
 
+def add_stored(z, x, y, n):
+    z[...] = x + wide(y)
+
+
+def to_real(y, x, n):
+    y[...] = wide(x)
+
+
 def to_bf16(y, x, n):
-    bits = x.view(np.uint32).reshape(y.shape)
-    rounded = bits + 0x7FFF + (bits >> 16 & 1)
-    y[...] = np.where(np.isnan(x).reshape(y.shape), bits | 0x400000, rounded) >> 16
+    _store(y, x)
 
 
 def addresses(at, m, inner, count):

@@ -342,13 +342,26 @@ class Cublas:
             for i in range(count):
                 a = self._matrix(*A, i, *((k, m) if ta else (m, k)))
                 b = self._matrix(*B, i, *((n, k) if tb else (k, n)))
-                self._matrix(*C, i, m, n)[...] = alpha * ((a.T if ta else a) @ (b.T if tb else b))
+                self._write(*C, i, alpha * ((a.T if ta else a) @ (b.T if tb else b)))
 
         launch(work)
         return 0
 
-    def _matrix(self, start, kind, step, offset, i, rows, columns):
-        """The i-th matrix (rows, columns) as an array: a view, or for bfloat16 a copy in float32."""
+    def _write(self, start, kind, step, offset, i, x):
+        """Write the i-th matrix."""
+        place = self._place(start, kind, step, offset, i, *x.shape)
+        if kind == 14:
+            rounded = np.empty(x.shape, np.uint16)
+            cuda_reference.to_bf16(rounded, np.ascontiguousarray(x), x.size)
+            x = rounded
+        place[...] = x
+
+    def _matrix(self, *where):
+        """The i-th matrix (rows, columns), or for bfloat16 a copy in float32."""
+        return cuda_reference.wide(self._place(*where))
+
+    def _place(self, start, kind, step, offset, i, rows, columns):
+        """A view of the i-th matrix (rows, columns)."""
         assert step >= max(1, rows), f"leading dimension {step} of {rows} rows"
         dtype = np.dtype({0: "float32", 1: "float64", 14: "uint16"}[kind])
         address = start.value + i * (offset or 0) * dtype.itemsize
@@ -356,8 +369,7 @@ class Cublas:
             address = ctypes.cast(start.value, ctypes.POINTER(ctypes.c_uint64))[i]
         size = (columns - 1) * step + rows
         memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(address)
-        x = np.ndarray((rows, columns), dtype, memory, strides=(dtype.itemsize, step * dtype.itemsize))
-        return x if kind != 14 else (x.astype(np.uint32) << 16).view(np.float32)
+        return np.ndarray((rows, columns), dtype, memory, strides=(dtype.itemsize, step * dtype.itemsize))
 
 
 # --- streams, graphs, memory ---

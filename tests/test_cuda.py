@@ -37,7 +37,7 @@ from minitl.train import step
 FOLDER = Path(minitl.__file__).parent / "fast" / "cuda"
 COMMON = (FOLDER / "common.cuh").read_text()
 SOURCES = {path.name: COMMON + path.read_text() for path in sorted(FOLDER.glob("*.cu"))}
-CONSTANTS = {}  # sizes for which a file is compiled, as an example
+CONSTANTS = {"rows.cu": {"C": 256}}  # sizes for which a file is compiled, as an example
 KERNELS = signatures("".join(SOURCES.values()))
 TYPES = [("float", "float"), ("float", "bf16"), ("double", "double")]  # of real and stored
 HAVE_CPP = shutil.which("g++") is not None
@@ -150,27 +150,34 @@ CONVOLUTIONS = [  # B, H, W, G, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw
     (1, 7, 6, 2, 2, 5, 3, 3, 2, 2, 3, 2, 1),
 ]
 LABELS = np.array([2, 0, 39, 2, 40])
-TICKETS = np.zeros(3, "uint32")  # for the strips of a sum: as they were, afterwards
+TICKETS, GROUPS = (
+    np.zeros(3, "uint32"),
+    np.zeros(4, "uint32"),
+)  # for the strips, or groups, of a sum: 0 again afterwards
 HEADS = np.array(
     tuple(np.arange(15, dtype="uint64").reshape(3, 5)), fake_cupy.structures(SOURCES["kernels.cu"])["Matrices"]
 )
 STATE = [numbers(700), numbers(700) / 9, abs(numbers(700)) / 9]
 FACTORS = (0.9, 0.1, 0.99, 0.01, 1e-8, 0.9, 0.1)
 ROWS = [  # kernel, arguments: results first; blocks
-    ("layer_norm", (nothing(9, 70), nothing(9), nothing(9), numbers(9, 70), numbers(70), numbers(70), 9, 70, 1e-6), 2),
-    ("layer_norm", (nothing(9, 5), nothing(9), nothing(9), numbers(9, 5), numbers(5), numbers(5), 9, 5, 0.1), 2),
-    (
-        "layer_norm_dx",
-        (nothing(9, 70), numbers(70, 9).T.copy(), numbers(9, 70), numbers(70), numbers(9), abs(numbers(9)), 9, 70),
-        2,
+    *(
+        ("layer_norm", (nothing(rows, C), *nothing(2, rows), numbers(rows, C), *numbers(2, C), rows, eps), 2, {"C": C})
+        for rows, C, eps in ((9, 70, 1e-6), (9, 5, 0.1))
+    ),
+    *(
+        ("layer_norm_dx", (nothing(rows, C), narrow, nothing(3 * C), nothing(blocks, 3 * C), GROUPS,
+         numbers(C, rows).T.copy(), numbers(rows, C), arrived, numbers(C), numbers(rows), abs(numbers(rows)), rows),
+         blocks, {"C": C})
+        for rows, C, blocks, narrow, arrived in (
+            (9, 70, 2, None, numbers(9, 70)), (300, 33, 35, nothing(300, 33), None), (3, 64, 1, None, None)
+        )
     ),
     ("column_sums", (nothing(70), nothing(3, 70), TICKETS, numbers(50, 70), None, 50, 70, 20), (3, 3)),
     ("column_sums", (nothing(3), None, None, numbers(5, 3), None, 5, 3, 5), (1, 1)),
     ("column_sums", (nothing(70), nothing(17, 70), TICKETS, numbers(50, 70), numbers(70), 50, 70, 3), (3, 17)),
     *(
-        ("norm_columns", (nothing(80), parts, TICKETS, *numbers(2, 50, 40), *numbers(2, n), 50, 40, *rest), (2, blocks))
-        for n, parts, blocks, *rest in ((50, nothing(17, 80), 17, 3, 0), (40, nothing(3, 80), 3, 20, 1),
-                                        (50, None, 1, 50, 0))
+        ("norm_columns", (nothing(80), parts, TICKETS, *numbers(2, 50, 40), *numbers(2, 40), 50, 40, chunk), (2, count))
+        for parts, count, chunk in ((nothing(17, 80), 17, 3), (nothing(3, 80), 3, 20), (None, 1, 50))
     ),
     ("batch_statistics", (nothing(5), *numbers(4, 5)[:3], abs(numbers(5)), 20, 5, 0.3, 0.1), 1),
     ("batch_norm", (nothing(50, 7), numbers(50, 7), *numbers(4, 7), 50, 7), 2),
@@ -182,6 +189,14 @@ ROWS = [  # kernel, arguments: results first; blocks
     ("gelu", (nothing(300), 3 * numbers(300), 300, 1), 2),
     ("gelu_dx", (nothing(300), numbers(300), 3 * numbers(300), 300, 0), 2),
     ("gelu_dx", (nothing(300), numbers(300), 3 * numbers(300), 300, 1), 2),
+    ("bias_gelu", (nothing(9, 70), 3 * numbers(9, 70), numbers(70), 9, 70), 2),
+    *(
+        ("bias_gelu_dx", (nothing(40), parts, TICKETS, nothing(50, 40), *numbers(2, 50, 40), numbers(40), 50, 40, chunk
+         ), (2, count))
+        for parts, count, chunk in ((nothing(3, 40), 3, 20), (None, 1, 50))
+    ),
+    ("add_stored", (nothing(300), numbers(300), numbers(301)[1:], 300), 2),
+    ("to_real", (nothing(300), numbers(300), 300), 2),
     ("vector_attention", (*nothing(2, 2, 9, 20), *9 * numbers(3, 2, 9, 20), 360, 9, 20), 2),
     ("vector_attention_dx", (*nothing(3, 2, 9, 20), *numbers(5, 2, 9, 20), 3 + numbers(2, 9, 20), 360, 9, 20), 2),
     ("bias_drop_path", (nothing(300), numbers(300), numbers(30), numbers(5), 300, 30, 60), 2),
@@ -234,15 +249,21 @@ def test_every_kernel_has_a_row():
     assert {name for name, *_ in ROWS} == set(KERNELS)
 
 
-def prepared(args, dtype):
-    """New arrays of ``dtype`` where they hold fractions."""
+def prepared(args, dtype, name=None):
+    """New arrays of ``dtype`` where they hold fractions; for "bf16", activations of the kernel ``name`` in bfloat16."""
+    if dtype == "bf16":
+        kinds = [kind for kind, _ in KERNELS[name]]
+        args = prepared(args, "float32")
+        return [rounded(a) if k == "stored*" and np.ndim(a) else a for k, a in zip(kinds, args, strict=True)]
     return [a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else
             a.copy() if isinstance(a, np.ndarray) else a for a in args]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name, args, blocks", ROWS, ids=[f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)])
-def test_kernel_computes_its_reference(cuda, name, args, blocks, dtype):
+@pytest.mark.parametrize(
+    "name, args, blocks, sizes", [(*row, {})[:4] for row in ROWS], ids=[f"{row[0]}-{i}" for i, row in enumerate(ROWS)]
+)
+def test_kernel_computes_its_reference(cuda, name, args, blocks, sizes, dtype):
     """The kernels' own code, on a CPU."""
     if not HAVE_CPP:
         pytest.skip("there is no g++ to compile kernels for the CPU")
@@ -251,12 +272,44 @@ def test_kernel_computes_its_reference(cuda, name, args, blocks, dtype):
 
     expected, own = prepared(args, dtype), prepared(args, dtype)
     with np.errstate(all="ignore"):
-        getattr(cuda_reference, name)(*expected)
-    kernels.launch(name, blocks, *(fake_cupy.wrap(a) if np.ndim(a) else a for a in own))
+        getattr(cuda_reference, name)(*expected, **sizes)
+    kernels.launch(name, blocks, *(fake_cupy.wrap(a) if np.ndim(a) else a for a in own), **sizes)
     tolerance = {"rtol": 2e-5, "atol": 2e-5} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-11}
-    for a, b in zip(own, expected, strict=True):
-        if np.ndim(a):
+    for (_, parameter), a, b in zip(KERNELS[name], own, expected, strict=True):
+        if np.ndim(a) and parameter != "parts":  # scratch
             np.testing.assert_allclose(a, b, **({} if a.dtype.kind == "u" else tolerance))
+
+
+def rounded(x):
+    """Return ``x`` in bfloat16, as uint16."""
+    y = np.empty(x.shape, "uint16")
+    cuda_reference.to_bf16(y, x, x.size)
+    return y
+
+
+NARROW = [row for row in ROWS if "stored*" in dict(KERNELS[row[0]])]
+
+
+@pytest.mark.parametrize(
+    "name, args, blocks, sizes",
+    [(*row, {})[:4] for row in NARROW],
+    ids=[f"{row[0]}-{i}" for i, row in enumerate(NARROW)],
+)
+def test_kernel_stores_bf16(cuda, name, args, blocks, sizes):
+    """Its numbers are computed in float32 and differ by one rounding at most."""
+    if not HAVE_CPP:
+        pytest.skip("there is no g++ to compile kernels for the CPU")
+    from minitl.fast.cuda import kernels
+
+    expected, own = prepared(args, "bf16", name), prepared(args, "bf16", name)
+    with np.errstate(all="ignore"):
+        getattr(cuda_reference, name)(*expected, **sizes)
+    kernels.launch(name, blocks, *(fake_cupy.wrap(a) if np.ndim(a) else a for a in own), **sizes)
+    for (_, parameter), a, b in zip(KERNELS[name], own, expected, strict=True):
+        if np.ndim(a) and a.dtype == "uint16":
+            np.testing.assert_allclose(*map(cuda_reference.wide, (a, b)), rtol=2**-7, atol=1e-6)
+        elif np.ndim(a) and parameter != "parts":
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows, C", [(256, 3), (257, 33), (1000, 64), (3001, 70)])
@@ -270,7 +323,7 @@ def test_sums_down_columns(rows, C, dtype, kernels, cuda):
     for _ in range(2):
         State.launches = 0
         own = [cuda.kernels.column_sums(x), cuda.kernels.column_sums(x, mean)]
-        own.append(cuda.kernels.norm_columns(dy, x, mean, inv_std, by_column=True))
+        own.append(cuda.kernels.norm_columns(dy, x, mean, inv_std))
         assert State.launches == 3
         expected = [to_numpy(x).sum(0), ((to_numpy(x) - to_numpy(mean)) ** 2).sum(0)]
         expected.append(np.concatenate([(to_numpy(dy) * n).sum(0), to_numpy(dy).sum(0)]))
@@ -332,12 +385,14 @@ def test_philox_known_answers(cuda):
 
 # --- ops ---
 
-FUSED = ("add", "relu", "gelu", "linear", "token_pool", "softmax", "layer_norm", "attention", "dropout", "drop_path",
-         "cross_entropy", "conv2d", "matmul", "recompute", "batch_norm", "vector_attention", "max_pool2d")  # fmt: skip
+FUSED = ("add", "relu", "gelu", "linear", "linear_gelu", "token_pool", "softmax", "layer_norm", "attention", "dropout",
+         "drop_path", "cross_entropy", "conv2d", "matmul", "recompute", "batch_norm", "vector_attention",
+         "max_pool2d")  # fmt: skip
 
 
 def test_these_ops_have_overrides(cuda):
-    assert OVERRIDES["cuda"].keys() == set(FUSED)
+    plain = {name for name, run in OVERRIDES["cuda"].items() if run.args[1] is PLAIN[name]}
+    assert OVERRIDES["cuda"].keys() - plain == set(FUSED) and OVERRIDES["cuda"].keys() == PLAIN.keys()
 
 
 def evaluate(case, xp, dtype, layout=lambda x: x):
@@ -495,6 +550,51 @@ def test_bf16_rounds_what_is_multiplied(bf16):
     )
     double = x.astype("float64"), W.astype("float64")
     assert (to_numpy(ops.linear(*double)) == to_numpy(double[0]) @ to_numpy(double[1])).all()
+
+
+def test_bf16_gradients_add_up(bf16):
+    """Of a layer norm's output that two layers use; a sum of uint16 would be nonsense."""
+    x, W = (Tensor(cupy.asarray(numbers(*shape).astype("float32")), True) for shape in ((6, 8), (8, 4)))
+    ones, zeros = (Tensor(cupy.asarray(np.full(8, i, "float32"))) for i in (1, 0))
+    y = ops.layer_norm(x, ones, zeros)
+    assert y.dtype == "uint16"
+    loss = (ops.linear(y, W) * 1 + ops.gelu(ops.linear(y, W)) + y.sum(axis=1, keepdims=True)).sum()
+    loss.backward()
+    own = [to_numpy(x.grad), to_numpy(W.grad)]
+    x, W = (Tensor(to_numpy(t).copy(), True) for t in (x, W))
+    y = ops.layer_norm(x, Tensor(np.ones(8, "float32")), Tensor(np.zeros(8, "float32")))
+    (ops.linear(y, W) * 1 + ops.gelu(ops.linear(y, W)) + y.sum(axis=1, keepdims=True)).sum().backward()
+    for a, b in zip(own, (x.grad, W.grad), strict=True):
+        np.testing.assert_allclose(a, b, atol=0.03 * abs(b).max())
+
+
+@pytest.mark.parametrize("name", ["1.1", "1.0", "dropped", "convolutional stem"])
+def test_bf16_step_is_close(name, bf16):
+    """To the step in float32: losses, and the direction of the gradient."""
+    host, device = Run("cpu", MODELS[name]), Run("cuda", MODELS[name], bf16)
+    for images, labels in batches(name, 2):
+        loss = device.step(cupy.asarray(images), cupy.asarray(labels))
+        assert loss.item() == pytest.approx(float(host.step(images, labels)), rel=0.02)
+    own, generic = (run.state()[1] for run in (device, host))
+    assert own @ generic > 0.99 * np.linalg.norm(own) * np.linalg.norm(generic)
+
+
+def test_what_a_layer_norm_found_out_goes_with_its_gradient(cuda):
+    """Not with a sum that it is only a part of."""
+    x, b = (Tensor(cupy.asarray(numbers(*shape)), True) for shape in ((6, 8), (8,)))
+    weight, bias = (Tensor(cupy.asarray(numbers(8 + i)[i:]), True) for i in (0, 1))
+    W = Tensor(cupy.asarray(numbers(8, 8)), True)
+
+    def loss(x, W, b, weight, bias):
+        y = ops.linear(x, W, b)
+        return ((y * 3 + ops.layer_norm(y, weight, bias)) * y).sum()
+
+    tensors = (x, W, b, weight, bias)
+    loss(*tensors).backward()
+    host = [Tensor(to_numpy(t).copy(), True) for t in tensors]
+    loss(*host).backward()
+    for own, generic in zip(tensors, host, strict=True):
+        np.testing.assert_allclose(to_numpy(own.grad), generic.grad, rtol=1e-11)
 
 
 def test_precision_has_three_names(cuda):

@@ -33,7 +33,7 @@ class MLP(Module):
         self.drop = Dropout(dropout, rng)
 
     def forward(self, x):
-        return self.drop(self.fc2(self.drop(ops.gelu(self.fc1(x)))))
+        return self.drop(self.fc2(self.drop(ops.linear_gelu(x, self.fc1.weight, self.fc1.bias))))
 
 
 class EncoderBlock(Module):

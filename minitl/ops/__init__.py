@@ -25,7 +25,7 @@ from .basic import (
     where,
 )
 from .conv import avg_pool2d, conv2d, global_avg_pool, max_pool2d
-from .linear import linear, token_pool
+from .linear import linear, linear_gelu, token_pool
 from .losses import binary_cross_entropy_with_logits, cross_entropy
 from .noise import drop_path, dropout
 from .norm import batch_norm, layer_norm

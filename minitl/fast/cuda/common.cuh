@@ -60,14 +60,14 @@ __device__ real sum_of_column(real x) {
     return sum;
 }
 
-// True for the last block of a strip (those with its blockIdx.x) to arrive here; it sees what all have written
-// tickets has a counter for each strip, 0 before and after a kernel: atomicInc goes from gridDim.y - 1 to 0
-__device__ bool last_of_strip(unsigned* tickets) {
+// True for the last of `count` blocks to arrive at this ticket; it sees what all have written
+// A ticket is 0 before and after a kernel: atomicInc goes from count - 1 to 0
+__device__ bool last_of(unsigned* ticket, int count) {
     __shared__ bool last;
     __syncthreads(); // until all threads of this block have written
     if (threadIdx.x == 0) {
         __threadfence(); // other blocks see what was written before the ticket is taken,
-        last = atomicInc(tickets + blockIdx.x, gridDim.y - 1) == gridDim.y - 1;
+        last = atomicInc(ticket, count - 1) == count - 1;
         __threadfence(); // and nothing is read before it
     }
     __syncthreads();

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...errors import InputError
 from .graph import run_once
-from .kernels import blocks_for, contiguous, launch
+from .kernels import BF16, blocks_for, contiguous, launch
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 KINDS = {np.dtype("float32"): 0, np.dtype("float64"): 1, np.dtype("uint16"): 14}  # cudaDataType; uint16 holds bfloat16
@@ -75,12 +75,17 @@ def to_precision(x):
 
     An array that enters several products is rounded once, and only the rounded one need be kept.
     """
-    if _precision != "bf16" or x.dtype != np.float32 or library() is None:
+    if stored(x.dtype) == x.dtype:
         return x
     x = contiguous(x)
-    y = cupy.empty(x.shape, np.uint16)
+    y = cupy.empty(x.shape, BF16)
     launch("to_bf16", blocks_for(x.size), y, x, x.size)
     return y
+
+
+def stored(dtype):
+    """Return the dtype in which activations of ``dtype`` that enter products are stored."""
+    return BF16 if _precision == "bf16" and dtype == np.float32 and library() is not None else dtype
 
 
 def product(a, b, out=None, alpha=1.0, tables=None):

@@ -1,42 +1,9 @@
-// --- normalization ---
-
-// y = n weight + bias,  n = (x - mean) inv_std,  inv_std = 1 / sqrt(var x + eps)    over each row of x (rows, C)
-KERNEL layer_norm(real* y, real* mean, real* inv_std, const real* x, const real* weight, const real* bias,
-                  int rows, int C, real eps) {
-    int row = ROW;
-    if (row >= rows) return;
-    x += row * C, y += row * C;
-    real sum = 0, squares = 0;
-    for (int c = LANE; c < C; c += 32) sum += x[c];
-    real mu = warp_sum(sum) / C;
-    for (int c = LANE; c < C; c += 32) squares += (x[c] - mu) * (x[c] - mu);
-    real inv = 1 / sqrt(warp_sum(squares) / C + eps);
-    for (int c = LANE; c < C; c += 32) y[c] = (x[c] - mu) * inv * weight[c] + bias[c];
-    if (LANE == 0) mean[row] = mu, inv_std[row] = inv;
-}
-
-// dx = inv_std (g - mean g - n mean(g n)),  g = dy weight
-KERNEL layer_norm_dx(real* dx, const real* dy, const real* x, const real* weight, const real* mean,
-                     const real* inv_std, int rows, int C) {
-    int row = ROW;
-    if (row >= rows) return;
-    x += row * C, dy += row * C, dx += row * C;
-    real mu = mean[row], inv = inv_std[row], sum = 0, dot = 0;
-    for (int c = LANE; c < C; c += 32) {
-        real g = dy[c] * weight[c];
-        sum += g;
-        dot += g * (x[c] - mu) * inv;
-    }
-    sum = warp_sum(sum) / C, dot = warp_sum(dot) / C;
-    for (int c = LANE; c < C; c += 32) dx[c] = inv * (dy[c] * weight[c] - sum - (x[c] - mu) * inv * dot);
-}
-
 // --- sums down the columns ---
 
 // sums[c] = sum of x[r, c] over the rows, or with a mean (C) of (x[r, c] - mean_c)^2
 // parts[k, c] = the same over the rows r of chunk k
 // x (rows, C), parts (chunks, C), mean may be null; parts and tickets may be null if there is one chunk
-KERNEL column_sums(real* sums, real* parts, unsigned* tickets, const real* x, const real* mean, int rows, int C,
+KERNEL column_sums(real* sums, real* parts, unsigned* tickets, const stored* x, const real* mean, int rows, int C,
                    int chunk) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
     bool inside = c < C, one = gridDim.y == 1;
@@ -48,28 +15,27 @@ KERNEL column_sums(real* sums, real* parts, unsigned* tickets, const real* x, co
     sum = sum_of_column(sum);
     real* own = one ? sums : parts + blockIdx.y * C;
     if (WARP == 0 && inside) own[c] = sum;
-    if (one || !last_of_strip(tickets)) return;
+    if (one || !last_of(tickets + blockIdx.x, gridDim.y)) return;
     sum = sum_of_parts(parts, C, c, inside);
     if (WARP == 0 && inside) sums[c] = sum;
 }
 
-// dweight[c] = sum of dy n,  dbias[c] = sum of dy    over the rows; both side by side in sums (2C), parts (chunks, 2C)
-// n = (x - mean) inv_std, one per row (layer norm), or one per column (batch norm) if by_column
+// dweight[c] = sum of dy n,  dbias[c] = sum of dy,  n = (x - mean) inv_std    over the rows of dy and x (rows, C)
+// both side by side in sums (2C), parts (chunks, 2C)
 KERNEL norm_columns(real* sums, real* parts, unsigned* tickets, const real* dy, const real* x, const real* mean,
-                    const real* inv_std, int rows, int C, int chunk, int by_column) {
+                    const real* inv_std, int rows, int C, int chunk) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
     bool inside = c < C, one = gridDim.y == 1;
     real dweight = 0, dbias = 0;
     for (int r = first + WARP; r < last && inside; r += 8) {
-        int of = by_column ? c : r;
         real d = dy[r * C + c];
-        dweight += d * (x[r * C + c] - mean[of]) * inv_std[of];
+        dweight += d * (x[r * C + c] - mean[c]) * inv_std[c];
         dbias += d;
     }
     dweight = sum_of_column(dweight), dbias = sum_of_column(dbias);
     real* own = one ? sums : parts + blockIdx.y * 2 * C;
     if (WARP == 0 && inside) own[c] = dweight, own[C + c] = dbias;
-    if (one || !last_of_strip(tickets)) return;
+    if (one || !last_of(tickets + blockIdx.x, gridDim.y)) return;
     dweight = sum_of_parts(parts, 2 * C, c, inside), dbias = sum_of_parts(parts, 2 * C, C + c, inside);
     if (WARP == 0 && inside) sums[c] = dweight, sums[C + c] = dbias;
 }
@@ -140,27 +106,56 @@ KERNEL relu_dx(real* dx, const real* dy, const real* y, int n) {
     if (i < n) dx[i] = y[i] > 0 ? dy[i] : 0;
 }
 
-// y = x F(x)    F(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, or exact: (1 + erf(x / sqrt 2)) / 2
-KERNEL gelu(real* y, const real* x, int n, int exact) {
-    int i = THREAD;
-    if (i >= n) return;
+// F(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, or exact: (1 + erf(x / sqrt 2)) / 2
+__device__ real gelu_of(real x, bool exact) {
     const real c = 0.7978845608028654, k = 0.044715, half = 0.5, root = 0.7071067811865476;
-    real u = x[i];
-    y[i] = u * half * (1 + (exact ? erf(u * root) : tanh(c * u * (1 + k * u * u))));
+    return x * half * (1 + (exact ? erf(x * root) : tanh(c * x * (1 + k * x * x))));
 }
 
-// dx = (F(x) + x F'(x)) dy    with F' = (1 - t^2) c (1 + 3 k x^2) / 2, or exact: exp(-x^2 / 2) / sqrt(2 pi)
+// F(x) + x F'(x)    with F' = (1 - t^2) c (1 + 3 k x^2) / 2, or exact: exp(-x^2 / 2) / sqrt(2 pi)
+__device__ real gelu_slope(real x, bool exact) {
+    const real c = 0.7978845608028654, k = 0.044715, half = 0.5, root = 0.7071067811865476, top = 0.3989422804014327;
+    if (exact) return half * (1 + erf(x * root)) + x * top * exp(-half * x * x);
+    real t = tanh(c * x * (1 + k * x * x));
+    return half * (1 + t + x * (1 - t * t) * c * (1 + 3 * k * x * x));
+}
+
+// y = x F(x)
+KERNEL gelu(real* y, const real* x, int n, int exact) {
+    int i = THREAD;
+    if (i < n) y[i] = gelu_of(x[i], exact);
+}
+
+// dx = (F(x) + x F'(x)) dy
 KERNEL gelu_dx(real* dx, const real* dy, const real* x, int n, int exact) {
     int i = THREAD;
-    if (i >= n) return;
-    const real c = 0.7978845608028654, k = 0.044715, half = 0.5, root = 0.7071067811865476, top = 0.3989422804014327;
-    real u = x[i];
-    if (exact) {
-        dx[i] = dy[i] * (half * (1 + erf(u * root)) + u * top * exp(-half * u * u));
-    } else {
-        real t = tanh(c * u * (1 + k * u * u));
-        dx[i] = dy[i] * half * (1 + t + u * (1 - t * t) * c * (1 + 3 * k * u * u));
+    if (i < n) dx[i] = dy[i] * gelu_slope(x[i], exact);
+}
+
+// y = GELU(x + b)    for each row of x (rows, C), by a warp
+KERNEL bias_gelu(stored* y, const stored* x, const real* b, int rows, int C) {
+    int row = ROW;
+    if (row >= rows) return;
+    for (int c = LANE; c < C; c += 32) y[row * C + c] = gelu_of(x[row * C + c] + b[c], false);
+}
+
+// dx = (F(u) + u F'(u)) dy,  u = x + b,  db[c] = sum of dx[r, c] over the rows    parts (chunks, C), see column_sums
+KERNEL bias_gelu_dx(real* db, real* parts, unsigned* tickets, stored* dx, const stored* dy, const stored* x,
+                    const real* b, int rows, int C, int chunk) {
+    int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
+    bool inside = c < C, one = gridDim.y == 1;
+    real sum = 0;
+    for (int r = first + WARP; r < last && inside; r += 8) {
+        real d = dy[r * C + c] * gelu_slope(x[r * C + c] + b[c], false);
+        dx[r * C + c] = d;
+        sum += d;
     }
+    sum = sum_of_column(sum);
+    real* own = one ? db : parts + blockIdx.y * C;
+    if (WARP == 0 && inside) own[c] = sum;
+    if (one || !last_of(tickets + blockIdx.x, gridDim.y)) return;
+    sum = sum_of_parts(parts, C, c, inside);
+    if (WARP == 0 && inside) db[c] = sum;
 }
 
 // --- vector attention: every channel is a head of its own; q, k, v, y (B, N, C), n = B N C numbers each ---
@@ -200,11 +195,13 @@ KERNEL vector_attention_dx(real* dq, real* dk, real* dv, const real* dy, const r
 
 // y_i = m_(i / group) (x_i + b_(i mod C))    a bias, or drop path with one m for each sample; y may be x
 // b (C) or null, m (n / group) or null
-KERNEL bias_drop_path(real* y, const real* x, const real* b, const real* m, int n, int C, int group) {
+KERNEL bias_drop_path(stored* y, const stored* x, const real* b, const real* m, int n, int C, int group) {
     int i = THREAD;
     if (i >= n) return;
-    real value = b ? x[i] + b[i % C] : x[i];
-    y[i] = m ? m[i / group] * value : value;
+    real value = x[i];
+    if (b) value += b[i % C];
+    if (m) value *= m[i / group];
+    y[i] = value;
 }
 
 // Four random words from a counter and a key: Philox4x64-10 (Salmon et al., 2011), the generator of numpy.random.Philox.
@@ -224,7 +221,7 @@ __device__ void philox(u64 counter, u64 key, u64 word[4]) {
 // y_i = m_i x_i,  m_i = 0 where the i-th float of Generator(Philox(key)) is below p, and `scale` elsewhere
 // x (n) may be null, which counts as ones. A thread computes the 8 numbers that one counter has bits for; NumPy counts
 // from 1
-KERNEL dropout(real* y, const real* x, const u64* key, real p, real scale, int n) {
+KERNEL dropout(stored* y, const stored* x, const u64* key, real p, real scale, int n) {
     int thread = THREAD, first = 8 * thread;
     if (first >= n) return;
     u64 word[4];
@@ -233,7 +230,7 @@ KERNEL dropout(real* y, const real* x, const u64* key, real p, real scale, int n
         unsigned bits = word[j / 2] >> (32 * (j % 2));
         float uniform = (bits >> 8) * (1.0f / 16777216);
         real m = uniform < (float)p ? 0 : scale;
-        y[first + j] = x ? m * x[first + j] : m;
+        y[first + j] = x ? m * real(x[first + j]) : m;
     }
 }
 
@@ -290,7 +287,7 @@ KERNEL squares(real* sum, real* parts, unsigned* tickets, const real* x, int n) 
     for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < n; i += gridDim.y * blockDim.x) part += x[i] * x[i];
     part = sum_of_block(part);
     if (threadIdx.x == 0) parts[blockIdx.y] = part;
-    if (!last_of_strip(tickets)) return;
+    if (!last_of(tickets + blockIdx.x, gridDim.y)) return;
     part = sum_of_block(threadIdx.x < gridDim.y ? __ldcg(parts + threadIdx.x) : 0);
     if (threadIdx.x == 0) sum[0] = part;
 }
@@ -324,6 +321,18 @@ KERNEL adamw(real* w, real* m, real* v, real* average, const real* grad, const r
 }
 
 // --- for matrix products ---
+
+// z = x + y
+KERNEL add_stored(real* z, const real* x, const stored* y, int n) {
+    int i = THREAD;
+    if (i < n) z[i] = x[i] + y[i];
+}
+
+// y = x
+KERNEL to_real(real* y, const stored* x, int n) {
+    int i = THREAD;
+    if (i < n) y[i] = x[i];
+}
 
 // y = x in the type that is stored
 KERNEL to_bf16(stored* y, const real* x, int n) {

@@ -16,6 +16,7 @@ SOURCES = [(FOLDER / "common.cuh").read_text() + path.read_text() for path in so
 SOURCE_OF = {name: source for source in SOURCES for name in re.findall(r"KERNEL (\w+)\(", source)}  # of each kernel
 BF16 = np.dtype("uint16")  # holds activations in bfloat16, for which NumPy has no type
 THREADS_PER_BLOCK = 256  # 8 warps
+MAX_GROUPED = 256  # blocks of a layer norm's backward: a counter for all, and one for each group of 16
 MAX_STRIPS = 4096  # strips of 32 columns that have a counter; with more, a GPU is busy without chunks of rows
 
 
@@ -86,22 +87,63 @@ def tickets():
 
 def column_sums(x, mean=None):
     """(rows, C) -> (C): sums of x, or of (x - mean)² for a ``mean`` (C)."""
-    return _reduce_columns("column_sums", cupy.empty(x.shape[1], x.dtype), (x, mean), x.shape)
+    dtype = np.float32 if x.dtype == BF16 else x.dtype
+    return _reduce_columns("column_sums", cupy.empty(x.shape[1], dtype), (x, mean), x.shape)
 
 
-def norm_columns(dy, x, mean, inv_std, by_column=False):
+class Latest:
+    """The ``gradient`` that a layer norm computed last, and what its kernel found out on the way.
+
+    Its sums down the columns are the gradient of a bias, and its copy in bfloat16 (or None) enters products, if the
+    layer whose output the norm's input was gets it unchanged, as at the end of a residual branch.
+    """
+
+    gradient = sums = narrow = None
+
+    def sums_of(self, dy, C):
+        """(..., C) -> (C): sums over all axes but the last."""
+        return self.sums if dy is self.gradient else column_sums(contiguous(dy).reshape(-1, C))
+
+    def narrow_of(self, dy):
+        """Return ``dy`` in bfloat16 if it exists so, or else itself."""
+        return self.narrow if dy is self.gradient and self.narrow is not None else dy
+
+
+latest = Latest()
+
+
+def layer_norm_dx(dy, x, arrived, weight, mean, inv_std):
+    """Return (3C): the gradients of weight and bias, and the sums of that of x, which is then ``latest.gradient``.
+
+    ``arrived``, like x or None, is added to it.
+    """
+    C = weight.size
+    rows, dx, sums = x.size // C, cupy.empty_like(x), cupy.empty(3 * C, x.dtype)
+    blocks = min(MAX_GROUPED, -(-rows // 8))
+    parts = cupy.empty((blocks, 3 * C), x.dtype)
+    narrow = cupy.empty(x.shape, BF16) if dy.dtype == BF16 else None
+    arrays = dx, narrow, sums, parts, tickets(), dy, x, arrived, weight, mean, inv_std
+    launch("layer_norm_dx", blocks, *arrays, rows, C=C)
+    latest.gradient, latest.sums, latest.narrow = dx, sums[2 * C :], narrow
+    return sums
+
+
+def norm_columns(dy, x, mean, inv_std):
     """(2C): the sums of dy n and of dy down the columns of (rows, C), where n = (x - mean) inv_std."""
-    return _reduce_columns(
-        "norm_columns", cupy.empty(2 * x.shape[1], x.dtype), (dy, x, mean, inv_std), x.shape, by_column
-    )
+    return _reduce_columns("norm_columns", cupy.empty(2 * x.shape[1], x.dtype), (dy, x, mean, inv_std), x.shape)
 
 
-def _reduce_columns(name, sums, arrays, shape, *options):
+def bias_gelu_dx(dx, dy, x, b):
+    """(C): the gradient of b, the sums down the columns of dx (rows, C), which is written."""
+    return _reduce_columns("bias_gelu_dx", cupy.empty_like(b), (dx, dy, x, b), x.shape)
+
+
+def _reduce_columns(name, sums, arrays, shape):
     """Launch one kernel that adds up chunks of rows at the same time, so that the whole GPU has work."""
     count, C = shape
     strips = -(-C // 32)
     chunk = count if count <= 256 or strips > MAX_STRIPS else max(64, -(-count // 128))
     chunks = -(-count // chunk)
     parts = cupy.empty((chunks, sums.size), sums.dtype) if chunks > 1 else None
-    launch(name, (strips, chunks), sums, parts, tickets(), *arrays, count, C, chunk, *options)
+    launch(name, (strips, chunks), sums, parts, tickets(), *arrays, count, C, chunk)
     return sums

@@ -3,37 +3,91 @@
 Each runs if its arrays suit the kernels. Otherwise, and for wrong input, the plain form runs.
 """
 
+import functools
 import itertools
 import math
 
 import cupy
 import numpy as np
 
-from ...autograd import OVERRIDES, PLAIN, Tensor, no_grad
+from ...autograd import OVERRIDES, PLAIN, Onto, Tensor, no_grad, unbroadcast
 from ...backend import FLOATS, default_rng
 from ...ops.conv import pair
-from .gemm import matrix_addresses, product, to_precision
+from .gemm import matrix_addresses, product, stored, to_precision
 from .graph import host_values, remember_host_values
-from .kernels import blocks_for, blocks_for_rows, column_sums, contiguous, launch, norm_columns
+from .kernels import (
+    BF16,
+    bias_gelu_dx,
+    blocks_for,
+    blocks_for_rows,
+    column_sums,
+    contiguous,
+    latest,
+    launch,
+    layer_norm_dx,
+    norm_columns,
+)
+
+MAX_NORM_COLUMNS = 1024  # of a layer norm, in the registers of 32 threads
 
 
-def override(fits):
-    """Decorate the CUDA form of the op of the same name; it is used if ``fits(*arrays, **options)``."""
+def override(fits, narrow=()):
+    """Decorate the CUDA form of the op of the same name; it is used if ``fits(*arrays, **options)``.
+
+    ``narrow`` are the positions of the arguments that it also takes in bfloat16; others become float32 first.
+    """
 
     def register(fn):
-        name = fn.__name__
-
-        def run(*arrays, **options):
-            given = [a for a in arrays if a is not None]
-            usable = all(isinstance(a, cupy.ndarray) and a.size for a in given)
-            dtypes = {a.dtype for a in given if a.dtype.kind == "f"} if usable else set()
-            usable = len(dtypes) == 1 and dtypes < {*FLOATS} and fits(*arrays, **options)
-            return (fn if usable else PLAIN[name])(*arrays, **options)
-
-        OVERRIDES["cuda"][name] = run
+        OVERRIDES["cuda"][fn.__name__] = functools.partial(_run, fn.__name__, fn, fits, narrow)
         return fn
 
     return register
+
+
+def _run(name, fn, fits, narrow, /, *arrays, **options):
+    """Return what ``fn`` or, if it does not fit, the plain form returns, for arrays that may be in bfloat16."""
+    wide = [a if i in narrow else to_real(a) for i, a in enumerate(arrays)]
+    given = [a for a in wide if a is not None]
+    usable = all(isinstance(a, cupy.ndarray) and a.size for a in given)
+    dtypes = {np.dtype("float32") if is_narrow(a) else a.dtype for a in given if a.dtype.kind in "fu"} if usable else ()
+    if len(dtypes) == 1 and dtypes <= {*FLOATS} and fits(*wide, **options):
+        value, backward = fn(*wide, **options)
+    else:
+        value, backward = PLAIN[name](*map(to_real, arrays), **options)
+    if not any(map(is_narrow, arrays)):
+        return value, backward
+
+    def pull(dy):
+        grads = backward(dy)
+        grads = grads if isinstance(grads, tuple) else (grads,)
+        return tuple(_onto(g, a.shape) if is_narrow(a) else g for g, a in zip(grads, arrays, strict=False))
+
+    return value, pull
+
+
+def is_narrow(x):
+    """Return True for an array in bfloat16."""
+    return isinstance(x, cupy.ndarray) and x.dtype == BF16
+
+
+def to_real(x):
+    """Return ``x`` itself, or in float32 if it is in bfloat16."""
+    if not is_narrow(x):
+        return x
+    x = contiguous(x)
+    y = cupy.empty(x.shape, np.float32)
+    launch("to_real", blocks_for(x.size), y, x, x.size)
+    return y
+
+
+def _onto(grad, shape):
+    """Return the gradient of an array in bfloat16, which the engine cannot add to another one."""
+
+    def add(arrived=None):
+        g = unbroadcast(grad() if callable(grad) else grad, shape)
+        return g if arrived is None else to_real(arrived) + to_real(g)
+
+    return None if grad is None else Onto(add)
 
 
 # --- element by element ---
@@ -45,11 +99,16 @@ def _one_row(x, y):
     return tail and y.size < x.size and y.ndim <= x.ndim and tail == x.shape[-len(tail) :]
 
 
-@override(_one_row)
+@override(lambda x, y: _one_row(x, y) or (is_narrow(y) and x.shape == y.shape), narrow=(1,))
 def add(x, y):
-    """x + y with a single row y: dy is a sum down the columns."""
+    """x + y with a single row y, whose gradient is a sum down the columns, or with y in bfloat16."""
+    if is_narrow(y) and x.shape == y.shape:
+        x, y = contiguous(x), contiguous(y)
+        z = cupy.empty_like(x)
+        launch("add_stored", blocks_for(x.size), z, x, y, x.size)
+        return z, lambda dz: (dz, dz)
     size, shape = y.size, y.shape
-    return x + y, lambda dz: (dz, column_sums(contiguous(dz).reshape(-1, size)).reshape(shape))
+    return x + to_real(y), lambda dz: (dz, column_sums(contiguous(dz).reshape(-1, size)).reshape(shape))
 
 
 @override(lambda x: True)
@@ -82,29 +141,55 @@ def gelu(x, *, approximate="tanh"):
 
 # --- matrix products ---
 
-# A bias could be added in the launch of the GELU, or of the residual and drop path, that follows: that would save 19 of
-# the 285 launches of vit-tiny-tl's graph, 49 of the 521 of cifar-r1's. But an op sees its arrays, not the next op.
+
+def _linear_fits(x, W, b=None):
+    return W.ndim == 2 and x.shape[-1:] == W.shape[:1] and (b is None or b.shape == W.shape[1:])
 
 
-@override(lambda x, W, b=None: W.ndim == 2 and x.shape[-1:] == W.shape[:1] and (b is None or b.shape == W.shape[1:]))
+@override(_linear_fits, narrow=(0,))
 def linear(x, W, b=None):
-    """y = x W + b: one product, and b added in place."""
-    shape, (inputs, outputs) = x.shape, W.shape
-    x, W = to_precision(x.reshape(-1, inputs)), to_precision(W)
-    y = product(x, W)
+    """y = x W + b: one product, and b added in place. y is stored as x is."""
+    y, backward = _product(x, W)
+    outputs = W.shape[1]
     if b is not None:
-        launch("bias_drop_path", blocks_for(y.size), y, y, b, None, y.size, outputs, 1)
+        launch("bias_drop_path", blocks_for(y.size), y, y, contiguous(b), None, y.size, outputs, 1)
+
+    def pull(dy):
+        db = None if b is None else latest.sums_of(dy, outputs)
+        return *backward(latest.narrow_of(dy)), db
+
+    return y.reshape(*x.shape[:-1], outputs), pull
+
+
+@override(_linear_fits, narrow=(0,))
+def linear_gelu(x, W, b):
+    """y = GELU(u + b), u = x W; backward computes du and its sums down the columns, db, in one launch."""
+    u, backward = _product(x, W)
+    y, b, sizes = cupy.empty_like(u), contiguous(b), u.shape
+    launch("bias_gelu", blocks_for_rows(len(u)), y, u, b, *sizes)
+
+    def pull(dy):
+        dy = contiguous(to_precision(dy) if is_narrow(u) else dy).reshape(sizes)
+        du = cupy.empty_like(u)
+        db = bias_gelu_dx(du, dy, u, b)
+        return *backward(du), db
+
+    return y.reshape(*x.shape[:-1], sizes[1]), pull
+
+
+def _product(x, W):
+    """Return x W in two dimensions, stored as x is, and a function from its gradient to those of x and W."""
+    shape, dtype = x.shape, x.dtype
+    x, W = to_precision(x.reshape(-1, shape[-1])), to_precision(W)
 
     def backward(dy):
-        dy = dy.reshape(-1, outputs)
-        db = None if b is None else column_sums(contiguous(dy))
-        dy = to_precision(dy)
-        return lambda: product(dy, W.T).reshape(shape), product(x.T, dy), db
+        dy = to_precision(dy.reshape(-1, W.shape[1]))
+        return lambda: product(dy, W.T, cupy.empty(x.shape, dtype)).reshape(shape), product(x.T, dy)
 
-    return y.reshape(*shape[:-1], outputs), backward
+    return product(x, W, cupy.empty((len(x), W.shape[1]), dtype)), backward
 
 
-@override(lambda x, y: x.ndim > 1 and y.ndim > 1 and x.shape[-1] == y.shape[-2])
+@override(lambda x, y: x.ndim > 1 and y.ndim > 1 and x.shape[-1] == y.shape[-2], narrow=(0, 1))
 def matmul(x, y):
     """z = x y"""
     x, y = to_precision(x), to_precision(y)
@@ -116,7 +201,10 @@ def matmul(x, y):
     return product(x, y), backward
 
 
-@override(lambda A, x, mean=False: A.ndim == x.ndim == 3 and len(A) in (1, len(x)) and A.shape[2] == x.shape[1])
+@override(
+    lambda A, x, mean=False: A.ndim == x.ndim == 3 and len(A) in (1, len(x)) and A.shape[2] == x.shape[1],
+    narrow=(0, 1),
+)
 def token_pool(A, x, *, mean=False):
     """Z = κ A x as a batch of products with the factor κ; transposes are flags."""
     k = 1 / x.shape[1] if mean else 1.0
@@ -147,20 +235,35 @@ def softmax(x, *, axis=-1):
     return y, backward
 
 
-@override(lambda x, weight, bias, eps=1e-6: weight.shape == bias.shape == x.shape[-1:])
+def _norm_fits(x, weight, bias, eps=1e-6):
+    return weight.shape == bias.shape == x.shape[-1:] and weight.size <= MAX_NORM_COLUMNS
+
+
+@override(_norm_fits)
 def layer_norm(x, weight, bias, *, eps=1e-6):
-    """A warp for each row. Kept are x, which is held elsewhere anyway, and two numbers for each row."""
+    """A warp for each row. Kept are x, which is held elsewhere anyway, and two numbers for each row.
+
+    With the precision "bf16", y is in bfloat16: it enters products, unlike the sums of residual branches, x.
+    """
     x, weight = contiguous(x), contiguous(weight)
     C = x.shape[-1]
     count = x.size // C
-    y, mean, inv_std = cupy.empty_like(x), cupy.empty(count, x.dtype), cupy.empty(count, x.dtype)
-    launch("layer_norm", blocks_for_rows(count), y, mean, inv_std, x, weight, contiguous(bias), count, C, float(eps))
+    y, mean, inv_std = cupy.empty(x.shape, stored(x.dtype)), cupy.empty(count, x.dtype), cupy.empty(count, x.dtype)
+    arrays = y, mean, inv_std, x, weight, contiguous(bias)
+    launch("layer_norm", blocks_for_rows(count), *arrays, count, float(eps), C=C)
 
     def backward(dy):
-        dx, dy = cupy.empty_like(x), contiguous(dy)
-        launch("layer_norm_dx", blocks_for_rows(count), dx, dy, x, weight, mean, inv_std, count, C)
-        sums = norm_columns(dy.reshape(count, C), x.reshape(count, C), mean, inv_std)
-        return dx, sums[:C], sums[C:]
+        found = []
+
+        def dx(arrived=None):
+            found.append(layer_norm_dx(contiguous(dy), x, arrived, weight, mean, inv_std))
+            return latest.gradient
+
+        def sums(part):
+            found or dx()
+            return found[0][part * C : (part + 1) * C]
+
+        return Onto(dx), functools.partial(sums, 0), functools.partial(sums, 1)
 
     return y, backward
 
@@ -185,7 +288,7 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
 
     def backward(dy):
         dx, dy = cupy.empty_like(x), contiguous(dy)
-        sums = norm_columns(dy.reshape(-1, C), table, mean, inv_std, by_column=True)
+        sums = norm_columns(dy.reshape(-1, C), table, mean, inv_std)
         launch("batch_norm_dx", blocks_for(x.size), dx, dy, x, mean, inv_std, weight, sums, count, C)
         return dx, sums[:C], sums[C:]
 
@@ -258,7 +361,8 @@ class Mask:
     """A mask that is never stored: 0 with probability p, else 1/(1-p), drawn from one key of 64 bits."""
 
     def __init__(self, p, rng, dtype):
-        self.p, self.scale = float(p), float(dtype.type(1) / dtype.type(1 - p))
+        number = np.float32 if dtype == BF16 else dtype.type
+        self.p, self.scale = float(p), float(number(1) / number(1 - p))
         self.key = host_values(lambda: default_rng(rng).integers(2**64, dtype=np.uint64), 1, np.uint64)
 
     def __call__(self, x, out=None):
@@ -273,17 +377,18 @@ class Mask:
         return m
 
 
-@override(lambda x, p, rng=None: 0 < p < 1)
+@override(lambda x, p, rng=None: 0 < p < 1, narrow=(0,))
 def dropout(x, *, p, rng=None):
     """y = m x, and dx = m dy with the mask drawn again."""
     mask = Mask(p, rng, x.dtype)
     return mask(contiguous(x)), lambda dy: mask(contiguous(dy))
 
 
-@override(lambda x, p, rng=None: x.ndim > 0 and 0 < p < 1)
+@override(lambda x, p, rng=None: x.ndim > 0 and 0 < p < 1, narrow=(0,))
 def drop_path(x, *, p, rng=None):
     """y = m x with one entry of m for each sample."""
-    m, group = Mask(p, rng, x.dtype).numbers(len(x), x.dtype), x.size // len(x)
+    dtype = np.dtype("float32") if is_narrow(x) else x.dtype
+    m, group = Mask(p, rng, dtype).numbers(len(x), dtype), x.size // len(x)
 
     def masked(x):
         y = cupy.empty(x.shape, x.dtype)
@@ -410,3 +515,7 @@ def recompute(x, *, fn, rng=None):
         return again.grad
 
     return y, backward
+
+
+for name in PLAIN.keys() - OVERRIDES["cuda"].keys():  # ops without a CUDA form compute in float32
+    OVERRIDES["cuda"][name] = functools.partial(_run, name, PLAIN[name], lambda *_, **__: False, ())

@@ -1,0 +1,68 @@
+// Layer norm: a warp computes a row of C numbers, lane l the columns l, l + 32, ... in its registers.
+
+#define OWN ((C + 31) / 32) // columns of a lane
+#define FOR_OWN(k, c) for (int k = 0, c = LANE; k < OWN; k++, c += 32) if (c < C)
+#define GROUP 16 // blocks whose sums are added up first, before those of all groups
+
+// y = n weight + bias,  n = (x - mean) inv_std,  inv_std = 1 / sqrt(var x + eps)    over each row of x (rows, C)
+KERNEL layer_norm(stored* y, real* mean, real* inv_std, const real* x, const real* weight, const real* bias, int rows,
+                  real eps) {
+    int row = ROW;
+    if (row >= rows) return;
+    x += row * C, y += row * C;
+    real own[OWN], sum = 0, squares = 0;
+    FOR_OWN(k, c) own[k] = x[c], sum += own[k];
+    real mu = warp_sum(sum) / C;
+    FOR_OWN(k, c) own[k] -= mu, squares += own[k] * own[k];
+    real inv = 1 / sqrt(warp_sum(squares) / C + eps);
+    FOR_OWN(k, c) y[c] = own[k] * inv * weight[c] + bias[c];
+    if (LANE == 0) mean[row] = mu, inv_std[row] = inv;
+}
+
+// total[c] = sum of parts[k step, c] over k < count, for c < width, by one block; total may be the first of the parts
+__device__ void add_up(real* total, const real* parts, int count, int step, int width) {
+    for (int c = threadIdx.x; c < width; c += blockDim.x) {
+        real sum = 0;
+        for (int k = 0; k < count; k++) sum += __ldcg(parts + k * step * width + c);
+        total[c] = sum;
+    }
+}
+
+// dx = inv_std (g - mean g - n mean(g n)) + arrived,  g = dy weight    where arrived is a gradient of x from elsewhere
+// sums = (sum of dy n, sum of dy, sum of dx) over the rows: dweight, dbias, and for the layer that made x its dbias
+// arrived and narrow, a copy of dx as it is stored, may be null; sums (3C), parts (blocks, 3C) is scratch
+KERNEL layer_norm_dx(real* dx, stored* narrow, real* sums, real* parts, unsigned* tickets, const stored* dy,
+                     const real* x, const real* arrived, const real* weight, const real* mean, const real* inv_std,
+                     int rows) {
+    real dweight[OWN], dbias[OWN], total[OWN];
+    FOR_OWN(k, c) dweight[k] = dbias[k] = total[k] = 0;
+    for (int row = ROW; row < rows; row += 8 * gridDim.x) {
+        real mu = mean[row], inv = inv_std[row], sum = 0, dot = 0, n[OWN], g[OWN];
+        FOR_OWN(k, c) {
+            real d = dy[row * C + c];
+            n[k] = (x[row * C + c] - mu) * inv, g[k] = d * weight[c];
+            dweight[k] += d * n[k], dbias[k] += d;
+            sum += g[k], dot += g[k] * n[k];
+        }
+        sum = warp_sum(sum) / C, dot = warp_sum(dot) / C;
+        FOR_OWN(k, c) {
+            real d = inv * (g[k] - sum - n[k] * dot);
+            if (arrived) d += arrived[row * C + c];
+            dx[row * C + c] = d, total[k] += d;
+            if (narrow) narrow[row * C + c] = d;
+        }
+    }
+    real* own = parts + blockIdx.x * 3 * C;
+    for (int k = 0; k < OWN; k++) {
+        int c = LANE + 32 * k;
+        bool inside = c < C;
+        real a = sum_of_column(inside ? dweight[k] : 0), b = sum_of_column(inside ? dbias[k] : 0);
+        real d = sum_of_column(inside ? total[k] : 0);
+        if (WARP == 0 && inside) own[c] = a, own[C + c] = b, own[2 * C + c] = d;
+    }
+    int first = blockIdx.x / GROUP * GROUP, groups = (gridDim.x + GROUP - 1) / GROUP;
+    int members = min(GROUP, (int)gridDim.x - first);
+    if (!last_of(tickets + 1 + first / GROUP, members)) return;
+    add_up(parts + first * 3 * C, parts + first * 3 * C, members, 1, 3 * C);
+    if (last_of(tickets, groups)) add_up(sums, parts, groups, GROUP, 3 * C);
+}
