@@ -221,7 +221,9 @@ class Muon(AdamW):
         u = g + self.momentum * (m - g)
         w *= 1 - lr * self.weight_decay
         for shape, parts in self.by_shape.items():
-            matrices = self.flat.xp.stack([u[part].reshape(shape) for part in parts])
+            matrices = self.flat.xp.empty((len(parts), *shape), u.dtype)
+            for matrix, part in zip(matrices, parts, strict=True):  # CuPy's `stack` could not be captured
+                matrix[...] = u[part].reshape(shape)
             for part, move in zip(parts, orthogonal(matrices, product), strict=True):
                 W = w[part]  # a view
                 W -= 0.2 * max(shape) ** 0.5 * lr * move.ravel()

@@ -8,21 +8,29 @@
   ``np.asarray(x)``, ``cupy.asarray(host)`` of more than a table of addresses. On a GPU each of them waits, and none
   can be captured into a graph.
 - It counts launches: each call that computes or copies is one. Views and allocations are free, as they are in CuPy.
+- Its memory pools give freed memory to the next array that fits, also within a capture, as those of CuPy do.
 - ``RawModule`` checks the arguments of a kernel against its signature in the source, then runs that source, compiled
   for the CPU (``emulate.h``), or the kernel's NumPy reference where there is no C++ compiler.
-- ``Cublas`` reads its matrices from the addresses, leading dimensions and flags that it is given.
-- A captured stream notes what would be launched, and its graph does it. CuPy's own matrix products are refused there.
+- ``Cublas`` reads its matrices from the addresses, leading dimensions and flags that it is given, and checks their
+  alignment.
+- A captured stream notes what would be launched, by addresses, and its graph does it. What CuPy or CUDA cannot capture
+  is refused there: CuPy's own matrix products, copies from and to the host, waiting, a list of many arrays.
+- Within ``counting()`` launches are counted and not done, so arrays may be larger than the memory.
 """
 
+import bisect
+import collections
 import contextlib
 import ctypes
 import functools
+import math
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import types
+import weakref
 from pathlib import Path
 
 import cuda_reference
@@ -58,7 +66,7 @@ def expect(name):
 
 
 class State:
-    launches, strict, recorded, limit = 0, False, None, 0
+    launches, strict, counting, recorded = 0, False, False, None
 
 
 @contextlib.contextmanager
@@ -71,25 +79,203 @@ def strict():
         State.strict = False
 
 
+@contextlib.contextmanager
+def counting():
+    """Launches within are counted, and noted if a stream is captured, but not done; arrays are not filled."""
+    State.launches, State.counting = 0, True
+    try:
+        yield State
+    finally:
+        State.counting = False
+
+
 def crossing(what):
     """Called for everything at which the host and the GPU would wait for one another."""
     if State.strict or State.recorded is not None:
         raise AssertionError(f"{what} within a step: the host would wait for the GPU")
 
 
-def launch(work):
-    """Do it, or note it where a stream is captured."""
+def not_captured(what):
+    """Called for what CuPy or CUDA refuse while a stream is captured."""
+    if State.recorded is not None:
+        raise AssertionError(f"{what} cannot be captured")
+
+
+Launch = collections.namedtuple("Launch", "name work bytes macs kind")
+Launch.__doc__ = """A node of a graph: ``work`` does it. ``kind`` is that of a product's factors, such as "tf32"."""
+
+
+def launch(name, work, arrays, macs=0, kind=None):
+    """Do ``work``, or note it where a stream is captured. ``arrays`` are those that it reads and writes."""
     State.launches += 1
-    if State.recorded is None:
+    if State.recorded is not None:
+        State.recorded.append(Launch(name, work, sum(map(traffic, arrays)), macs, kind))
+    elif not State.counting:
         with np.errstate(all="ignore"):  # a GPU does not warn
             work()
-    else:
-        State.recorded.append(work)
+
+
+def traffic(x):
+    """The bytes of a host array, without those that are the same for all of a broadcast axis; or a number of bytes."""
+    if isinstance(x, int):
+        return x
+    return x.itemsize * math.prod(n for n, stride in zip(x.shape, x.strides, strict=True) if stride)
+
+
+# --- memory ---
+
+GRANULARITY_BYTES = 512
+MEMORIES = weakref.WeakSet()  # all there are
+
+
+class Memory:
+    """Memory outside of all pools: full of garbage, and aligned as on a GPU."""
+
+    def __init__(self, size):
+        if not MemoryPool.growing:
+            not_captured("an allocation outside of the pools")
+        host = np.empty(size + GRANULARITY_BYTES, np.uint8)  # the system maps pages when they are written to
+        start = -host.ctypes.data % GRANULARITY_BYTES
+        self.host, self.size, self.leased = host[start : start + size], size, 0
+        self.ptr = self.host.ctypes.data
+        MEMORIES.add(self)
+        if size <= 1 << 20 and not State.counting:
+            self.host[...] = 99
+
+
+class MemoryPointer:
+    def __init__(self, mem, offset):
+        self.mem, self.ptr = mem, mem.ptr + offset
+
+
+class Lease:
+    """A part of a pool's memory as long as arrays lie in it: their base. Then the pool may give it away again."""
+
+    __slots__ = ("__array_interface__", "part", "pool")
+
+    def __init__(self, pool, part, interface):
+        self.pool, self.part, self.__array_interface__ = pool, part, interface
+
+    def __del__(self):
+        self.pool.returned.append(self.part)
+
+
+class MemoryPool:
+    """CuPy's: for each stream, an array gets the smallest free part that fits, the one last freed, and leaves the rest.
+
+    Parts are (stream, memory, offset, size). ``free`` is {stream: (sizes in order, {size: parts})}.
+    """
+
+    growing = False  # a pool is asking for memory
+
+    def __init__(self, allocator=None):
+        self.allocator = allocator or (lambda size: MemoryPointer(Memory(size), 0))
+        self.memories, self.limit = [], 0
+        self.free, self.returned = {}, collections.deque()
+
+    def malloc(self, size):
+        raise NotImplementedError("the stand-in takes memory from a pool by `using_allocator` only")
+
+    def lease(self, shape, dtype, strides=None):
+        """A new host array; its memory is as it was left."""
+        dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else tuple(map(int, shape))
+        part = self._take(-(-math.prod(shape) * dtype.itemsize // GRANULARITY_BYTES) * GRANULARITY_BYTES)
+        place = {"data": (part[1].ptr + part[2], False), "strides": strides, "version": 3}
+        return np.asarray(Lease(self, part, {"shape": shape, "typestr": dtype.str} | place))
+
+    def _take(self, size):
+        self._collect()
+        size, stream = max(size, GRANULARITY_BYTES), cuda.current.ptr
+        sizes, parts = self.free.setdefault(stream, ([], collections.defaultdict(list)))
+        for i in range(bisect.bisect_left(sizes, size), len(sizes)):
+            if parts[sizes[i]]:
+                _, memory, offset, found = parts[sizes[i]].pop()
+                if found > size:
+                    self._put((stream, memory, offset + size, found - size))
+                break
+        else:
+            memory, offset = self._grow(size), 0
+        memory.leased += size
+        return stream, memory, offset, size
+
+    def _put(self, part):
+        sizes, parts = self.free[part[0]]
+        if part[3] not in parts:
+            bisect.insort(sizes, part[3])
+        parts[part[3]].append(part)
+
+    def _collect(self):
+        """Take back what was returned: not at once, as arrays may die at any time."""
+        while self.returned:
+            part = self.returned.popleft()
+            part[1].leased -= part[3]
+            self._put(part)
+
+    def _grow(self, size):
+        if 0 < self.limit < self.total_bytes() + size:
+            self.free_all_blocks()
+            if self.limit < self.total_bytes() + size:
+                raise MemoryError(f"Out of memory allocating {size} bytes")
+        MemoryPool.growing = True
+        try:
+            self.memories.append(self.allocator(size).mem)
+        finally:
+            MemoryPool.growing = False
+        return self.memories[-1]
+
+    def free_all_blocks(self):
+        """Give all memory back in which no array lies."""
+        self._collect()
+        self.memories = [memory for memory in self.memories if memory.leased]
+        for _, parts in self.free.values():
+            for size in parts:
+                parts[size] = [part for part in parts[size] if part[1].leased]
+
+    def set_limit(self, size):
+        self.limit = size
+
+    def total_bytes(self):
+        return sum(memory.size for memory in self.memories)
+
+    def used_bytes(self):
+        self._collect()
+        return sum(memory.leased for memory in self.memories)
+
+
+@contextlib.contextmanager
+def using_allocator(allocator):
+    before, MemoryPool.current = MemoryPool.current, allocator.__self__
+    try:
+        yield
+    finally:
+        MemoryPool.current = before
+
+
+MemoryPool.current = MemoryPool()
+
+
+class Address:
+    """The memory of an array as a graph knows it: it may be given away meanwhile."""
+
+    def __init__(self, x):
+        self.__array_interface__ = x.__array_interface__
+
+
+def by_address(x):
+    """Host arrays, also in lists, as what is launched takes them."""
+    if isinstance(x, list | tuple):
+        return type(x)(map(by_address, x))
+    return np.asarray(Address(x)) if isinstance(x, np.ndarray) and State.recorded is not None else x
 
 
 # --- arrays ---
 
-BLAS = (np.matmul, np.dot, np.tensordot, np.ndarray.dot, np.ndarray.__matmul__, np.ndarray.__rmatmul__)
+BLAS = np.matmul, np.dot, np.tensordot, np.inner, np.vdot, np.einsum
+BLAS += np.ndarray.dot, np.ndarray.__matmul__, np.ndarray.__rmatmul__
+OF_UNKNOWN_SIZE = np.nonzero, np.flatnonzero, np.argwhere, np.unique, np.extract, np.compress
+OF_UNKNOWN_SIZE += np.ndarray.nonzero, np.ndarray.compress
+JOINING = np.concatenate, np.stack, np.hstack, np.vstack, np.column_stack
+POINTERS = 8  # more arrays than these are joined by a list of pointers that is copied from the host
 
 
 def wrap(x):
@@ -104,26 +290,73 @@ def unwrap(x):
     return type(x)(map(unwrap, x)) if isinstance(x, list | tuple) else x
 
 
+def arrays_in(*values):
+    """All host arrays among the values, also in lists."""
+    for x in values:
+        if isinstance(x, list | tuple):
+            yield from arrays_in(*x)
+        elif isinstance(x, np.ndarray):
+            yield x
+
+
+def is_one_of(fn, functions):
+    return any(fn is one for one in functions)
+
+
 def call(fn, *args, **options):
     """``fn`` of host arrays, on device arrays; what it writes to is ``out``."""
     for name in ("where", "initial"):
         if name in options:
             raise TypeError(f"Wrong arguments: {name}")
-    if State.recorded is not None and any(fn is one for one in BLAS):
+    if State.recorded is not None and is_one_of(fn, BLAS):
         raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
-    out = options.get("out")
+    if is_one_of(fn, OF_UNKNOWN_SIZE) or (fn is np.where and len(args) == 1):
+        crossing(fn.__name__)
+    if fn is np.ndarray.__getitem__:
+        check_index(args[1])
+    if is_one_of(fn, JOINING) and len(args[0]) > POINTERS:
+        not_captured(f"{fn.__name__} of {len(args[0])} arrays, whose pointers come from the host,")
+    out, title = options.get("out"), fn.__name__.strip("_")
     args, options = unwrap(args), {name: unwrap(x) for name, x in options.items()}
+    inputs = list(arrays_in(args))
+    fixed, fixed_options = by_address(args), {name: by_address(x) for name, x in options.items()}
     if out is not None:
-        launch(lambda: fn(*args, **options))
+        launch(title, lambda: fn(*fixed, **fixed_options), [*inputs, out.host])
         return out
     with np.errstate(all="ignore"):
-        result = fn(*args, **options)
+        result = outline(fn, args, options) if State.recorded is not None or State.counting else fn(*args, **options)
     if isinstance(result, list | tuple):
         return type(result)(map(wrap, result))
     result = np.asarray(result)
-    if not any(isinstance(a, np.ndarray) and np.may_share_memory(a, result) for a in args):
-        launch(lambda: np.copyto(result, fn(*args, **options)))
-    return wrap(result)
+    if any(np.may_share_memory(a, result) for a in inputs):
+        return ndarray(result)
+    y = MemoryPool.current.lease(result.shape, result.dtype, result.strides)
+    if State.recorded is None:
+        launch(title, lambda: np.copyto(y, result), [*inputs, y])
+    else:
+        place = by_address(y)
+        launch(title, lambda: np.copyto(place, fn(*fixed, **fixed_options)), [*inputs, y])
+    if is_one_of(fn, JOINING) and len(args[0]) <= POINTERS:
+        for _ in args[0][1:]:  # each is copied by a launch of its own
+            launch(title, lambda: None, [])
+    return ndarray(y)
+
+
+def outline(fn, args, options):
+    """An array like the result, whose numbers do not matter."""
+    if not (isinstance(fn, np.ufunc) or fn in ELEMENTWISE):
+        return fn(*args, **options)
+    one = [np.ones((1,) * a.ndim, a.dtype) if isinstance(a, np.ndarray) else a for a in args]
+    return np.empty(np.broadcast_shapes(*map(np.shape, args)), np.asarray(fn(*one, **options)).dtype)
+
+
+def check_index(index):
+    """Refuse indices whose number of entries only the GPU knows, and lists, which the host would copy."""
+    for i in index if isinstance(index, tuple) else (index,):
+        if isinstance(i, list | np.ndarray):
+            not_captured("a list of indices from the host")
+        if isinstance(i, ndarray) and i.dtype == bool:
+            crossing("boolean indexing")
 
 
 class ndarray:
@@ -152,8 +385,12 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __setitem__(self, index, value):
+        if isinstance(value, ndarray) and value.ndim:
+            check_index(index)  # a number is written where a mask says so, without knowing how often
         index, value = unwrap(index), unwrap(value)
-        launch(lambda: self.host.__setitem__(index, value))
+        host, fixed, given = by_address(self.host), by_address(index), by_address(value)
+        arrays = [self.host[index], *arrays_in(index, value)]
+        launch("setitem", lambda: host.__setitem__(fixed, given), arrays)
 
     def get(self):
         crossing("get")
@@ -163,7 +400,8 @@ class ndarray:
     device = property(lambda self: "<CUDA Device 0>")
 
     def set(self, source, stream=None):
-        assert State.recorded is None and source.shape == self.shape and source.dtype == self.dtype
+        not_captured("a copy from the host")
+        assert source.shape == self.shape and source.dtype == self.dtype
         self.host[...] = source
 
     def astype(self, dtype, copy=True):
@@ -185,13 +423,14 @@ def _computing(name, in_place=False):
         if not in_place:
             return call(fn, self, *args)
         hosts = unwrap(args)
-        launch(lambda: fn(self.host, *hosts))
+        host, fixed = by_address(self.host), by_address(hosts)
+        launch(name.strip("_"), lambda: fn(host, *fixed), [self.host, self.host, *arrays_in(hosts)])
         return self
 
     return method
 
 
-ARITHMETIC = "add sub mul truediv floordiv mod pow matmul and or xor".split()  # noqa: SIM905
+ARITHMETIC = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()  # noqa: SIM905
 for _name in ("float", "int", "bool", "complex"):
     setattr(ndarray, f"__{_name}__", _reading(f"__{_name}__"))
 for _name in ("item", "tolist"):
@@ -202,6 +441,8 @@ for _name in ("neg", "abs", "invert", "getitem"):
     setattr(ndarray, f"__{_name}__", _computing(f"__{_name}__"))
 for _name in ("add", "sub", "mul", "truediv", "pow"):
     setattr(ndarray, f"__i{_name}__", _computing(f"__i{_name}__", in_place=True))
+ELEMENTWISE = {getattr(np.ndarray, f"__{name}__") for name in (*ARITHMETIC, *(f"r{name}" for name in ARITHMETIC))}
+ELEMENTWISE -= {*BLAS}
 
 
 # --- kernels ---
@@ -287,12 +528,15 @@ class RawModule:
             assert a.dtype == wanted, f"{name}: {parameter} is {a.dtype}, not {wanted}"
             assert kind.endswith("*") or not np.ndim(a), f"{name}: {parameter} is an array"
         RawModule.launched.add(name)
-        hosts = [a.copy() if isinstance(a, np.ndarray) else unwrap(a) for a in args]  # a structure goes by its value
-        library = compiled(self.code, self.types, tuple(self.constants)) if self.emulate else None
+        # a structure goes by its value
+        hosts = [a.copy() if isinstance(a, np.ndarray) else by_address(unwrap(a)) for a in args]
+        arrays = [a.host for a in args if isinstance(a, ndarray)]
+        emulated = self.emulate and not State.counting
+        library = compiled(self.code, self.types, tuple(self.constants)) if emulated else None
         if library is None:
             pointers = [kind.endswith("*") for kind, _ in parameters]
             hosts = [None if p and not isinstance(a, np.ndarray) else a for p, a in zip(pointers, hosts, strict=True)]
-            return launch(lambda: getattr(cuda_reference, name)(*hosts, **self.constants))
+            return launch(name, lambda: getattr(cuda_reference, name)(*hosts, **self.constants), arrays)
         pointer = [isinstance(a, np.ndarray) and not a.dtype.names for a in hosts]
         values = [np.array(a.ctypes.data if p else a) for p, a in zip(pointer, hosts, strict=True)]
         places = (ctypes.c_void_p * len(args))(*(v.ctypes.data for v in values))
@@ -303,49 +547,91 @@ class RawModule:
                 ctypes.c_int.in_dll(library, constant).value = value
             getattr(library, f"run_{name}")(x, y, block[0], places)
 
-        launch(lambda: (hosts, values, run()))
+        launch(name, lambda: (values, run()), arrays)  # the values must stay
 
 
 class Cublas:
-    """The part of libcublas that is used, on host addresses: everything lies in columns, as cuBLAS counts."""
+    """The part of libcublas that is used, on host addresses: everything lies in columns, as cuBLAS counts.
+
+    ``handles`` are the streams and workspaces of the handles there are.
+    """
+
+    def __init__(self):
+        self.handles, self.created = {}, 0
 
     def cublasCreate_v2(self, handle):
+        not_captured("the creation of a cuBLAS handle")
+        self.created += 1
+        handle._obj.value, self.handles[self.created] = self.created, [None, None]
         return 0
 
-    cublasSetStream_v2 = cublasSetWorkspace_v2 = lambda self, handle, *what: 0
+    def cublasDestroy_v2(self, handle):
+        del self.handles[handle.value]
+        return 0
+
+    def cublasSetStream_v2(self, handle, stream):
+        self.handles[handle.value] = [stream.value or 0, None]  # the workspace is lost
+        return 0
+
+    def cublasSetWorkspace_v2(self, handle, workspace, size):
+        self.handles[handle.value][1] = workspace.value
+        return 0
 
     def cublasGemmEx(
         self, handle, ta, tb, m, n, k, alpha, A, At, lda, B, Bt, ldb, beta, C, Ct, ldc, compute, algorithm
     ):
         matrices = ((A, At, lda, 0), (B, Bt, ldb, 0), (C, Ct, ldc, 0))
-        return self._run(ta, tb, m, n, k, alpha, beta, *matrices, 1, compute)
+        return self._run("gemm", handle, ta, tb, m, n, k, alpha, beta, *matrices, 1, compute)
 
     def cublasGemmStridedBatchedEx(
         self, handle, ta, tb, m, n, k, alpha, A, At, lda, sA, B, Bt, ldb, sB, beta, C, Ct, ldc, sC, count, compute, _
     ):
         matrices = ((A, At, lda, sA.value), (B, Bt, ldb, sB.value), (C, Ct, ldc, sC.value))
-        return self._run(ta, tb, m, n, k, alpha, beta, *matrices, count, compute)
+        return self._run("gemm strided", handle, ta, tb, m, n, k, alpha, beta, *matrices, count, compute)
 
     def cublasGemmBatchedEx(
         self, handle, ta, tb, m, n, k, alpha, A, At, lda, B, Bt, ldb, beta, C, Ct, ldc, count, compute, _
     ):
         matrices = ((A, At, lda, None), (B, Bt, ldb, None), (C, Ct, ldc, None))
-        return self._run(ta, tb, m, n, k, alpha, beta, *matrices, count, compute)
+        return self._run("gemm batched", handle, ta, tb, m, n, k, alpha, beta, *matrices, count, compute)
 
-    def _run(self, ta, tb, m, n, k, alpha, beta, A, B, C, count, compute):
+    def _run(self, name, handle, ta, tb, m, n, k, alpha, beta, A, B, C, count, compute):
         assert compute == (70 if C[1] == 1 else compute) and compute in (68, 70, 77) and beta._obj.value == 0
+        assert self.handles[handle.value][0] == cuda.current.ptr and self.handles[handle.value][1]
         number, alpha = (ctypes.c_double if C[1] == 1 else ctypes.c_float), alpha._obj
         assert isinstance(alpha, number)
         alpha = alpha.value
 
         def work():
+            for matrices in (A, B, C) if name == "gemm batched" else ():
+                self._check_addresses(matrices[0].value, count)
+                self._check_alignment(*matrices, count, compute)
             for i in range(count):
                 a = self._matrix(*A, i, *((k, m) if ta else (m, k)))
                 b = self._matrix(*B, i, *((n, k) if tb else (k, n)))
                 self._write(*C, i, alpha * ((a.T if ta else a) @ (b.T if tb else b)))
 
-        launch(work)
+        sizes = [(A, m * k), (B, k * n), (C, m * n)]
+        moved = [size * ITEMSIZES[x[1]] * (1 if x[3] == 0 else count) for x, size in sizes]
+        kind = {70: "fp64", 77: "tf32", 68: "bf16" if A[1] == 14 else "fp32"}[compute]
+        launch(name, work, moved, count * m * n * k, kind)
         return 0
+
+    def _check_addresses(self, table, count):
+        """Addresses that are none would end the process."""
+        addresses = np.ctypeslib.as_array(ctypes.cast(table, ctypes.POINTER(ctypes.c_uint64)), (count,))
+        memories = sorted((memory.ptr, memory.size) for memory in MEMORIES)
+        starts, sizes = np.array(memories, np.uint64).T
+        i = np.searchsorted(starts, addresses, "right") - 1
+        assert (i >= 0).all() and (addresses < (starts + sizes)[i]).all(), "an illegal memory access was encountered"
+
+    def _check_alignment(self, table, kind, step, _, count, compute):
+        """As cuBLAS demands of a table of pointers, behind which it cannot look, where it uses tensor cores."""
+        assert table.value % 16 == 0, "CUBLAS_STATUS_NOT_SUPPORTED: the table of pointers is not aligned to 16 bytes"
+        addresses = np.ctypeslib.as_array(ctypes.cast(table.value, ctypes.POINTER(ctypes.c_uint64)), (count,))
+        fine = compute not in (68, 77) or (compute == 68 and kind != 14)
+        assert fine or not (addresses % 16).any(), "misaligned address: matrices are not aligned to 16 bytes"
+        assert fine or step * ITEMSIZES[kind] % 16 == 0, "misaligned address: rows are not aligned to 16 bytes"
 
     def _write(self, start, kind, step, offset, i, x):
         """Write the i-th matrix."""
@@ -372,14 +658,17 @@ class Cublas:
         return np.ndarray((rows, columns), dtype, memory, strides=(dtype.itemsize, step * dtype.itemsize))
 
 
-# --- streams, graphs, memory ---
+ITEMSIZES = {0: 4, 1: 8, 14: 2}  # of cudaDataType
+
+
+# --- streams and graphs ---
 
 
 class Stream:
-    ptr = 1
+    """Its ``ptr`` may be that of a stream that died before."""
 
     def __init__(self, non_blocking=False):
-        self.before = []
+        self.before, self.ptr = [], id(self)
 
     def __enter__(self):
         self.before.append(cuda.current)
@@ -389,29 +678,37 @@ class Stream:
         cuda.current = self.before.pop()
 
     def record(self, event=None):
-        assert State.recorded is None
+        not_captured("an event")
         return event or Event()
 
     def wait_event(self, event):
         assert isinstance(event, Event)
 
+    def synchronize(self):
+        crossing("synchronize")
+
     def begin_capture(self):
-        State.recorded, State.memory = [], []
+        assert cuda.current is self and State.recorded is None
+        State.recorded = []
 
     def end_capture(self):
-        graph, State.recorded = Graph(State.recorded, State.memory), None
+        graph, State.recorded = Graph(State.recorded, MemoryPool.current), None
         return graph
 
 
 class Graph:
-    def __init__(self, work, memory):
-        self.work, self.memory = work, memory
+    """It keeps neither arrays nor memory alive."""
+
+    def __init__(self, work, pool):
+        self.work, self.memories = work, [weakref.ref(memory) for memory in pool.memories]
 
     def launch(self, stream=None):
+        assert all(memory() for memory in self.memories), "a graph writes to memory that was given back"
         State.launches += 1
-        with np.errstate(all="ignore"):
-            for do in self.work:
-                do()
+        if not State.counting:
+            with np.errstate(all="ignore"):
+                for node in self.work:
+                    node.work()
 
 
 class Event:
@@ -424,45 +721,12 @@ class Event:
         self.at = State.launches
 
     def synchronize(self):
-        pass
+        not_captured("waiting for an event")
 
 
 class Device:
     def synchronize(self):
         crossing("synchronize")
-
-
-class MemoryPool:
-    """It holds nothing; with a limit it is full."""
-
-    limit = 0
-
-    def malloc(self, size):
-        pass
-
-    def set_limit(self, size):
-        self.limit = size
-
-    def total_bytes(self):
-        return 0
-
-    used_bytes = total_bytes
-    free_all_blocks = total_bytes
-
-
-@contextlib.contextmanager
-def using_allocator(allocator):
-    before, State.limit = State.limit, allocator.__self__.limit
-    try:
-        yield
-    finally:
-        State.limit = before
-
-
-class Memory:
-    def __init__(self, size):
-        self.host = np.full(min(size, 1 << 20), 99, np.uint8)  # nobody writes to the workspace of cuBLAS
-        self.ptr = self.host.ctypes.data
 
 
 class Module(types.ModuleType):
@@ -486,8 +750,8 @@ def asarray(x, dtype=None):
     if not isinstance(x, ndarray):
         if np.size(x) > 1000:
             crossing("asarray of a host array")
-        assert State.recorded is None, "a host array cannot be uploaded while a step is captured"
-        return ndarray(np.array(x, dtype))
+        not_captured("the upload of a host array")
+        return on_device(np.asarray(x, dtype))
     return x if dtype is None or x.dtype == dtype else x.astype(dtype)
 
 
@@ -495,13 +759,17 @@ def ascontiguousarray(x):
     return x if x.host.flags.c_contiguous else call(np.copy, x, order="C")
 
 
+def on_device(x):
+    """A device array with the numbers of a host array."""
+    y = MemoryPool.current.lease(x.shape, x.dtype)
+    y[...] = x
+    return ndarray(y)
+
+
 def empty(shape, dtype=float):
-    host = np.empty(shape, dtype)
-    if host.nbytes > State.limit > 0:
-        raise MemoryError(f"Out of memory allocating {host.nbytes} bytes")
-    host[...] = 1e30 if host.dtype.kind == "f" else 99  # whoever reads it before writing shall notice
-    if State.recorded is not None:
-        State.memory.append(host)  # a graph's memory stays as long as the graph
+    host = MemoryPool.current.lease(shape, dtype)
+    if not State.counting:
+        host[...] = 1e30 if host.dtype.kind == "f" else 99  # whoever reads it before writing shall notice
     return ndarray(host)
 
 
@@ -512,6 +780,7 @@ cuda = Module(
     Graph=Graph,
     MemoryPool=MemoryPool,
     Memory=Memory,
+    MemoryPointer=MemoryPointer,
     Device=Device,
     get_elapsed_time=lambda start, end: float(end.at - start.at),
     runtime=types.SimpleNamespace(
@@ -527,6 +796,7 @@ cuda = Module(
     using_allocator=using_allocator,
 )
 cuda.current = Stream()
+cuda.current.ptr = 0  # the default stream
 strides = Module("cupy.lib.stride_tricks", np.lib.stride_tricks)
 lib = types.SimpleNamespace(stride_tricks=strides)
 cupy = Module(

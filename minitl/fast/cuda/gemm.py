@@ -15,12 +15,13 @@ import ctypes
 import functools
 import itertools
 import math
+import weakref
 
 import cupy
 import numpy as np
 
 from ...errors import InputError
-from .graph import run_once
+from .graph import per_stream
 from .kernels import BF16, blocks_for, contiguous, launch
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -52,17 +53,22 @@ def library():
         return None
 
 
-@functools.cache
-def _handle(stream):
-    """Return a cuBLAS handle for the stream at this address, and its workspace.
+@per_stream
+def _handle():
+    """Return a Handle, or None without cuBLAS."""
+    return Handle() if library() else None
 
-    Each stream has its own: a handle that changes its stream loses its workspace and could no longer be captured.
-    """
-    handle, workspace = ctypes.c_void_p(), cupy.cuda.Memory(WORKSPACE_BYTES)
-    _check("cublasCreate_v2", ctypes.byref(handle))
-    _check("cublasSetStream_v2", handle, ctypes.c_void_p(stream))
-    _check("cublasSetWorkspace_v2", handle, ctypes.c_void_p(workspace.ptr), ctypes.c_size_t(WORKSPACE_BYTES))
-    return handle, workspace
+
+class Handle:
+    """A cuBLAS handle for the current stream: with another, it would lose its workspace and could not be captured."""
+
+    def __init__(self):
+        self.pointer, self.workspace = ctypes.c_void_p(), cupy.cuda.Memory(WORKSPACE_BYTES)
+        _check("cublasCreate_v2", ctypes.byref(self.pointer))
+        weakref.finalize(self, library().cublasDestroy_v2, self.pointer).atexit = False  # CUDA may be gone by then
+        _check("cublasSetStream_v2", self.pointer, ctypes.c_void_p(cupy.cuda.get_current_stream().ptr))
+        space = ctypes.c_void_p(self.workspace.ptr), ctypes.c_size_t(WORKSPACE_BYTES)
+        _check("cublasSetWorkspace_v2", self.pointer, *space)
 
 
 def _check(name, *args):
@@ -104,14 +110,13 @@ def product(a, b, out=None, alpha=1.0, tables=None):
         return out
 
     (a, a_flag, a_step), (b, b_flag, b_step) = _matrix(a), _matrix(b)
-    _, out_flag, out_step = _matrix(out)
-    if out_flag == TRANSPOSED:
+    place, out_flag, out_step = _matrix(out)
+    if place is not out or out_flag == TRANSPOSED:
         raise ValueError(f"the rows of out are not contiguous: shape {out.shape}, strides {out.strides}")
     number = ctypes.c_double if out.dtype == np.float64 else ctypes.c_float
     one, zero = number(alpha), number(0)
     compute = COMPUTE_TF32 if _precision == "tf32" else COMPUTE_32F
     compute = COMPUTE_64F if out.dtype == np.float64 else compute
-    handle = _handle(cupy.cuda.get_current_stream().ptr)[0]
 
     # Cᵀ = Bᵀ Aᵀ: b comes first
     operands = [(b, b_step), (a, a_step), (out, out_step)]
@@ -123,6 +128,12 @@ def product(a, b, out=None, alpha=1.0, tables=None):
         places = [[ctypes.c_void_p(x.data.ptr)] for x, _ in operands]
     else:
         name, last = "cublasGemmBatchedEx", [count]
+        if not all(_aligned(x, step, batch) for x, step in operands):
+            # A tensor core reads 16 bytes at a time, and cuBLAS cannot see the addresses in a table, as it does without
+            # one to choose another kernel. So these are float32 products; those of bfloat16 lose nothing by it.
+            if a.dtype == np.uint16:
+                return product(_in_float32(a), _in_float32(b), out, alpha, tables)
+            compute = COMPUTE_32F if compute == COMPUTE_TF32 else compute
         found = matrix_addresses({} if tables is None else tables, batch, *(x for x, _ in operands))
         places = [[ctypes.c_void_p(table.data.ptr)] for table in found]
     for place, (x, step), offset in zip(places, operands, offsets, strict=True):
@@ -132,7 +143,7 @@ def product(a, b, out=None, alpha=1.0, tables=None):
     first, second, third = places
     sizes = [b_flag, a_flag, N, M, K]
     factors = [ctypes.byref(one), *first, *second, ctypes.byref(zero), *third]
-    _check(name, handle, *sizes, *factors, *last, compute, ANY_ALGORITHM)
+    _check(name, _handle().pointer, *sizes, *factors, *last, compute, ANY_ALGORITHM)
     return out
 
 
@@ -144,6 +155,16 @@ def _matrix(x):
     if (down == 1 or rows == 1) and (along >= rows or columns == 1):
         return x, TRANSPOSED, along if columns > 1 else rows
     return contiguous(x), PLAIN, columns
+
+
+def _aligned(x, step, batch):
+    """Return True if all matrices, and all their rows, start at multiples of 16 bytes."""
+    return not any(n % 16 for n in (x.data.ptr, step * x.itemsize, *(stride for _, stride in _axes(x, batch))))
+
+
+def _in_float32(x):
+    """Return bfloat16 numbers in four bytes."""
+    return (x.astype(np.uint32) << 16).view(np.float32)
 
 
 def _axes(x, batch):
@@ -175,9 +196,10 @@ def matrix_addresses(tables, batch, *arrays):
     if len(axes) != 2:
         raise ValueError(f"a batch of matrices at uneven distances has two axes, got {batch}")
     count = math.prod(axes)
+    count += count % 2  # each row of the table starts at a multiple of 16 bytes
     matrices, table = np.zeros((), MATRICES), cupy.empty((5, count), np.uint64)
     for i, (start, (_, outer), (_, inner)) in enumerate(new):
         matrices["start"][i], matrices["outer"][i], matrices["inner"][i] = start, outer, inner
-    run_once(lambda: launch("addresses", blocks_for(count), table, matrices, axes[1], count))
+    launch("addresses", blocks_for(count), table, matrices, axes[1], count)
     tables.update(zip(new, table, strict=False))
     return [tables[key] for key in keys]

@@ -14,6 +14,7 @@ A record fixes three things, and stays correct all the same:
 
 import collections
 import contextlib
+import functools
 import gc
 
 import cupy
@@ -25,6 +26,7 @@ from ...errors import InputError
 _recording = None  # the Recording of the step that is being captured
 _remembered, _returned = None, None  # a list that `host_values` appends to, and an iterator that it returns from
 HOST_VALUES_BYTES = 1 << 16  # room for them in a captured step
+_makers, _made = [], {}  # functions under `per_stream`, and {(function, address of a stream): (stream, result)}
 
 
 def host_values(compute, count, dtype):
@@ -44,15 +46,22 @@ def host_values(compute, count, dtype):
     return numbers
 
 
-def run_once(fill):
-    """Call ``fill()``, which writes to arrays on the GPU; a captured step does so once, not at each replay.
+def per_stream(make):
+    """Decorate ``make()`` so that each stream has its own result, made at the first call or before a recording.
 
-    It may write addresses of other arrays, which do not move in a graph.
+    Kernels of two streams may run at the same time and must not share scratch memory. What belongs to the stream of a
+    captured step is freed with that step.
     """
-    if _recording is None:
-        fill()
-    else:
-        _recording.fills.append(fill)
+
+    @functools.wraps(make)
+    def get():
+        stream = cupy.cuda.get_current_stream()
+        if (make, stream.ptr) not in _made:
+            _made[make, stream.ptr] = stream, make()  # as long as the stream is kept, no other has its address
+        return _made[make, stream.ptr][1]
+
+    _makers.append(get)
+    return get
 
 
 @contextlib.contextmanager
@@ -81,14 +90,19 @@ def capture(step, warmup=2):
 
 
 class Captured:
-    """Result of ``capture``: ``graphs`` has a Recording for each kind of input, ``pool`` their memory."""
+    """Result of ``capture``: ``graphs`` has a Recording for each kind of input, ``pool`` their memory.
+
+    A replay writes where the recorded step had its arrays, most of which are free by then. So the pool is used for
+    nothing else, and never returns memory to the GPU, not even where an allocation fails: ``memory`` holds all of it.
+    """
 
     def __init__(self, step, warmup):
         if warmup < 1:
             raise ValueError(f"warmup is at least 1, got {warmup}")
         self.step, self.warmup = step, warmup
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.pool = cupy.cuda.MemoryPool()
+        self.memory, self.made = [], {}
+        self.pool = cupy.cuda.MemoryPool(functools.partial(_allocate, self.memory))
         self.calls, self.graphs = collections.Counter(), {}
 
     def __call__(self, *inputs):
@@ -104,11 +118,22 @@ class Captured:
     @contextlib.contextmanager
     def _on_own_stream(self):
         """Work on the graph's stream and memory, after what the caller has started and before what comes next."""
-        outside = cupy.cuda.get_current_stream()
+        global _made
+        outside, made = cupy.cuda.get_current_stream(), _made
         self.stream.wait_event(outside.record())
-        with cupy.cuda.using_allocator(self.pool.malloc), self.stream:
-            yield
+        _made = self.made
+        try:
+            with cupy.cuda.using_allocator(self.pool.malloc), self.stream:
+                yield
+        finally:
+            _made = made
         outside.wait_event(self.stream.record())
+
+
+def _allocate(kept, size):
+    """Return new memory for a pool, and keep it in the list ``kept``."""
+    kept.append(cupy.cuda.Memory(size))
+    return cupy.cuda.MemoryPointer(kept[-1], 0)
 
 
 class Recording:
@@ -116,10 +141,12 @@ class Recording:
 
     def __init__(self, step, inputs, stream):
         global _recording
-        self.stream, self.slots, self.used, self.fills = stream, [], 0, []
+        self.stream, self.slots, self.used = stream, [], 0
         self.inputs = [cupy.empty(x.shape, x.dtype) for x in inputs]
         self.numbers = cupy.empty(HOST_VALUES_BYTES, np.uint8)
         self.uploads = [None] * len(inputs)
+        for get in _makers:
+            get()
         _recording = self
         gc.collect()
         gc.disable()  # nothing may be destroyed while the GPU listens
@@ -140,8 +167,6 @@ class Recording:
         finally:
             gc.enable()
             _recording = None
-        for fill in self.fills:
-            fill()
         self.upload = Upload(self.numbers[: self.used]) if self.slots else None
 
     def slot(self, compute, count, dtype):

@@ -11,6 +11,8 @@ from pathlib import Path
 import cupy
 import numpy as np
 
+from .graph import per_stream
+
 FOLDER = Path(__file__).parent
 SOURCES = [(FOLDER / "common.cuh").read_text() + path.read_text() for path in sorted(FOLDER.glob("*.cu"))]
 SOURCE_OF = {name: source for source in SOURCES for name in re.findall(r"KERNEL (\w+)\(", source)}  # of each kernel
@@ -67,13 +69,9 @@ def contiguous(x):
     return cupy.ascontiguousarray(x)
 
 
-@functools.cache
-def _counts(stream):
-    """A counter for each strip of columns, for kernels on the stream at this address, which find and leave it at 0.
-
-    Each stream has its own, since kernels of two streams may run at the same time. The memory comes from no pool, as
-    the pool of a graph is freed with the graph, and is set to 0 at once, as a stream being captured only records.
-    """
+@per_stream
+def _counts():
+    """A counter for each strip of columns, for the kernels of one stream, which find and leave it at 0."""
     memory = cupy.cuda.Memory(4 * MAX_STRIPS)
     cupy.cuda.runtime.memset(memory.ptr, 0, 4 * MAX_STRIPS)
     cupy.cuda.runtime.streamSynchronize(0)
@@ -82,7 +80,7 @@ def _counts(stream):
 
 def tickets():
     """Address of the current stream's counters, for a kernel whose last block adds up the results of all blocks."""
-    return np.uint64(_counts(cupy.cuda.get_current_stream().ptr).ptr)
+    return np.uint64(_counts().ptr)
 
 
 def column_sums(x, mean=None):
