@@ -320,8 +320,8 @@ def call(fn, *args, **options):
     args, options = unwrap(args), {name: unwrap(x) for name, x in options.items()}
     inputs = list(arrays_in(args))
     fixed, fixed_options = by_address(args), {name: by_address(x) for name, x in options.items()}
-    if out is not None:
-        launch(title, lambda: fn(*fixed, **fixed_options), [*inputs, out.host])
+    if out is not None or fn is np.copyto:
+        launch(title, lambda: fn(*fixed, **fixed_options), [*inputs, *arrays_in(options.get("out"))])
         return out
     with np.errstate(all="ignore"):
         result = outline(fn, args, options) if State.recorded is not None or State.counting else fn(*args, **options)

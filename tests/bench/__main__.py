@@ -19,7 +19,7 @@ from minitl.fast.threads import cores
 from minitl.train import files
 from minitl.train.pictures import png
 
-from . import measure, measure_cuda, report
+from . import measure, measure_cuda, model, report
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class BenchOptions:
     """measure the layers of vit-tiny-tl, and the share of each op in a training step"""
     scale: bool = False
     """measure time and memory of minitl alone against batch size, number of tokens, depth and place of TokenLearner"""
+    model: bool = False
+    """with --device cuda, but without a GPU: count launches, bytes and multiply-adds of a training step by kernel, and
+    estimate its time on an H100 and an H200; by default of vit-tiny-tl in tf32 and cifar-r1 in tf32 and bf16"""
     quick: bool = False
     """tiny models and few rounds, to see that everything runs"""
     json: bool = False
@@ -68,9 +71,13 @@ def bench(args):
         raise InputError(f"--threads must be from 1 to {cores()}, the number of cores, got {options.threads}")
     if options.device == "cpu" and options.precision != "fp32":
         raise InputError(f"--precision {options.precision} needs --device cuda; a CPU computes in fp32")
+    if options.device == "cpu" and options.model:
+        raise InputError("--model counts what a GPU does; add --device cuda")
     if options.device == "cuda":
         if options.ops or options.scale or options.threads:
             raise InputError("--ops, --scale and --threads are for a CPU; omit them with --device cuda")
+        if options.model:
+            return _estimate(options)
         if problem := cuda_problem():
             raise InputError(f"device cuda cannot be used: {problem}")
         machine, heading = measure_cuda.machine(), report.cuda_heading
@@ -94,6 +101,16 @@ def bench(args):
     out.mkdir(parents=True, exist_ok=True)
     files.write(out / name, png(figure))
     print(f"wrote {out / name}", file=sys.stderr if options.json else sys.stdout)
+
+
+def _estimate(options):
+    rows = []
+    for row in model.costs(options.names, options.precision, options.quick):
+        rows.append(row)
+        if not options.json:
+            print(report.cost_table(row) + "\n")
+    if options.json:
+        print(json.dumps({"models": rows}, indent=1))
 
 
 def _bench_models(options, write, progress):

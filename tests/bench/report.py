@@ -104,6 +104,21 @@ def cuda_notes(rows):
     return [*lines, f"floor: {rate}, {short(last['copy'], 'B')}/s in a copy; activations as flops counts them"]
 
 
+def cost_table(row):
+    """A row of ``model.costs`` as lines of text: a line for each kernel, and the sums above."""
+    text = "{:34}{:>10}{:>10}{:>16}{:>11}{:>11}"
+    title = f"{row['name']}, batch {row['batch']}, {row['precision']}"
+    lines = [text.format(title, "launches", "bytes", "multiply-adds", *row["seconds"])]
+    for kernel in ({"name": "training step"} | {key: x for key, x in row.items() if key != "name"}, *row["kernels"]):
+        sizes = short(kernel["bytes"], "B"), short(kernel["macs"]) if kernel["macs"] else ""
+        lines.append(
+            text.format(
+                kernel["name"], kernel["launches"], *sizes, *(f"{1e3 * s:.3f} ms" for s in kernel["seconds"].values())
+            )
+        )
+    return "\n".join(lines)
+
+
 def cuda_picture(rows):
     """Milliseconds of a training step, a panel for each row of ``compare`` on a GPU; the dashed line is the floor."""
     from matplotlib.figure import Figure

@@ -1,0 +1,87 @@
+"""What a training step on a GPU costs, counted without one, and the time that this takes by measured rates.
+
+The stand-in for CuPy records the step as a graph (tests/fake_cupy.py), so launches, sizes of arrays and sizes of
+products are those of the real step. The estimate is a sum over the launches: each takes as long as its bytes or the
+multiply-adds of its product, whichever is more, and NODE_SECONDS on top. All arrays count as larger than the caches,
+each argument is read or written once, and arithmetic in kernels counts as free. So it is too high for small models, and
+too low for kernels that compute much, such as those that divide integers.
+"""
+
+import collections
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import contestant_cuda, measure, measure_cuda
+from .contestant import side_of
+
+STEPS = [("vit-tiny-tl", "tf32"), ("cifar-r1", "tf32"), ("cifar-r1", "bf16")]  # of which the cost is told by default
+SHARE = 0.8  # of the bandwidth of a copy that a launch reaches: between 0.72 and 0.85
+NODE_SECONDS = 1e-6  # from the end of one kernel in a graph to the start of the next
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a second in a copy, and operations a second in large products by the kind of their factors."""
+
+    copy: float
+    products: dict
+
+
+PRODUCTS = {"fp64": 50e12, "fp32": 45e12, "tf32": 300e12, "bf16": 550e12}
+GPUS = {"H100": Rates(3.0e12, PRODUCTS), "H200": Rates(4.3e12, PRODUCTS)}  # SXM; the H200 has only faster memory
+
+
+def costs(names=(), precision="fp32", quick=False):
+    """Yield a dict for each model, ``names`` in a precision or those of STEPS: ``launches``, ``bytes``, ``macs``.
+
+    ``seconds`` is {GPU: estimated seconds of a step}, and ``kernels`` are such dicts for each kernel, the slowest
+    first. Raises InputError for an unknown name.
+    """
+    for name, kind in [(name, precision) for name in dict.fromkeys(names)] or STEPS:
+        config, spec, batch = measure.lookup(name, quick, measure_cuda.MODELS)
+        launches = recorded(config, spec, batch, kind)
+        groups = collections.defaultdict(list)
+        for launch in launches:
+            groups[launch.name].append(launch)
+        kernels = [{"name": kernel} | cost(group) for kernel, group in groups.items()]
+        kernels.sort(key=lambda row: -row["seconds"]["H100"])
+        yield {"name": name, "precision": kind, "batch": batch} | cost(launches) | {"kernels": kernels}
+
+
+def recorded(config, spec, batch, precision):
+    """Return the launches of a captured training step, as ``fake_cupy.Launch``; nothing is computed."""
+    with stand_in() as fake:
+        side = side_of(contestant_cuda.Minitl, config, spec, batch, 1, precision=precision)
+        captured = side.take_step.compute
+        captured.warmup = 0  # there is nothing to compile
+        with fake.counting():
+            side.step()
+        (recording,) = captured.graphs.values()
+        return recording.graph.work
+
+
+@contextlib.contextmanager
+def stand_in():
+    """Put the stand-in in CuPy's place, also where there is a GPU, and return its module."""
+    folder = str(Path(__file__).parents[1])
+    sys.path.insert(0, folder)
+    try:
+        import fake_cupy
+    finally:
+        sys.path.remove(folder)
+    with fake_cupy.installed():
+        yield fake_cupy
+
+
+def cost(launches):
+    """Return number, bytes, multiply-adds and seconds of some launches."""
+    seconds = {gpu: sum(_seconds(launch, rates) for launch in launches) for gpu, rates in GPUS.items()}
+    moved, macs = (sum(getattr(launch, key) for launch in launches) for key in ("bytes", "macs"))
+    return {"launches": len(launches), "bytes": moved, "macs": macs, "seconds": seconds}
+
+
+def _seconds(launch, rates):
+    products = 2 * launch.macs / rates.products[launch.kind] if launch.macs else 0
+    return NODE_SECONDS + max(launch.bytes / (SHARE * rates.copy), products)
