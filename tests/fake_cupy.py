@@ -330,7 +330,8 @@ def call(fn, *args, **options):
     result = np.asarray(result)
     if any(np.may_share_memory(a, result) for a in inputs):
         return ndarray(result)
-    y = MemoryPool.current.lease(result.shape, result.dtype, result.strides)
+    strides = None if is_elementwise(fn) else result.strides  # CuPy's are C-contiguous, whatever the arguments are
+    y = MemoryPool.current.lease(result.shape, result.dtype, strides)
     if State.recorded is None:
         launch(title, lambda: np.copyto(y, result), [*inputs, y])
     else:
@@ -342,9 +343,13 @@ def call(fn, *args, **options):
     return ndarray(y)
 
 
+def is_elementwise(fn):
+    return isinstance(fn, np.ufunc) or fn in ELEMENTWISE
+
+
 def outline(fn, args, options):
     """An array like the result, whose numbers do not matter."""
-    if not (isinstance(fn, np.ufunc) or fn in ELEMENTWISE):
+    if not is_elementwise(fn):
         return fn(*args, **options)
     one = [np.ones((1,) * a.ndim, a.dtype) if isinstance(a, np.ndarray) else a for a in args]
     return np.empty(np.broadcast_shapes(*map(np.shape, args)), np.asarray(fn(*one, **options)).dtype)

@@ -508,8 +508,7 @@ PRODUCTS = {
 def test_product(name, dtype, given, cuda):
     a, b = PRODUCTS[name]()
     expected = 0.5 * (a @ b)
-    a, b = ((cupy.asarray(memory), *rest) for memory, *rest in (strided(x, dtype) for x in (a, b)))
-    a, b = (cupy.lib.stride_tricks.as_strided(*x) for x in (a, b))  # `asarray` would not keep the strides
+    a, b = (with_strides(*strided(x, dtype)) for x in (a, b))
     out = None
     if given:  # a part of a larger array, with the heads inside as attention writes them
         B, M, N = expected.shape[:-2], *expected.shape[-2:]
@@ -518,6 +517,12 @@ def test_product(name, dtype, given, cuda):
     y = cuda.gemm.product(a, b, out, alpha=0.5)
     assert y.dtype == dtype and (out is None or y is out)
     np.testing.assert_allclose(to_numpy(y), expected, rtol=1e-4, atol=1e-5)
+
+
+def with_strides(memory, shape, strides):
+    """A device array with the strides given, which ``asarray`` would not keep; some go back from where it starts."""
+    whole = cupy.asarray(memory.base).ravel()
+    return cupy.lib.stride_tricks.as_strided(whole[whole.size - memory.size :], shape, strides)
 
 
 def strided(x, dtype):

@@ -74,7 +74,7 @@ def test_command(command, precision, names):
         assert row["times"].keys() == set(measure_cuda.MINITL) and row["missing"].keys() == set(measure_cuda.PYTORCH)
         eager, graph = (row["times"][f"minitl {kind}"]["seconds"] for kind in ("eager", "graph"))
         assert graph == 0.004  # two inputs are brought in, the graph is launched, its result is copied
-        assert 0.8 * 1000 * eager < row["launches"] < 1000 * eager  # what is constant is not computed anew
+        assert 0.8 * 1000 * eager < row["launches"] <= 1000 * eager  # what is constant is not computed anew
         assert sum(op["forward"] + op["backward"] for op in row["ops"]) == pytest.approx(eager, abs=0.003)
         assert sum(op["share"] for op in row["ops"]) == pytest.approx(1)
         ops = {op["name"]: op for op in row["ops"]}
