@@ -37,7 +37,7 @@ from minitl.train import step
 FOLDER = Path(minitl.__file__).parent / "fast" / "cuda"
 COMMON = (FOLDER / "common.cuh").read_text()
 SOURCES = {path.name: COMMON + path.read_text() for path in sorted(FOLDER.glob("*.cu"))}
-CONSTANTS = {}  # sizes for which a file is compiled, as an example
+CONSTANTS = {"augment.cu": {"H": 5, "W": 7, "C": 3}}  # sizes for which a file is compiled, as an example
 KERNELS = signatures("".join(SOURCES.values()))
 TYPES = [("float", "float"), ("float", "bf16"), ("double", "double")]  # of real and stored
 HAVE_CPP = shutil.which("g++") is not None
@@ -115,6 +115,12 @@ def test_float_kernels_compute_in_float(file, types):
     assert b".f64" not in compile_kernels(file, types, "compute_90")
 
 
+def test_augmentation_rounds_each_step():
+    """A multiply-add would round once, and not give the CPU's numbers."""
+    code = compile_kernels("augment.cu", TYPES[0], "compute_90")
+    assert b"mul.rn" in code and b"fma" not in code
+
+
 def test_a_kernel_that_does_not_compile_is_seen(monkeypatch):
     monkeypatch.setitem(SOURCES, "kernels.cu", SOURCES["kernels.cu"].replace("int row = ROW;", "int row = ROW", 1))
     with pytest.raises(AssertionError, match=r"kernels\.cu.*error"):
@@ -156,6 +162,13 @@ HEADS = np.array(
 )
 STATE = [numbers(700), numbers(700) / 9, abs(numbers(700)) / 9]
 FACTORS = (0.9, 0.1, 0.99, 0.01, 1e-8, 0.9, 0.1)
+PICTURES = np.random.default_rng(0).integers(60, 200, size=(24, 5, 7, 3), dtype="uint8")
+CHOSEN = np.zeros((24, 7), "int32")  # each operation twice; the numbers are those of a crop, a warp or a float
+CHOSEN[:, 0] = np.arange(24) % 12
+CHOSEN[[1, 13], 1:4] = (4, -6, 1), (-3, 2, 0)
+CHOSEN[[2, 14], 1:] = (60000, -9000, 70000, 20000, 65536, -50000), (0, 65536, 0, -65536, 0, 400000)
+CHOSEN[3:7, 1], CHOSEN[15:19, 1] = np.float32([0.3, 1.9]).view("int32")
+CHOSEN[[7, 8, 19, 20], 1] = np.float32([3, 99, 8, 128]).view("int32")
 ROWS = [  # kernel, arguments: results first; blocks
     ("layer_norm", (nothing(9, 70), nothing(9), nothing(9), numbers(9, 70), numbers(70), numbers(70), 9, 70, 1e-6), 2),
     ("layer_norm", (nothing(9, 5), nothing(9), nothing(9), numbers(9, 5), numbers(5), numbers(5), 9, 5, 0.1), 2),
@@ -227,6 +240,7 @@ ROWS = [  # kernel, arguments: results first; blocks
         2,
     ),
     ("addresses", (np.zeros((5, 12), "uint64"), HEADS, 4, 12), 1),
+    ("augment", (np.zeros((24, 5, 7, 3), "uint8"), PICTURES, CHOSEN), 24),
 ]  # fmt: skip
 
 
@@ -250,9 +264,10 @@ def test_kernel_computes_its_reference(cuda, name, args, blocks, dtype):
     from minitl.fast.cuda import kernels
 
     expected, own = prepared(args, dtype), prepared(args, dtype)
+    constants = next(CONSTANTS.get(file, {}) for file, source in SOURCES.items() if f"KERNEL {name}(" in source)
     with np.errstate(all="ignore"):
-        getattr(cuda_reference, name)(*expected)
-    kernels.launch(name, blocks, *(fake_cupy.wrap(a) if np.ndim(a) else a for a in own))
+        getattr(cuda_reference, name)(*expected, **constants)
+    kernels.launch(name, blocks, *(fake_cupy.wrap(a) if np.ndim(a) else a for a in own), **constants)
     tolerance = {"rtol": 2e-5, "atol": 2e-5} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-11}
     for a, b in zip(own, expected, strict=True):
         if np.ndim(a):
