@@ -1,8 +1,10 @@
 // --- augmentation of uint8 images (B, H, W, C), bit for bit that of minitl/data: a block for each image ---
 
-enum { IDENTITY, CROP, AFFINE, BRIGHTNESS, CONTRAST, COLOR, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE, INVERT };
+enum { IDENTITY, CROP, AFFINE, BRIGHTNESS, CONTRAST, COLOR, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE,
+       INVERT };
 
-// base + factor (v - base), cut off at 0 and 255; rounded twice, as without __fmul_rn it would be only once
+// base + factor (v - base) between 0 and 255, without its fraction; __fmul_rn keeps the product from becoming part of a
+// multiply-add, which rounds only once
 __device__ int blend(int base, int v, float factor) {
     float mixed = __fmul_rn(v - base, factor) + base;
     return mixed < 0 ? 0 : mixed < 255 ? (int)mixed : 255;
@@ -13,7 +15,7 @@ __device__ int gray(const unsigned char* pixel) {
     return C == 1 ? pixel[0] : (19595 * pixel[0] + 38470 * pixel[1] + 7471 * pixel[2] + 32768) >> 16;
 }
 
-// The mean of the 3 x 3 values around one of them, with itself counted five times; on the border, the value itself
+// The mean of the 3 x 3 neighborhood of a value, with itself counted five times; on the border, the value itself
 __device__ int smooth(const unsigned char* x, int row, int column, int c) {
     x += (row * W + column) * C + c;
     if (row == 0 || row == H - 1 || column == 0 || column == W - 1) return *x;
@@ -24,25 +26,26 @@ __device__ int smooth(const unsigned char* x, int row, int column, int c) {
     return (sum + 6) / 13;
 }
 
-// The index i of a row or column, or that of its reflection in the first or last one
+// The index of row or column i, which is reflected if it lies outside
 __device__ int reflected(int i, int size) { return size - 1 - abs(size - 1 - abs(i)); }
 
-// x rounded to 53 binary digits, halves to even, as a double would be
+// x rounded to the 53 binary digits of a double, ties to even
 __device__ u64 as_double(u64 x) {
     int surplus = 11 - __clzll(x);
     if (surplus <= 0) return x;
     return (x + (1ull << surplus - 1) - 1 + (x >> surplus & 1)) >> surplus << surplus;
 }
 
-// v s - low s for s = 255 / range, without its fraction; each step is rounded as a double, which GPUs are slow with
+// v s - low s without its fraction, s = 255 / range. Each step is rounded to a double, as in NumPy: exact steps would
+// sometimes give one more. Integers do it, since doubles are slow on many GPUs
 __device__ int stretched(int v, int low, int range) {
-    u64 ratio = as_double((255ull << 55) / range | 1); // in units of 2⁻⁵⁵; the last 1 stands for the remainder
+    u64 ratio = as_double((255ull << 55) / range | 1); // in units of 2⁻⁵⁵; the last bit stands for the remainder
     int zeros = 11 - __clzll(ratio);
-    u64 scale = ratio >> zeros; // 53 digits, so that 8 more find room
+    u64 scale = ratio >> zeros; // 53 digits, so that a product with v has at most 61
     return as_double(as_double(v * scale) - as_double(low * scale)) >> 55 - zeros;
 }
 
-// What becomes of the value v, if count[u] pixels have the value u
+// The new value of v in a channel where count[u] pixels have the value u; for contrast, count is that of the luma
 __device__ int changed(int v, const int* count, int operation, float factor) {
     int low = 0, high = 255, below = 0;
     u64 pixels = H * W, sum = 0;
@@ -55,9 +58,9 @@ __device__ int changed(int v, const int* count, int operation, float factor) {
     return step ? min((below + step / 2) / step, 255) : v;
 }
 
-// y[b] = the operation chosen[b, 0] on x[b], with the numbers chosen[b, 1:7]; an amount is passed as the bits of a float
+// y[b] = the operation chosen[b, 0] on x[b], with the numbers chosen[b, 1:7]; an amount is there as a float's bits
 KERNEL augment(unsigned char* y, const unsigned char* x, const int* chosen) {
-    __shared__ int count[3][256]; // numbers of pixels with each value, by channel; added atomically, as integers may be
+    __shared__ int count[3][256]; // atomic additions of integers give the same sum in any order
     __shared__ unsigned char table[3][256];
     int operation = chosen[7 * blockIdx.x];
     const int* number = chosen + 7 * blockIdx.x + 1;

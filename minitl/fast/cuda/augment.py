@@ -12,7 +12,7 @@ NUMBERS = {name: i for i, name in enumerate(NAMES.split())}  # those of augment.
 def transform(images, operations):
     """Return uint8 images (B, H, W, C) after at most one operation on each; nothing waits for the GPU.
 
-    operations  for each, its name, the indices of its n images, and its amounts: integers (n, 3) down, right and
+    operations  for each, its name, the indices of its n images, and its amounts: integers (n, 3), down, right and
                 mirrored for crop, ``transforms.fixed`` of the matrices for affine, else numbers (n,), or None
     """
     B, H, W, C = images.shape
