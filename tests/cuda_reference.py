@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from minitl.data import transforms
+
 
 def wide(x):
     """The numbers of an array that may hold bfloat16."""
@@ -257,3 +259,30 @@ def addresses(at, m, inner, count):
     far, near = np.divmod(np.arange(count, dtype=np.uint64), np.uint64(inner))
     for k in range(5):
         at[k] = m["start"][k] + far * m["outer"][k] + near * m["inner"][k]
+
+
+AUGMENTATIONS = (
+    "identity crop affine brightness contrast color sharpness posterize solarize autocontrast equalize invert"
+)
+
+
+def augment(y, x, chosen, *, H, W, C):
+    """``transforms``, an image at a time."""
+    pictures, results = x.reshape(-1, 1, H, W, C), y.reshape(-1, 1, H, W, C)
+    for picture, result, (operation, *numbers) in zip(pictures, results, chosen, strict=True):
+        name, amount = AUGMENTATIONS.split()[operation], np.array(numbers[:1], "int32").view("float32")
+        if name == "identity":
+            result[...] = picture
+        elif name == "crop":
+            down, right, mirrored = numbers[:3]
+            widths = ((0, 0), (H - 1, H - 1), (W - 1, W - 1), (0, 0))
+            padded = np.pad(picture[:, :, ::-1] if mirrored else picture, widths, "reflect")
+            result[...] = padded[:, H - 1 + down :, W - 1 + right :][:, :H, :W]
+        elif name == "affine":
+            matrix = np.array([numbers[:3], numbers[3:6], [0, 0, 2**16]]) / 2**16
+            matrix[:2, 2] -= matrix[:2, :2].sum(1) / 2  # numbers of pixels begin at the first one's center
+            result[...] = transforms.affine(picture, matrix[None])
+        elif name in ("autocontrast", "equalize", "invert"):
+            result[...] = getattr(transforms, name)(picture)
+        else:
+            result[...] = getattr(transforms, name)(picture, amount)

@@ -55,6 +55,12 @@ static unsigned atomicInc(unsigned* place, unsigned most) {
     return before;
 }
 
+static int atomicAdd(int* place, int value) { return (*place += value) - value; }
+
+static float __fmul_rn(float a, float b) { return a * b; }
+
+static int __clzll(long long x) { return x ? __builtin_clzll(x) : 64; }
+
 template <class T> T __ldcg(const T* place) { return *place; }
 
 static unsigned __float_as_uint(float x) {

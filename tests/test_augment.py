@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from minitl import data, train
 from minitl.backend import cuda_problem, to_device, to_numpy
 from minitl.data import policies, transforms
+from minitl.train import presets
 from minitl.train.augmentation import training_batch
 
 
@@ -254,24 +255,23 @@ PILLOW = {  # name: ours, Pillow's
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", PILLOW)
-def test_as_pillow(device, name, size):
+def test_as_pillow(name, size):
     ours, theirs = PILLOW[name]
     x = pictures(size)
-    y = augmented(ours, to_device(x, device))
+    y = augmented(ours, x)
     assert y.dtype == np.uint8 and np.array_equal(y, one_by_one(theirs, x))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_warps_as_pillow(device, size):
+def test_warps_as_pillow(size):
     x, (height, width) = pictures(size), size[:2]
-    images = to_device(x, device)
     shear = transforms.shear(*SHEARS)
     shift = transforms.translation(*SHIFTS)
     turn = transforms.rotation(ANGLES, height, width)
     for matrix in (transforms.shear(SHEARS[0], 0), transforms.shear(0, SHEARS[1]), shift, shear @ shift @ turn):
-        y = augmented(transforms.affine, images, to_device(matrix, device))
+        y = augmented(transforms.affine, x, matrix)
         assert np.array_equal(y, one_by_one(lambda p, i, m=matrix: warped(p, m[i]), x))
-    y = augmented(transforms.affine, images, turn)
+    y = augmented(transforms.affine, x, turn)
     assert np.array_equal(y, one_by_one(lambda p, i: p.rotate(ANGLES[i]), x))
 
 
@@ -285,9 +285,9 @@ def test_the_left_factor_of_a_product_is_done_first():
     assert np.array_equal(transforms.affine(x, shift)[:, :-1, 2:], x[:, 1:, :-2])
 
 
-def test_lookup_for_each_channel(device):
+def test_lookup_for_each_channel():
     x, table = pictures((4, 5, 3)), rng(5).integers(256, size=(120, 3, 256), dtype="uint8")
-    y = augmented(transforms.lookup, to_device(x, device), to_device(table, device))
+    y = augmented(transforms.lookup, x, table)
     for i in range(120):
         for c in range(3):
             assert np.array_equal(y[i, ..., c], table[i, c][x[i, ..., c]])
@@ -372,39 +372,111 @@ def test_the_policy_is_well_formed():
 # --- a whole batch ---
 
 
-class Add:
-    """CuPy's ``add``, whose ``at`` refuses what a GPU cannot add to atomically."""
-
-    def __call__(self, *args, **options):
-        return fake_cupy.call(np.add, *args, **options)
-
-    def at(self, x, index, value):
-        if x.dtype.name not in ("int32", "uint32", "uint64", "float16", "float32", "float64"):
-            raise TypeError(f"scatter_add does not support {x.dtype}")
-        np.add.at(x.host, index.host, value)
+@pytest.fixture
+def stand_in():
+    """``fake_cupy`` in CuPy's place."""
+    with fake_cupy.installed():
+        yield fake_cupy.cupy
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
-    """``fake_cupy`` in CuPy's place, and what augmentation computes with beside it."""
-    monkeypatch.setitem(vars(fake_cupy.cupy), "add", Add())
-    shift = fake_cupy._computing("__rshift__")
-    monkeypatch.setattr(fake_cupy.ndarray, "__rshift__", shift, raising=False)
-    with fake_cupy.installed():
-        yield fake_cupy.cupy
+def uploads(stand_in, monkeypatch):
+    """The sizes in bytes of all host arrays that are copied to the device."""
+    sizes, asarray = [], stand_in.asarray
+
+    def noted(x, dtype=None):
+        if not isinstance(x, stand_in.ndarray):
+            sizes.append(np.asarray(x).nbytes)
+        return asarray(x, dtype)
+
+    monkeypatch.setitem(vars(stand_in), "asarray", noted)
+    return sizes
+
+
+MOST = replace(train.TrainConfig(), flip=True, crop=4, erasing=0.5, cutout=8, mixup=0.4)
 
 
 @pytest.mark.parametrize("policy", [{"rand_augment": 3}, {"auto_augment": True}], ids=str)
 def test_a_batch_on_a_gpu_is_that_of_the_cpu(stand_in, policy):
     """From crops to mixing, by all operations that the policy has."""
-    recipe = {"flip": True, "crop": 4, "erasing": 0.5, "cutout": 8, "mixup": 0.4} | policy
-    config = replace(train.TrainConfig(), **recipe)
+    config = replace(MOST, **policy)
     images, labels = pictures((32, 32, 3)), np.arange(N) % 8
     mean, std = data.channel_stats(images)
     expected = training_batch(images, labels, config, 8, mean, std, rng(3))
     found = training_batch(stand_in.asarray(images), stand_in.asarray(labels), config, 8, mean, std, rng(3))
     for own, x in zip(found, expected, strict=True):
         assert isinstance(own, stand_in.ndarray) and np.array_equal(to_numpy(own), x)
+
+
+@pytest.mark.parametrize("seed, launches", [(0, 22), (1, 21)])  # mixup, cutmix
+def test_r1_takes_few_launches_and_little_from_the_host(stand_in, uploads, seed, launches):
+    config, images, labels = presets.preset("cifar-r1"), pictures((32, 32, 3)), np.arange(N) % 10
+    mean, std = data.channel_stats(images)
+    expected = training_batch(images, labels, config, 10, mean, std, rng(seed))
+    images, labels = stand_in.asarray(images), stand_in.asarray(labels)
+    uploads.clear()
+    with fake_cupy.strict() as state:
+        found = training_batch(images, labels, config, 10, mean, std, rng(seed))
+    assert state.launches == launches and len(uploads) <= 8 and max(uploads) <= 28 * N
+    for own, x in zip(found, expected, strict=True):
+        assert np.array_equal(to_numpy(own), x)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_operations_on_a_gpu_are_those_of_the_cpu(stand_in, size):
+    """Each on some images of all sorts, in one launch."""
+    from minitl.fast.cuda import augment
+
+    x = pictures(size)
+    matrices = transforms.shear(*SHEARS) @ transforms.translation(*SHIFTS) @ transforms.rotation(ANGLES, *size[:2])
+    amounts = {"affine": matrices, "posterize": BITS, "solarize": np.ceil(THRESHOLDS)}
+    amounts |= dict.fromkeys(("brightness", "contrast", "color", "sharpness"), FACTORS)
+    amounts |= dict.fromkeys(("autocontrast", "equalize", "invert"))
+    operations, expected = [], x.copy()
+    for i, (name, amount) in enumerate(amounts.items()):
+        indices = np.arange(i, N, len(amounts) + 1)  # and some images stay as they are
+        chosen = None if amount is None else amount[indices]
+        expected[indices] = getattr(transforms, name)(x[indices], *([] if amount is None else [chosen]))
+        operations.append((name, indices, transforms.fixed(chosen) if name == "affine" else chosen))
+    images = stand_in.asarray(x)
+    with fake_cupy.strict() as state:
+        found = augment.transform(images, operations)
+    assert state.launches == 1 and np.array_equal(to_numpy(found), expected)
+
+
+def test_autocontrast_on_a_gpu_rounds_as_doubles_do(stand_in):
+    """Images with all values of a range, which few of them show."""
+    from minitl.fast.cuda import augment
+
+    low, width = rng(4).integers([[[0]], [[1]]], [[[100]], [[156]]], size=(2, 140, 3))
+    x = low[:, None, None] + np.arange(256)[:, None] % (width[:, None, None] + 1)  # (140, 1, 256, 3)
+    x = x.astype("uint8")
+    exact = 255 * (x - low[:, None, None]) // width[:, None, None]
+    expected = transforms.autocontrast(x)
+    assert 300 < (expected != exact).sum() < 2000
+    found = augment.transform(stand_in.asarray(x), [("autocontrast", slice(None), None)])
+    assert np.array_equal(to_numpy(found), expected)
+
+
+@pytest.mark.parametrize("size, padding", [((6, 9, 3), 5), ((5, 4, 2), 0), ((1, 3, 1), 0)], ids=str)
+def test_crops_on_a_gpu_are_those_of_the_cpu(stand_in, size, padding):
+    x = pictures(size)
+    images = stand_in.asarray(x)
+    with fake_cupy.strict() as state:
+        found = data.random_crop(images, padding, rng(5), flip=True)
+    assert state.launches == 1
+    assert np.array_equal(to_numpy(found), data.random_crop(x, padding, rng(5), flip=True))
+
+
+def test_what_a_gpu_does_not_augment(stand_in):
+    """No images at all, and images that are not of 8 bits or have two channels."""
+    nothing, x = stand_in.asarray(UINT8[:0]), stand_in.asarray(FLOAT)
+    assert data.rand_augment(nothing, rng()).shape == data.random_crop(nothing, 2, rng()).shape == (0, 6, 6, 3)
+    for images in (x, stand_in.asarray(UINT8[..., :2])):
+        with pytest.raises(TypeError, match="1 or 3 channels"):
+            data.rand_augment(images, rng())
+    cropped = data.random_crop(x, 2, rng(5))
+    assert cropped.dtype == "float32" and np.array_equal(to_numpy(cropped), data.random_crop(FLOAT, 2, rng(5)))
 
 
 def test_the_host_does_not_wait_for_labels(stand_in):

@@ -37,7 +37,7 @@ from minitl.train import step
 FOLDER = Path(minitl.__file__).parent / "fast" / "cuda"
 COMMON = (FOLDER / "common.cuh").read_text()
 SOURCES = {path.name: COMMON + path.read_text() for path in sorted(FOLDER.glob("*.cu"))}
-CONSTANTS = {"rows.cu": {"C": 256}}  # sizes for which a file is compiled, as an example
+CONSTANTS = {"augment.cu": {"H": 5, "W": 7, "C": 3}, "rows.cu": {"C": 256}}  # sizes to compile for, as an example
 KERNELS = signatures("".join(SOURCES.values()))
 TYPES = [("float", "float"), ("float", "bf16"), ("double", "double")]  # of real and stored
 HAVE_CPP = shutil.which("g++") is not None
@@ -115,6 +115,12 @@ def test_float_kernels_compute_in_float(file, types):
     assert b".f64" not in compile_kernels(file, types, "compute_90")
 
 
+def test_augmentation_rounds_each_step():
+    """A multiply-add would round once, and not give the CPU's numbers."""
+    code = compile_kernels("augment.cu", TYPES[0], "compute_90")
+    assert b"mul.rn" in code and b"fma" not in code
+
+
 def test_a_kernel_that_does_not_compile_is_seen(monkeypatch):
     monkeypatch.setitem(SOURCES, "kernels.cu", SOURCES["kernels.cu"].replace("int row = ROW;", "int row = ROW", 1))
     with pytest.raises(AssertionError, match=r"kernels\.cu.*error"):
@@ -159,6 +165,14 @@ HEADS = np.array(
 )
 STATE = [numbers(700), numbers(700) / 9, abs(numbers(700)) / 9]
 FACTORS = (0.9, 0.1, 0.99, 0.01, 1e-8, 0.9, 0.1)
+PICTURES = np.random.default_rng(0).integers(60, 200, size=(24, 5, 7, 3), dtype="uint8")
+CHOSEN = np.zeros((24, 7), "int32")  # each operation, with the numbers of a crop, those of a warp, or a float
+CHOSEN[:, 0] = np.append(np.arange(23) % 12, 2)
+CHOSEN[[1, 13], 1:4] = (4, -6, 1), (-3, 2, 0)
+CHOSEN[23, 1:] = 60000, -9000, 70000, 20000, 65536, -50000
+CHOSEN[[2, 14], 1:] = (0, 65536, -1, -65536, 0, 6 * 65536), (65536, 0, 0, 0, 65536, -1)  # 1 more or less is seen
+CHOSEN[3:7, 1], CHOSEN[15:19, 1] = np.float32([0.3, 1.9]).view("int32")
+CHOSEN[[7, 8, 19, 20], 1] = np.float32([3, 99, 8, 128]).view("int32")
 ROWS = [  # kernel, arguments: results first; blocks
     *(
         ("layer_norm", (nothing(rows, C), *nothing(2, rows), numbers(rows, C), *numbers(2, C), rows, eps), 2, {"C": C})
@@ -242,6 +256,7 @@ ROWS = [  # kernel, arguments: results first; blocks
         2,
     ),
     ("addresses", (np.zeros((5, 12), "uint64"), HEADS, 4, 12), 1),
+    ("augment", (np.zeros((24, 5, 7, 3), "uint8"), PICTURES, CHOSEN), 24, {"H": 5, "W": 7, "C": 3}),
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ FLOORS = [  # a file imports, early or late, only from the floors below its own
     ["fast.cpu", "fast.cuda.graph"],
     ["fast.cuda.kernels"],
     ["fast.cuda.gemm"],
-    ["fast.cuda.overrides", "fast.cuda.adamw"],
+    ["fast.cuda.overrides", "fast.cuda.adamw", "fast.cuda.augment"],
     ["fast.cuda"],
     ["nn.module", "nn.spec"],
     ["nn.layers"],

@@ -52,14 +52,19 @@ def random_crop(images, padding, rng, flip=False):
     if not 0 <= padding < min(H, W):
         raise ValueError(f"padding for images of {H} x {W} pixels is 0 to {min(H, W) - 1}, got {padding}")
 
-    def reflected(size):  # the row (or column) of the image for each one of the crop: (B, size)
-        shifted = abs(np.arange(size) + rng.integers(-padding, padding + 1, size=(B, 1)))
-        return size - 1 - abs(size - 1 - shifted)
+    mirrored = rng.random(B) < 0.5 if flip else np.zeros(B, bool)
+    down, right = (rng.integers(-padding, padding + 1, size=B) for _ in "HW")
+    if xp is not np and images.dtype == "uint8":
+        from ..fast.cuda import augment
 
-    mirrored = rng.random((B, 1)) < 0.5 if flip else False
-    rows = xp.asarray(reflected(H) + H * np.arange(B)[:, None])  # counted through all images
-    columns = reflected(W)
-    columns = xp.asarray(np.where(mirrored, W - 1 - columns, columns))
+        return augment.transform(images, [("crop", slice(None), np.stack([down, right, mirrored], 1))])
+
+    def reflected(shift, size):  # the row (or column) of the image for each one of the crop: (B, size)
+        return size - 1 - abs(size - 1 - abs(np.arange(size) + shift[:, None]))
+
+    rows = xp.asarray(reflected(down, H) + H * np.arange(B)[:, None])  # counted through all images
+    columns = reflected(right, W)
+    columns = xp.asarray(np.where(mirrored[:, None], W - 1 - columns, columns))
     return images.reshape(-1, C).take((W * rows)[:, :, None] + columns[:, None, :], axis=0)
 
 
@@ -121,9 +126,9 @@ def cutmix(images, targets, alpha, rng):
         length = round(n * (1 - share) ** 0.5)
         start = rng.integers(n) - length // 2
         inside.append(_between(np.arange(n), start, start + length))
-    inside = inside[0][:, None] & inside[1]
-    share = 1 - float(inside.mean())  # the border may cut the box
-    mixed = xp.where(xp.asarray(inside)[..., None], images[other], images)
+    share = 1 - float((inside[0][:, None] & inside[1]).mean())  # the border may cut the box
+    rows, columns = map(xp.asarray, inside)
+    mixed = xp.where((rows[:, None] & columns)[..., None], images[other], images)
     return mixed, share * targets + (1 - share) * targets[other]
 
 

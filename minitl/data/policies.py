@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al., 2020) and AutoAugment (Cubuk et al., 2019): a few random operations on each image.
 
 Names, ranges and the policy are those of torchvision. Images are uint8 (B, H, W, C) with 1 or 3 channels, on NumPy or
-CuPy.
+CuPy; other arrays raise TypeError.
 """
 
 import numpy as np
@@ -10,24 +10,24 @@ from ..backend import array_module
 from ..errors import InputError
 from . import transforms as t
 
-# Each takes images and one level of -1 to 1 per image; those without a direction use its absolute value. Translations
-# are by whole pixels, so that nothing is resampled.
+# Each has a transform and its amount for levels (n,) of -1 to 1 and images of H x W pixels; those without a direction
+# use the absolute level. Translations are by whole pixels, so that nothing is resampled; thresholds are whole as well.
 OPERATIONS = {
     "Identity": None,
-    "ShearX": lambda x, level: t.affine(x, t.shear(0.3 * level, 0)),
-    "ShearY": lambda x, level: t.affine(x, t.shear(0, 0.3 * level)),
-    "TranslateX": lambda x, level: t.affine(x, t.translation(np.trunc(150 / 331 * x.shape[2] * level), 0)),
-    "TranslateY": lambda x, level: t.affine(x, t.translation(0, np.trunc(150 / 331 * x.shape[1] * level))),
-    "Rotate": lambda x, level: t.affine(x, t.rotation(30 * level, *x.shape[1:3])),
-    "Brightness": lambda x, level: t.brightness(x, 1 + 0.9 * level),
-    "Color": lambda x, level: t.color(x, 1 + 0.9 * level),
-    "Contrast": lambda x, level: t.contrast(x, 1 + 0.9 * level),
-    "Sharpness": lambda x, level: t.sharpness(x, 1 + 0.9 * level),
-    "Posterize": lambda x, level: t.posterize(x, 8 - np.rint(4 * abs(level))),
-    "Solarize": lambda x, level: t.solarize(x, 255 * (1 - abs(level))),
-    "AutoContrast": lambda x, level: t.autocontrast(x),
-    "Equalize": lambda x, level: t.equalize(x),
-    "Invert": lambda x, level: t.invert(x),
+    "ShearX": (t.affine, lambda level, H, W: t.shear(0.3 * level, 0)),
+    "ShearY": (t.affine, lambda level, H, W: t.shear(0, 0.3 * level)),
+    "TranslateX": (t.affine, lambda level, H, W: t.translation(np.trunc(150 / 331 * W * level), 0)),
+    "TranslateY": (t.affine, lambda level, H, W: t.translation(0, np.trunc(150 / 331 * H * level))),
+    "Rotate": (t.affine, lambda level, H, W: t.rotation(30 * level, H, W)),
+    "Brightness": (t.brightness, lambda level, *_: 1 + 0.9 * level),
+    "Color": (t.color, lambda level, *_: 1 + 0.9 * level),
+    "Contrast": (t.contrast, lambda level, *_: 1 + 0.9 * level),
+    "Sharpness": (t.sharpness, lambda level, *_: 1 + 0.9 * level),
+    "Posterize": (t.posterize, lambda level, *_: 8 - np.rint(4 * abs(level))),
+    "Solarize": (t.solarize, lambda level, *_: np.ceil(255 * (1 - abs(level)))),
+    "AutoContrast": (t.autocontrast, None),
+    "Equalize": (t.equalize, None),
+    "Invert": (t.invert, None),
 }
 INDEX = {name: i for i, name in enumerate(OPERATIONS)}
 MAX_MAGNITUDE = 30  # of RandAugment
@@ -100,15 +100,21 @@ def _signs(rng, n):
 def _apply(images, ops, levels):
     """Return the images after the operations numbered ``ops`` at ``levels``; both (B,), on the host.
 
-    Each operation runs once, on all images that have drawn it: 14 times less work than computing all operations for
-    every image. The draws are on the host, so the host knows how many images each operation gets, and nothing waits
-    for the GPU. But these numbers differ from batch to batch, so this cannot be part of a captured CUDA graph.
+    On a CPU each operation runs once, on all images that have drawn it: 14 times less work than computing all
+    operations for every image. On a GPU one kernel gives each image its own.
     """
-    xp, order = array_module(images), np.argsort(ops, kind="stable")
-    ends = np.searchsorted(ops[order], np.arange(1, len(OPERATIONS) + 1)).tolist()
-    images, indices = images.copy(), xp.asarray(order)
-    for operation, start, end in zip(OPERATIONS.values(), [0, *ends], ends, strict=False):
-        if operation and start < end:
-            group = indices[start:end]
-            images[group] = operation(images[group], levels[order[start:end]])
+    t.expect_1_or_3_channels(images)
+    groups = []
+    for i, operation in enumerate(OPERATIONS.values()):
+        indices = np.flatnonzero(ops == i)
+        if operation and indices.size:
+            transform, amount = operation
+            groups.append((transform, indices, amount and amount(levels[indices], *images.shape[1:3])))
+    if array_module(images) is not np:
+        from ..fast.cuda import augment
+
+        return augment.transform(images, [(f.__name__, i, t.fixed(a) if f is t.affine else a) for f, i, a in groups])
+    images = images.copy()
+    for transform, indices, amount in groups:
+        images[indices] = transform(images[indices], *([] if amount is None else [amount]))
     return images

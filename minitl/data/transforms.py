@@ -1,14 +1,13 @@
 """The operations of augmentation policies, each image by its own amount: warps, lookup tables and blends.
 
-Images are uint8 (B, H, W, C) with 1 or 3 channels, on NumPy or CuPy; an amount is one number per image, (B,), or one
-for all, on either device. Each function returns a new array, bit for bit what Pillow returns for the images one by one.
-No shape depends on a value and nothing waits for the GPU, so all of them can be captured in a CUDA graph. Other arrays
-raise TypeError.
+Images are uint8 NumPy arrays (B, H, W, C) with 1 or 3 channels; an amount is one number per image, (B,), or one for
+all. Each function returns a new array, bit for bit what Pillow returns for the images one by one, and what the kernel
+in ``fast/cuda/augment.cu`` computes on a GPU. Other arrays raise TypeError.
 """
 
 import numpy as np
 
-from ..backend import array_module, describe, is_array
+from ..backend import describe, is_array
 
 # --- warps: one gather, whatever the matrix ---
 
@@ -21,27 +20,25 @@ def affine(images, matrix):
 
     Coordinates have 16 binary digits after the point, as in Pillow.
     """
-    _expect_1_or_3_channels(images)
-    xp = array_module(images)
+    expect_1_or_3_channels(images)
     if matrix.shape not in ((len(images), 3, 3), (1, 3, 3)):
         raise ValueError(f"the matrices for these images are ({len(images)}, 3, 3), got {describe(matrix)}")
     B, H, W, C = images.shape
-    (a, b, c), (d, e, f) = _fixed(xp.asarray(matrix))
-    x, y = xp.arange(W), xp.arange(H)[:, None]
+    a, b, c, d, e, f = fixed(matrix).T[:, :, None, None]
+    x, y = np.arange(W), np.arange(H)[:, None]
     column = (a * x + c) + b * y >> 16  # (B, H, W): the source of each pixel
     row = (d * x + f) + e * y >> 16
     inside = (column >= 0) & (column < W) & (row >= 0) & (row < H)
-    source = (row + H * xp.arange(B)[:, None, None]) * W + column
-    pixels = xp.concatenate([images.reshape(-1, C), xp.zeros((1, C), "uint8")])
-    return pixels.take(xp.where(inside, source, len(pixels) - 1), axis=0)
+    source = (row + H * np.arange(B)[:, None, None]) * W + column
+    pixels = np.concatenate([images.reshape(-1, C), np.zeros((1, C), "uint8")])
+    return pixels.take(np.where(inside, source, len(pixels) - 1), axis=0)
 
 
-def _fixed(matrix):
-    """Return the upper two rows in units of 2⁻¹⁶ pixel, int64 (2, 3, B, 1, 1); pixel n has its center at n + 1/2."""
-    xp = array_module(matrix)
+def fixed(matrix):
+    """Return the upper two rows in units of 2⁻¹⁶ pixel, int64 (B, 6); pixel n has its center at n + 1/2."""
     rows = matrix[:, :2].astype("float64")
     rows[:, :, 2] = rows[:, :, 2] + 0.5 * rows[:, :, 0] + 0.5 * rows[:, :, 1]
-    return xp.floor(65536 * rows + 0.5).astype("int64").transpose(1, 2, 0)[..., None, None]
+    return np.floor(65536 * rows + 0.5).astype("int64").reshape(-1, 6)
 
 
 def shear(x, y):
@@ -70,25 +67,25 @@ def _matrix(*entries):
 
 # --- lookup tables: the new value for each of the 256 values, per image and channel ---
 
+VALUES = np.arange(256, dtype="uint8")
+
 
 def lookup(images, table):
     """Replace each value by its entry in ``table``, uint8 (B, C, 256), or (B, 1, 256) for all channels."""
-    _expect_1_or_3_channels(images)
-    xp = array_module(images)
-    table = xp.broadcast_to(table, (len(images), images.shape[-1], 256))
+    expect_1_or_3_channels(images)
+    table = np.broadcast_to(table, (len(images), images.shape[-1], 256))
     return table.ravel().take(_table_index(images)).reshape(images.shape)
 
 
 def _table_index(images):
     """Return the index of each value's entry in a flattened table (B, C, 256): int64 (B, H, W C)."""
-    xp = array_module(images)
     B, H, W, C = images.shape
-    return images.reshape(B, H, W * C) + xp.tile(256 * xp.arange(B * C).reshape(B, 1, C), W)
+    return images.reshape(B, H, W * C) + np.tile(256 * np.arange(B * C).reshape(B, 1, C), W)
 
 
 def brightness(images, factor):
     """Change the brightness: a factor of 0 gives black, 1 the image itself, more than 1 a brighter image."""
-    return lookup(images, _blend(0, _values(images), _amount(images, factor)))
+    return lookup(images, _blend(0, VALUES, _amount(images, factor)))
 
 
 def contrast(images, factor):
@@ -96,56 +93,47 @@ def contrast(images, factor):
     factor = _amount(images, factor)
     count = images.shape[1] * images.shape[2]
     mean = (2 * _gray(images).sum((1, 2), dtype="int64") + count) // (2 * count)  # rounded, halves up: (B, 1)
-    return lookup(images, _blend(mean.astype("uint8")[..., None], _values(images), factor))
+    return lookup(images, _blend(mean.astype("uint8")[..., None], VALUES, factor))
 
 
 def posterize(images, bits):
     """Keep the upper ``bits`` of the 8 bits of each value, and clear the others."""
     unit = 2 ** (8 - _amount(images, bits, "int32"))
-    return lookup(images, (_values(images) // unit * unit).astype("uint8"))
+    return lookup(images, (VALUES // unit * unit).astype("uint8"))
 
 
 def solarize(images, threshold):
     """Invert the values that are at least ``threshold``."""
-    values = _values(images)
-    inverted = values >= _amount(images, threshold, "float64")
-    return lookup(images, array_module(images).where(inverted, 255 - values, values))
+    inverted = _amount(images, threshold, "float64") <= VALUES
+    return lookup(images, np.where(inverted, 255 - VALUES, VALUES))
 
 
 def invert(images):
     """Return 255 - x."""
-    _expect_1_or_3_channels(images)
+    expect_1_or_3_channels(images)
     return 255 - images
 
 
 def autocontrast(images):
     """Stretch the values of each channel to the range of 0 to 255."""
-    _expect_1_or_3_channels(images)
-    xp = array_module(images)
+    expect_1_or_3_channels(images)
     low, high = images.min(1).min(1), images.max(1).max(1)  # (B, C); one axis at a time is faster
     low, high = low.astype("int64")[..., None], high.astype("int64")[..., None]
-    scale = 255 / xp.maximum(high - low, 1)
-    stretched = (_values(images) * scale + -low * scale).clip(0, 255).astype("uint8")
-    return lookup(images, xp.where(high > low, stretched, _values(images)))
+    scale = 255 / np.maximum(high - low, 1)
+    stretched = (VALUES * scale + -low * scale).clip(0, 255).astype("uint8")
+    return lookup(images, np.where(high > low, stretched, VALUES))
 
 
 def equalize(images):
     """Equalize the histogram of each channel."""
-    _expect_1_or_3_channels(images)
-    xp = array_module(images)
+    expect_1_or_3_channels(images)
     B, H, W, C = images.shape
-    counts = xp.zeros(B * C * 256, "int32")  # CuPy cannot add.at to int64
-    xp.add.at(counts, _table_index(images).ravel(), 1)
-    counts = counts.reshape(B, C, 256)
+    counts = np.bincount(_table_index(images).ravel(), minlength=B * C * 256).reshape(B, C, 256)
     total = counts.cumsum(-1)
-    below_last = xp.where(total < H * W, total, 0).max(-1, keepdims=True)  # pixels below the largest value
+    below_last = np.where(total < H * W, total, 0).max(-1, keepdims=True)  # pixels below the largest value
     step = below_last // 255
-    spread = (total - counts + step // 2) // xp.maximum(step, 1)
-    return lookup(images, xp.where(step > 0, spread.clip(0, 255), _values(images)).astype("uint8"))
-
-
-def _values(images):
-    return array_module(images).arange(256, dtype="uint8")
+    spread = (total - counts + step // 2) // np.maximum(step, 1)
+    return lookup(images, np.where(step > 0, spread.clip(0, 255), VALUES).astype("uint8"))
 
 
 # --- blends of the image with another one ---
@@ -153,7 +141,7 @@ def _values(images):
 
 def color(images, factor):
     """Change the saturation: a factor of 0 gives a gray image, 1 the image itself, more than 1 stronger colors."""
-    _expect_1_or_3_channels(images)
+    expect_1_or_3_channels(images)
     gray = _gray(images).repeat(images.shape[-1], axis=-1)
     return _blend(gray, images, _amount(images, factor)[..., None])
 
@@ -163,7 +151,7 @@ def sharpness(images, factor):
 
     A smoothed pixel is the mean of its 3 x 3 neighborhood, with itself counted five times. The border is unchanged.
     """
-    _expect_1_or_3_channels(images)
+    expect_1_or_3_channels(images)
     B, H, W, C = images.shape
     smooth = images.reshape(B, H, W * C).copy()
     x = smooth.astype("uint16")
@@ -191,11 +179,10 @@ def _gray(images):
 
 def _amount(images, amount, dtype="float32"):
     """Return the amount for each image, (B, 1, 1)."""
-    _expect_1_or_3_channels(images)
-    xp = array_module(images)
-    return xp.broadcast_to(xp.asarray(amount, dtype), (len(images),))[:, None, None]
+    expect_1_or_3_channels(images)
+    return np.broadcast_to(np.asarray(amount, dtype), (len(images),))[:, None, None]
 
 
-def _expect_1_or_3_channels(images):
+def expect_1_or_3_channels(images):
     if not is_array(images) or images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         raise TypeError(f"expected uint8 images (B, H, W, C) with 1 or 3 channels, got {describe(images)}")
