@@ -105,6 +105,45 @@ def vector_attention_dx(dq, dk, dv, dy, q, k, v, y, lse, n, N, C):
     dv[...] = (a * dy[:, :, None]).sum(1)
 
 
+def to_real(x):
+    """Return activations as numbers: bf16 is the upper half of a float32."""
+    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
+
+
+def store(y, x):
+    """Write numbers to activations."""
+    x = np.ascontiguousarray(x).reshape(y.shape)
+    to_bf16(y, x, y.size) if y.dtype == np.uint16 else np.copyto(y, x)
+
+
+def _attention(qkv, b, key, p, scale, N, d, heads):
+    """Return q, k and v, (B, heads, N, d), A, and the mask for it."""
+    qkv = to_real(qkv).reshape(-1, N, 3 * heads * d) + (0 if b is None else b)
+    q, k, v = qkv.reshape(-1, N, 3, heads, d).transpose(2, 0, 3, 1, 4)
+    A = q @ k.swapaxes(2, 3) * np.asarray(1 / math.sqrt(d), q.dtype)
+    softmax(A, A, A.size // N, N)
+    m = np.ones_like(A)
+    if key is not None:
+        dropout(m, None, key, p, scale, m.size)
+    return q, k, v, A, m
+
+
+def attention(y, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS):
+    _, _, v, A, m = _attention(qkv, b, key, p, scale, TOKENS, HEAD, HEADS)
+    store(y, ((m * A) @ v).swapaxes(1, 2))
+
+
+def attention_dx(dqkv, sums, dy, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS):
+    q, k, v, A, m = _attention(qkv, b, key, p, scale, TOKENS, HEAD, HEADS)
+    dy = to_real(dy).reshape(-1, TOKENS, HEADS, HEAD).swapaxes(1, 2)
+    dA = m * (dy @ v.swapaxes(2, 3))
+    dS = A * (dA - (dA * A).sum(-1, keepdims=True)) * np.asarray(1 / math.sqrt(HEAD), A.dtype)
+    grads = np.stack([dS @ k, dS.swapaxes(2, 3) @ q, (m * A).swapaxes(2, 3) @ dy])  # (3, B, heads, N, d)
+    store(dqkv, grads.transpose(1, 3, 0, 2, 4))
+    if sums is not None:
+        sums[...] = grads.sum(3).swapaxes(0, 1).reshape(sums.shape)
+
+
 def bias_drop_path(y, x, b, m, n, C, group):
     value = x.reshape(-1, C) + (0 if b is None else b)
     y.reshape(-1, group)[...] = value.reshape(-1, group) * (1 if m is None else m.reshape(-1, 1))

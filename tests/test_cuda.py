@@ -37,7 +37,9 @@ from minitl.train import step
 FOLDER = Path(minitl.__file__).parent / "fast" / "cuda"
 COMMON = (FOLDER / "common.cuh").read_text()
 SOURCES = {path.name: COMMON + path.read_text() for path in sorted(FOLDER.glob("*.cu"))}
-CONSTANTS = {}  # sizes for which a file is compiled, as an example
+CONSTANTS = {  # sizes for which a file is compiled, as an example
+    "attention.cu": {"TOKENS": 64, "HEAD": 64, "HEADS": 3},
+}
 KERNELS = signatures("".join(SOURCES.values()))
 TYPES = [("float", "float"), ("float", "bf16"), ("double", "double")]  # of real and stored
 HAVE_CPP = shutil.which("g++") is not None
@@ -121,6 +123,27 @@ def test_a_kernel_that_does_not_compile_is_seen(monkeypatch):
         compile_kernels("kernels.cu", TYPES[0], "sm_80")
 
 
+def ptxas():
+    """The assembler of CUDA, from a toolkit or its wheel."""
+    spec = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.cuda_nvcc")
+    places = [f"{folder}/bin" for folder in (spec and spec.submodule_search_locations) or ()]
+    found = shutil.which("ptxas") or shutil.which("ptxas", path=":".join(places))
+    return found or pytest.skip("ptxas is not installed; `pip install nvidia-cuda-nvcc-cu12` (about 40 MB) brings it")
+
+
+@pytest.mark.parametrize("arch", ["80", "90"])
+@pytest.mark.parametrize("types", TYPES[:2], ids="-".join)
+def test_the_numbers_of_an_attention_lie_in_registers(types, arch, tmp_path):
+    """Those of the largest one; what does not fit there would go to global memory."""
+    (tmp_path / "k.ptx").write_bytes(compile_kernels("attention.cu", types, f"compute_{arch}").rstrip(b"\0"))
+    run = subprocess.run(
+        [ptxas(), "-v", f"-arch=sm_{arch}", "k.ptx", "-o", "k.cubin"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 2, run.stderr
+    assert max(map(int, re.findall(r"Used (\d+) registers", run.stderr))) <= 80  # of 3 blocks on a processor
+
+
 def test_every_kernel_has_a_reference_of_its_signature(cuda):
 
     for name, parameters in KERNELS.items():
@@ -145,6 +168,14 @@ def with_nan(*shape):
     return x
 
 
+def bf16(x):
+    """The upper halves of floats, as a kernel stores activations."""
+    y = np.zeros(x.shape, "uint16")
+    cuda_reference.to_bf16(y, x.astype("float32"), x.size)
+    return y
+
+
+KEY = np.array([2**63 + 5], "uint64")
 CONVOLUTIONS = [  # B, H, W, G, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw
     (2, 4, 5, 1, 3, 4, 5, 3, 3, 1, 1, 1, 1),
     (1, 7, 6, 2, 2, 5, 3, 3, 2, 2, 3, 2, 1),
@@ -154,9 +185,20 @@ TICKETS = np.zeros(3, "uint32")  # for the strips of a sum: as they were, afterw
 HEADS = np.array(
     tuple(np.arange(15, dtype="uint64").reshape(3, 5)), fake_cupy.structures(SOURCES["kernels.cu"])["Matrices"]
 )
+ATTENTIONS = [  # B, TOKENS, HEAD, HEADS; is there a bias, and a mask
+    (1, 1, 1, 1, True, False),
+    (2, 5, 6, 3, True, True),
+    (1, 16, 7, 2, False, True),
+    (2, 17, 32, 1, True, True),
+    (1, 32, 64, 1, True, True),
+    (1, 33, 7, 2, True, True),
+    (1, 49, 64, 1, False, False),
+    (1, 64, 64, 1, True, True),
+    (2, 64, 1, 1, True, True),
+]
 STATE = [numbers(700), numbers(700) / 9, abs(numbers(700)) / 9]
 FACTORS = (0.9, 0.1, 0.99, 0.01, 1e-8, 0.9, 0.1)
-ROWS = [  # kernel, arguments: results first; blocks
+ROWS = [  # kernel, arguments: results first; blocks; and sizes for which it is compiled
     ("layer_norm", (nothing(9, 70), nothing(9), nothing(9), numbers(9, 70), numbers(70), numbers(70), 9, 70, 1e-6), 2),
     ("layer_norm", (nothing(9, 5), nothing(9), nothing(9), numbers(9, 5), numbers(5), numbers(5), 9, 5, 0.1), 2),
     (
@@ -184,10 +226,17 @@ ROWS = [  # kernel, arguments: results first; blocks
     ("gelu_dx", (nothing(300), numbers(300), 3 * numbers(300), 300, 1), 2),
     ("vector_attention", (*nothing(2, 2, 9, 20), *9 * numbers(3, 2, 9, 20), 360, 9, 20), 2),
     ("vector_attention_dx", (*nothing(3, 2, 9, 20), *numbers(5, 2, 9, 20), 3 + numbers(2, 9, 20), 360, 9, 20), 2),
+    *(("attention", (stored(nothing(B, N, h * d)), stored(numbers(B, N, 3 * h * d)), numbers(3 * h * d) if b else None,
+       *((KEY, 0.3, 1 / 0.7) if m else (None, 0.0, 1.0))), B * h, {"TOKENS": N, "HEAD": d, "HEADS": h})
+      for B, N, d, h, b, m in ATTENTIONS for stored in (np.asarray, bf16)),
+    *(("attention_dx", (stored(nothing(B, N, 3 * h * d)), nothing(B, 3 * h * d) if b else None,
+       stored(numbers(B, N, h * d)), stored(numbers(B, N, 3 * h * d)), numbers(3 * h * d) if b else None,
+       *((KEY, 0.3, 1 / 0.7) if m else (None, 0.0, 1.0))), B * h, {"TOKENS": N, "HEAD": d, "HEADS": h})
+      for B, N, d, h, b, m in ATTENTIONS for stored in (np.asarray, bf16)),
     ("bias_drop_path", (nothing(300), numbers(300), numbers(30), numbers(5), 300, 30, 60), 2),
     ("bias_drop_path", (nothing(300), numbers(300), numbers(30), None, 300, 30, 1), 2),
     ("bias_drop_path", (nothing(300), numbers(300), None, numbers(5), 300, 1, 60), 2),
-    ("dropout", (nothing(2999), numbers(2999), np.array([2**63 + 5], "uint64"), 0.3, 1 / 0.7, 2999), 2),
+    ("dropout", (nothing(2999), numbers(2999), KEY, 0.3, 1 / 0.7, 2999), 2),
     ("dropout", (nothing(7), None, np.array([5], "uint64"), 0.9, 10.0, 7), 1),
     ("cross_entropy", (nothing(5), nothing(5), 9 * numbers(5, 40), LABELS, None, 5, 40, 0.9, 0.1 / 40), 1),
     ("cross_entropy", (nothing(5), nothing(5), numbers(5, 40), None, abs(numbers(5, 40)), 5, 40, 1.0, 0.0), 1),
@@ -240,22 +289,36 @@ def prepared(args, dtype):
             a.copy() if isinstance(a, np.ndarray) else a for a in args]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name, args, blocks", ROWS, ids=[f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)])
-def test_kernel_computes_its_reference(cuda, name, args, blocks, dtype):
+def has(args, dtype):
+    return any(getattr(a, "dtype", None) == dtype for a in args)
+
+
+def in_double(args, sizes):
+    """True if a kernel is compiled with double as well: not for bf16, nor for more tokens than fit in its buffers."""
+    return not has(args, "uint16") and sizes.get("TOKENS", 0) <= 32
+
+
+COMPLETE = [(*row, {})[:4] for row in ROWS]
+RUNS_OF_KERNELS = [pytest.param(*row, dtype, id=f"{row[0]}-{i}-{dtype}") for i, row in enumerate(COMPLETE)
+                   for dtype in ("float32", "float64") if dtype == "float32" or in_double(row[1], row[3])]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, args, blocks, sizes, dtype", RUNS_OF_KERNELS)
+def test_kernel_computes_its_reference(cuda, name, args, blocks, sizes, dtype):
     """The kernels' own code, on a CPU."""
     if not HAVE_CPP:
         pytest.skip("there is no g++ to compile kernels for the CPU")
-    dtype = "float32" if name == "to_bf16" else dtype
     from minitl.fast.cuda import kernels
 
     expected, own = prepared(args, dtype), prepared(args, dtype)
     with np.errstate(all="ignore"):
-        getattr(cuda_reference, name)(*expected)
-    kernels.launch(name, blocks, *(fake_cupy.wrap(a) if np.ndim(a) else a for a in own))
+        getattr(cuda_reference, name)(*expected, **sizes)
+    kernels.launch(name, blocks, *(fake_cupy.wrap(a) if np.ndim(a) else a for a in own), **sizes)
     tolerance = {"rtol": 2e-5, "atol": 2e-5} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-11}
     for a, b in zip(own, expected, strict=True):
-        if np.ndim(a):
+        if has([a], "uint16") and name != "to_bf16":  # the last bit may differ
+            np.testing.assert_allclose(*map(cuda_reference.to_real, (a, b)), rtol=2**-7, atol=2e-5)
+        elif np.ndim(a):
             np.testing.assert_allclose(a, b, **({} if a.dtype.kind == "u" else tolerance))
 
 
@@ -382,6 +445,37 @@ def test_override_runs(op, cuda, monkeypatch):
         evaluate(case, cupy, "float32")
 
 
+@pytest.mark.parametrize("N, d", [(33, 2), (65, 2), (5, 65)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_by_products(N, d, bias, kernels):
+    """Tokens or heads that do not fit in the buffers of a block, in float64."""
+    arrays = [numbers(2, N, 6 * d), numbers(6 * d)][: 1 + bias]
+    found = []
+    for xp in (cupy, np):
+        tensors = [Tensor(xp.asarray(a), requires_grad=True) for a in arrays]
+        fake_cupy.RawModule.launched.clear()
+        y = ops.attention(*tensors, num_heads=2, dropout=0.3, rng=np.random.default_rng(4))
+        (y * y).sum().backward()
+        assert "attention" not in fake_cupy.RawModule.launched
+        found.append([to_numpy(y), *(to_numpy(t.grad) for t in tensors)])
+    for own, generic in zip(*found, strict=True):
+        np.testing.assert_allclose(own, generic, rtol=1e-11, atol=1e-11)
+
+
+def test_attention_of_few_tokens_is_accurate(cuda):
+    """In float32, to the precision of its sums, also for large scores."""
+    qkv, b = numbers(2, 49, 3 * 64).astype("float32"), numbers(3 * 64).astype("float32")
+    for factor in (1, 3):
+        found = []
+        for xp, dtype in ((cupy, "float32"), (np, "float64")):
+            x, bias = (Tensor(xp.asarray(a.astype(dtype)), requires_grad=True) for a in (np.float32(factor) * qkv, b))
+            y = ops.attention(x, bias, num_heads=1)
+            y.backward(xp.asarray(numbers(2, 49, 64).astype(dtype)))
+            found.append([to_numpy(a) for a in (y.data, x.grad, bias.grad)])
+        for own, exact in zip(*found, strict=True):
+            assert own.dtype == "float32" and abs(own - exact).max() < 2e-6 * factor * abs(exact).max()
+
+
 @pytest.mark.parametrize("op", ["dropout", "drop_path"])
 def test_masks_are_those_of_numpy(op, kernels):
     """The same masks, bit for bit, from the same generator."""
@@ -489,7 +583,7 @@ def test_bf16_rounds_what_is_multiplied(bf16):
     exact = to_numpy(x) @ to_numpy(W)
     assert y.dtype == "float32" and 1e-4 < abs(to_numpy(y) - exact).max() / abs(exact).max() < 1e-2
     y.sum().backward()
-    heads = cupy.asarray(numbers(2, 5, 18).astype("float32"))
+    heads = cupy.asarray(numbers(2, 65, 18).astype("float32"))
     np.testing.assert_allclose(
         to_numpy(ops.attention(heads, num_heads=3)), ops.attention(to_numpy(heads), num_heads=3).data, atol=0.05
     )
@@ -505,7 +599,7 @@ def test_precision_has_three_names(cuda):
 
 def test_without_cublas_cupy_multiplies(cuda, monkeypatch):
     monkeypatch.setattr(cuda.gemm, "library", lambda: None)
-    x = numbers(2, 5, 18)
+    x = numbers(2, 65, 18)
     own, generic = ops.attention(cupy.asarray(x), num_heads=3), ops.attention(x, num_heads=3)
     np.testing.assert_allclose(to_numpy(own), generic.data)
 
@@ -658,8 +752,8 @@ def test_recording_a_step_does_nothing_yet(cuda):
 
 
 def test_addresses_are_computed_once(cuda):
-    """The addresses of an attention's heads: the graph has two products and a softmax, and no launch for them."""
-    x = numbers(2, 5, 18)
+    """The addresses of the heads of many tokens: the graph has two products and a softmax, and no launch for them."""
+    x = numbers(2, 65, 18)
     captured = cuda.capture(lambda x: ops.attention(x, num_heads=3).data, warmup=1)
     for i in range(1, 5):
         np.testing.assert_allclose(to_numpy(captured(i * x)), ops.attention(i * x, num_heads=3).data)
@@ -667,17 +761,27 @@ def test_addresses_are_computed_once(cuda):
     assert len(recording.fills) == 1 and len(recording.graph.work) == 3
 
 
+def launches_of_an_attention(B, N, heads, bias):
+    x, b = numbers_on(B, N, 6 * heads), numbers_on(6 * heads)
+    x.requires_grad = b.requires_grad = True
+    State.launches = 0
+    y = ops.attention(*((x, b) if bias else (x,)), num_heads=heads)
+    forward, dy, State.launches = State.launches, cupy.asarray(numbers(*y.shape)), 0
+    y.backward(dy)
+    return forward, State.launches - 1 - bias  # to copy a gradient is one
+
+
 def test_launches_of_an_attention(cuda):
+    """One in each direction for few tokens, and one for the gradient of a bias."""
+    assert launches_of_an_attention(2, 5, 3, bias=False) == (1, 1)
+    assert launches_of_an_attention(2, 5, 3, bias=True) == (1, 2)
+
+
+@pytest.mark.parametrize("B, heads, spread", [(2, 3, 1), (1, 3, 0), (2, 1, 0)])
+def test_launches_of_an_attention_over_many_tokens(B, heads, spread, cuda):
     """One in each direction for the addresses of the heads; none if these lie at a single distance."""
-    for B, heads, spread in ((2, 3, 1), (1, 3, 0), (2, 1, 0)):
-        x = Tensor(cupy.asarray(numbers(B, 5, 6 * heads)), requires_grad=True)
-        State.launches = 0
-        y = ops.attention(x, num_heads=heads)
-        assert State.launches == 3 + spread
-        dy = cupy.asarray(numbers(*y.shape))
-        State.launches = 0
-        y.backward(dy)
-        assert State.launches == 5 + spread + 1  # to copy the gradient is one
+    assert launches_of_an_attention(B, 65, heads, bias=False) == (3 + spread, 5 + spread)
+    assert launches_of_an_attention(B, 65, heads, bias=True) == (4 + spread, 6 + spread)
 
 
 def test_launches_of_the_step_that_is_measured(cuda, monkeypatch):
@@ -693,11 +797,11 @@ def test_launches_of_the_step_that_is_measured(cuda, monkeypatch):
     side = contestant.side_of(contestant_cuda.Minitl, *measure_cuda.MODELS["vit-tiny-tl"], 1)
     State.launches = 0
     side.step()  # to warm up
-    assert 250 < State.launches <= 300
+    assert 200 < State.launches <= 270
     for _ in range(2):
         side.step()
     (recording,) = side.take_step.compute.graphs.values()
-    assert 250 < len(recording.graph.work) <= 287
+    assert 200 < len(recording.graph.work) <= 250
 
 
 def test_a_step_that_looks_at_a_number_cannot_be_captured(cuda):
