@@ -476,6 +476,21 @@ def test_attention_of_few_tokens_is_accurate(cuda):
             assert own.dtype == "float32" and abs(own - exact).max() < 2e-6 * factor * abs(exact).max()
 
 
+@pytest.mark.parametrize("left", [1e15, math.nan])
+def test_what_an_earlier_block_left_in_shared_memory_does_not_count(left, cuda):
+    """It lies beside the tokens and columns of a smaller attention."""
+
+    def attend(qkv):
+        x = Tensor(cupy.asarray(qkv.astype("float32")), requires_grad=True)
+        y = ops.attention(x, num_heads=1)
+        y.backward(y.data)
+        return np.concatenate([to_numpy(y).ravel(), to_numpy(x.grad).ravel()])
+
+    before = attend(numbers(1, 33, 3 * 7))
+    attend(np.full((1, 64, 3 * 64), left))
+    assert np.isfinite(before).all() and (attend(numbers(1, 33, 3 * 7)) == before).all()
+
+
 @pytest.mark.parametrize("op", ["dropout", "drop_path"])
 def test_masks_are_those_of_numpy(op, kernels):
     """The same masks, bit for bit, from the same generator."""

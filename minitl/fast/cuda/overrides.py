@@ -203,7 +203,7 @@ def attention(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
     mask = Mask(dropout, rng, qkv.dtype) if dropout else None
     qkv, d = contiguous(qkv), qkv.shape[2] // (3 * num_heads)
     b = b if b is None else contiguous(b)
-    if qkv.shape[1] * qkv.itemsize <= 256 and d <= 64:  # what fits in the kernel's buffers
+    if qkv.shape[1] <= (32 if qkv.dtype == np.float64 else 64) and d <= 64:  # what fits in the kernel's buffers
         return _attention_in_a_block(qkv, b, num_heads, d, mask)
     return _attention_by_products(qkv, b, num_heads, d, mask)
 
