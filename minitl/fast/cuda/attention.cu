@@ -36,9 +36,11 @@ __device__ void multiply(real z[4][4], Matrix x, Matrix y, int columns, int dept
 }
 
 // X[n, c] = x[n, c] + b[c]    rows of x at a distance of `step`; b may be null
+// Eight loads at a time wait for memory, as no branch lies between them: surplus threads repeat the last number
 __device__ void load(real* X, const stored* x, int step, const real* b) {
-    for (int i = threadIdx.x; i < TOKENS * HEAD; i += blockDim.x) {
-        int n = i / HEAD, c = i % HEAD;
+#pragma unroll 8
+    for (int first = 0; first < TOKENS * HEAD; first += 256) {
+        int i = min(first + int(threadIdx.x), TOKENS * HEAD - 1), n = i / HEAD, c = i % HEAD;
         X[n * PITCH + c] = x[n * step + c] + (b ? b[c] : 0);
     }
 }
