@@ -100,7 +100,8 @@ def token_pool(A, x, mean=False):
     return Z / P if mean else Z
 
 
-def attention(qkv, num_heads, dropout=0.0, rng=None):
+def attention(qkv, b=0, *, num_heads, dropout=0.0, rng=None):
+    qkv = qkv + b
     B, N, C = *qkv.shape[:2], qkv.shape[2] // 3
     d, y = C // num_heads, np.zeros((B, N, C))
     keep = np.ones((B, num_heads, N, N))
@@ -344,6 +345,7 @@ CASES = [
     Case("attention", ((2, 5, 18),), attention, {"num_heads": 1}),
     Case("attention", ((2, 5, 18),), attention, {"num_heads": 3}),
     Case("attention", ((2, 5, 12),), attention, {"num_heads": 2, "dropout": 0.4, "rng": generator}),
+    Case("attention", ((2, 5, 12), (12,)), attention, {"num_heads": 2}),
     Case("vector_attention", ((2, 5, 4),) * 3, vector_attention),
     Case("vector_attention", ((1, 3, 2),) * 3, vector_attention),
     Case("layer_norm", ((3, 4), (4,), (4,)), layer_norm),

@@ -16,7 +16,7 @@ def wide(x):
     return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
 
 
-def _store(y, x):
+def store(y, x):
     """Write ``x`` to ``y``, rounded if that holds bfloat16."""
     if y.dtype != np.uint16:
         y[...] = x.reshape(y.shape)
@@ -31,7 +31,7 @@ def layer_norm(y, mean, inv_std, x, weight, bias, rows, eps, *, C):
     mean[...] = x.reshape(rows, C).mean(1)
     n = x.reshape(rows, C) - mean.reshape(rows, 1)
     inv_std[...] = 1 / np.sqrt((n * n).mean(1) + eps)
-    _store(y, n * inv_std.reshape(rows, 1) * weight + bias)
+    store(y, n * inv_std.reshape(rows, 1) * weight + bias)
 
 
 def layer_norm_dx(dx, narrow, sums, parts, tickets, dy, x, arrived, weight, mean, inv_std, rows, *, C):
@@ -41,7 +41,7 @@ def layer_norm_dx(dx, narrow, sums, parts, tickets, dy, x, arrived, weight, mean
     found += 0 if arrived is None else arrived.reshape(rows, C)
     dx.reshape(rows, C)[...] = found
     if narrow is not None:
-        _store(narrow, found)
+        store(narrow, found)
     sums[...] = np.concatenate([(dy * n).sum(0), dy.sum(0), found.sum(0)])
 
 
@@ -110,14 +110,14 @@ def gelu_dx(dx, dy, x, n, exact):
 
 def bias_gelu(y, x, b, rows, C):
     u = wide(x).reshape(rows, C) + b
-    _store(y, u * _gelu(u, False)[0])
+    store(y, u * _gelu(u, False)[0])
 
 
 def bias_gelu_dx(db, parts, tickets, dx, dy, x, b, rows, C, chunk):
     u = wide(x).reshape(rows, C) + b
     value, slope = _gelu(u, False)
     du = (value + u * slope) * wide(dy).reshape(rows, C)
-    _store(dx, du)
+    store(dx, du)
     column_sums(db, parts, tickets, du, None, rows, C, chunk)
 
 
@@ -141,15 +141,43 @@ def vector_attention_dx(dq, dk, dv, dy, q, k, v, y, lse, n, N, C):
     dv[...] = (a * dy[:, :, None]).sum(1)
 
 
+def _attention(qkv, b, key, p, scale, N, d, heads):
+    """Return q, k and v, (B, heads, N, d), A, and the mask for it."""
+    qkv = wide(qkv).reshape(-1, N, 3 * heads * d) + (0 if b is None else b)
+    q, k, v = qkv.reshape(-1, N, 3, heads, d).transpose(2, 0, 3, 1, 4)
+    A = q @ k.swapaxes(2, 3) * np.asarray(1 / math.sqrt(d), q.dtype)
+    softmax(A, A, A.size // N, N)
+    m = np.ones_like(A)
+    if key is not None:
+        dropout(m, None, key, p, scale, m.size)
+    return q, k, v, A, m
+
+
+def attention(y, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS):
+    _, _, v, A, m = _attention(qkv, b, key, p, scale, TOKENS, HEAD, HEADS)
+    store(y, ((m * A) @ v).swapaxes(1, 2))
+
+
+def attention_dx(dqkv, sums, dy, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS):
+    q, k, v, A, m = _attention(qkv, b, key, p, scale, TOKENS, HEAD, HEADS)
+    dy = wide(dy).reshape(-1, TOKENS, HEADS, HEAD).swapaxes(1, 2)
+    dA = m * (dy @ v.swapaxes(2, 3))
+    dS = A * (dA - (dA * A).sum(-1, keepdims=True)) * np.asarray(1 / math.sqrt(HEAD), A.dtype)
+    grads = np.stack([dS @ k, dS.swapaxes(2, 3) @ q, (m * A).swapaxes(2, 3) @ dy])  # (3, B, heads, N, d)
+    store(dqkv, grads.transpose(1, 3, 0, 2, 4))
+    if sums is not None:
+        sums[...] = grads.sum(3).swapaxes(0, 1).reshape(sums.shape)
+
+
 def bias_drop_path(y, x, b, m, n, C, group):
     value = wide(x).reshape(-1, C) + (0 if b is None else b)
-    _store(y, value.reshape(-1, group) * (1 if m is None else m.reshape(-1, 1)))
+    store(y, value.reshape(-1, group) * (1 if m is None else m.reshape(-1, 1)))
 
 
 def dropout(y, x, key, p, scale, n):
     uniform = np.random.Generator(np.random.Philox(key=int(key[0]))).random(n, "float32")
     keep = np.where(uniform < np.float32(p), 0, scale).astype("float64" if y.dtype == "float64" else "float32")
-    _store(y, keep if x is None else keep * wide(x).reshape(-1))
+    store(y, keep if x is None else keep * wide(x).reshape(-1))
 
 
 def _targets(labels, soft, K, keep, spread):
@@ -252,7 +280,7 @@ def to_real(y, x, n):
 
 
 def to_bf16(y, x, n):
-    _store(y, x)
+    store(y, x)
 
 
 def addresses(at, m, inner, count):

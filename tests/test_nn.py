@@ -345,7 +345,7 @@ def test_encoder_block(rng):
     def linear(x, name):
         return cases.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
 
-    y = x + linear(cases.attention(linear(norm(x, "norm1"), "attn.qkv"), 3), "attn.proj")
+    y = x + linear(cases.attention(linear(norm(x, "norm1"), "attn.qkv"), num_heads=3), "attn.proj")
     y = y + linear(cases.each(cases.gelu)(linear(norm(y, "norm2"), "mlp.fc1")), "mlp.fc2")
     np.testing.assert_allclose(block(Tensor(x)).data, y, rtol=1e-12, atol=1e-12)
 

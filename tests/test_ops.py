@@ -432,6 +432,7 @@ MISUSE = [
     ("attention", (f(5, 18),), {"num_heads": 1}, ValueError, r"attention\(float64\[5, 18\]\).*\(B, N, 3C\)"),
     ("attention", (f(2, 5, 18),), {"num_heads": 0}, ValueError, r"attention\(.*num_heads=0"),
     ("attention", (f(2, 5, 18),), {"num_heads": 1, "dropout": 1.0}, ValueError, r"attention\(.*\[0, 1\).*1.0"),
+    ("attention", (f(2, 5, 18), f(6)), {"num_heads": 1}, ValueError, r"attention\(.*float64\[6\]\): .*b \(3C\)"),
     ("attention", (f(2, 5, 18),), {}, TypeError, r"attention\(.*num_heads"),
     (
         "layer_norm",

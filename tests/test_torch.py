@@ -34,7 +34,8 @@ def batch_norm(x, weight, bias, running_mean, running_var, training, eps=1e-5):
     return last(F.batch_norm(first(x), mean, var, weight, bias, training, 0.1, eps))
 
 
-def attention(qkv, num_heads, dropout=0.0, rng=None):
+def attention(qkv, b=0, *, num_heads, dropout=0.0, rng=None):
+    qkv = qkv + b
     B, N, C = *qkv.shape[:2], qkv.shape[2] // 3
     q, k, v = (part.reshape(B, N, num_heads, -1).transpose(1, 2) for part in qkv.split(C, -1))
     if not dropout:
@@ -238,7 +239,9 @@ def vit(images, w, config):
             x = token_learner(x.unflatten(1, (rows, columns)), w, config)
         name = f"blocks.{i}"
         x = x + linear(
-            attention(linear(norm(x, w, f"{name}.norm1"), w, f"{name}.attn.qkv"), config.heads), w, f"{name}.attn.proj"
+            attention(linear(norm(x, w, f"{name}.norm1"), w, f"{name}.attn.qkv"), num_heads=config.heads),
+            w,
+            f"{name}.attn.proj",
         )
         x = x + mlp(norm(x, w, f"{name}.norm2"), w, f"{name}.mlp")
     return linear(norm(x, w, "norm").mean(1), w, "head")
@@ -277,7 +280,7 @@ def test_vit(options, dtype, rng):
 def test_references_agree_with_torch(rng):
     """The loops of ``cases.py`` are themselves held to PyTorch here, on one more shape each."""
     qkv, x, W = rng.standard_normal((1, 3, 12)), rng.standard_normal((1, 4, 3, 2)), rng.standard_normal((2, 3, 2, 4))
-    np.testing.assert_allclose(cases.attention(qkv, 2), attention(torch.tensor(qkv), 2).numpy())
+    np.testing.assert_allclose(cases.attention(qkv, num_heads=2), attention(torch.tensor(qkv), num_heads=2).numpy())
     np.testing.assert_allclose(
         cases.conv2d(x, W, padding=1), conv2d(torch.tensor(x), torch.tensor(W), padding=1).numpy()
     )

@@ -200,13 +200,15 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
 # --- attention ---
 
 
-@override(
-    lambda qkv, num_heads, dropout=0.0, rng=None: (
-        alike(qkv) and qkv.ndim == 3 and num_heads > 0 and qkv.shape[2] % (3 * num_heads) == 0
-    )
-)
-def attention(qkv, *, num_heads, dropout=0.0, rng=None):
+def _attention_fits(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
+    fits = alike(qkv) and qkv.ndim == 3 and num_heads > 0 and qkv.shape[2] % (3 * num_heads) == 0
+    return fits and (b is None or (alike(qkv, b) and b.shape == qkv.shape[2:]))
+
+
+@override(_attention_fits)
+def attention(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
     """Σ_j dA_ij A_ij = dy_i y_i, also with dropout. Each head is written directly to its place in y and dqkv."""
+    qkv = qkv if b is None else qkv + b
     B, N, C = *qkv.shape[:2], qkv.shape[2] // 3
     d = C // num_heads
     scale = 1 / math.sqrt(d)
@@ -235,7 +237,9 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
         np.matmul(dS, k, out=dq)
         np.matmul(dS.swapaxes(-1, -2), q, out=dk)
         dqkv[:, :, :2] *= scale
-        return dqkv.reshape(B, N, 3 * C)
+        dqkv = dqkv.reshape(-1, 3 * C)
+        db = None if b is None else np.ones(len(dqkv), dqkv.dtype) @ dqkv
+        return dqkv.reshape(B, N, 3 * C), db
 
     return y.reshape(B, N, C), backward
 

@@ -8,16 +8,19 @@ from .noise import keep_mask
 
 
 @op
-def attention(qkv, *, num_heads, dropout=0.0, rng=None):
-    """y = A v,  A = softmax(S),  S = q kᵀ / √d  per head; qkv (B, N, 3C) = [q | k | v], C = num_heads · d, y (B, N, C)
+def attention(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
+    """y = A v,  A = softmax(S),  S = q kᵀ / √d  per head,  [q | k | v] = qkv + b
 
+    qkv (B, N, 3C), b (3C), y (B, N, C), C = num_heads · d.
     dv = Aᵀ dy,  dA = dy vᵀ,  dS = A (dA - Σ_j dA A),  dq = dS k / √d,  dk = dSᵀ q / √d
 
     With ``dropout`` p a mask m multiplies A: each weight is 0 with probability p and is divided by 1 - p otherwise.
     """
     xp = array_module(qkv)
-    if qkv.ndim != 3 or num_heads < 1 or qkv.shape[-1] % (3 * num_heads):
-        raise ValueError(f"needs qkv (B, N, 3C) with C divisible by num_heads={num_heads}")
+    fits = qkv.ndim == 3 and num_heads > 0 and qkv.shape[2] % (3 * num_heads) == 0
+    if not fits or (b is not None and b.shape != qkv.shape[2:]):
+        raise ValueError(f"needs qkv (B, N, 3C), b (3C) and C divisible by num_heads={num_heads}")
+    qkv = qkv if b is None else qkv + b
     B, N, C = *qkv.shape[:2], qkv.shape[2] // 3
     d = C // num_heads
     q, k, v = qkv.reshape(B, N, 3, num_heads, d).transpose(2, 0, 3, 1, 4)  # each (B, heads, N, d)
@@ -33,7 +36,8 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
         dA = m * (dy @ v.swapaxes(2, 3))
         dS = A * (dA - (dA * A).sum(-1, keepdims=True))
         dq, dk = dS @ k / math.sqrt(d), dS.swapaxes(2, 3) @ q / math.sqrt(d)
-        return xp.stack((dq, dk, dv)).transpose(1, 3, 0, 2, 4).reshape(B, N, 3 * C)
+        dqkv = xp.stack((dq, dk, dv)).transpose(1, 3, 0, 2, 4).reshape(B, N, 3 * C)
+        return dqkv, None if b is None else dqkv
 
     return y.swapaxes(1, 2).reshape(B, N, C), backward
 

@@ -34,13 +34,14 @@ struct bf16 {
 #define WARP (threadIdx.x / 32)
 #define ROW (THREAD / 32)
 
-__device__ real warp_sum(real x) {
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffff, x, step);
+// The sum, and the maximum, of x over the 32 threads of a warp, or over each `width` neighbors of them
+__device__ real warp_sum(real x, int width = 32) {
+    for (int step = width / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffff, x, step);
     return x;
 }
 
-__device__ real warp_max(real x) {
-    for (int step = 16; step > 0; step /= 2) {
+__device__ real warp_max(real x, int width = 32) {
+    for (int step = width / 2; step > 0; step /= 2) {
         real other = __shfl_xor_sync(0xffffffff, x, step);
         x = other > x ? other : x;
     }
@@ -93,3 +94,34 @@ __device__ real sum_of_block(real x) {
     __syncthreads();
     return x;
 }
+
+// --- random masks ---
+
+// Four random words from a counter and a key: Philox4x64-10 (Salmon et al., 2011), the generator of numpy.random.Philox.
+// Each round multiplies two of the four words to 128 bits and crosses the halves with the other two and with the key.
+__device__ void philox(u64 counter, u64 key, u64 word[4]) {
+    u64 key1 = 0;
+    word[0] = counter, word[1] = word[2] = word[3] = 0;
+    for (int round = 0; round < 10; round++) {
+        u64 high0 = __umul64hi(0xD2E7470EE14C6C93ull, word[0]), low0 = 0xD2E7470EE14C6C93ull * word[0];
+        u64 high1 = __umul64hi(0xCA5A826395121157ull, word[2]), low1 = 0xCA5A826395121157ull * word[2];
+        word[0] = high1 ^ word[1] ^ key, word[1] = low1;
+        word[2] = high0 ^ word[3] ^ key1, word[3] = low0;
+        key += 0x9E3779B97F4A7C15ull, key1 += 0xBB67AE8584CAA73Bull;
+    }
+}
+
+// A bit for each of the 8 numbers that one counter has bits for, from number 8 i of a mask on: 1 if it is kept, which
+// has the probability 1 - p. NumPy counts from 1
+__device__ unsigned keep_bits(u64 i, u64 key, real p) {
+    u64 word[4];
+    philox(1 + i, key, word);
+    unsigned keep = 0;
+    for (int j = 0; j < 8; j++) {
+        unsigned bits = word[j / 2] >> (32 * (j % 2));
+        float uniform = (bits >> 8) * (1.0f / 16777216);
+        keep |= unsigned(uniform >= (float)p) << j;
+    }
+    return keep;
+}
+

@@ -204,32 +204,14 @@ KERNEL bias_drop_path(stored* y, const stored* x, const real* b, const real* m, 
     y[i] = value;
 }
 
-// Four random words from a counter and a key: Philox4x64-10 (Salmon et al., 2011), the generator of numpy.random.Philox.
-// Each round multiplies two of the four words to 128 bits and crosses the halves with the other two and with the key.
-__device__ void philox(u64 counter, u64 key, u64 word[4]) {
-    u64 key1 = 0;
-    word[0] = counter, word[1] = word[2] = word[3] = 0;
-    for (int round = 0; round < 10; round++) {
-        u64 high0 = __umul64hi(0xD2E7470EE14C6C93ull, word[0]), low0 = 0xD2E7470EE14C6C93ull * word[0];
-        u64 high1 = __umul64hi(0xCA5A826395121157ull, word[2]), low1 = 0xCA5A826395121157ull * word[2];
-        word[0] = high1 ^ word[1] ^ key, word[1] = low1;
-        word[2] = high0 ^ word[3] ^ key1, word[3] = low0;
-        key += 0x9E3779B97F4A7C15ull, key1 += 0xBB67AE8584CAA73Bull;
-    }
-}
-
 // y_i = m_i x_i,  m_i = 0 where the i-th float of Generator(Philox(key)) is below p, and `scale` elsewhere
-// x (n) may be null, which counts as ones. A thread computes the 8 numbers that one counter has bits for; NumPy counts
-// from 1
+// x (n) may be null, which counts as ones
 KERNEL dropout(stored* y, const stored* x, const u64* key, real p, real scale, int n) {
     int thread = THREAD, first = 8 * thread;
     if (first >= n) return;
-    u64 word[4];
-    philox(1 + (u64)thread, key[0], word);
+    unsigned keep = keep_bits(thread, key[0], p);
     for (int j = 0; j < 8 && first + j < n; j++) {
-        unsigned bits = word[j / 2] >> (32 * (j % 2));
-        float uniform = (bits >> 8) * (1.0f / 16777216);
-        real m = uniform < (float)p ? 0 : scale;
+        real m = keep >> j & 1 ? scale : 0;
         y[first + j] = x ? m * real(x[first + j]) : m;
     }
 }

@@ -295,29 +295,55 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
     return y, backward
 
 
-@override(
-    lambda qkv, num_heads, dropout=0.0, rng=None: (
-        qkv.ndim == 3 and num_heads > 0 and 0 <= dropout < 1 and qkv.shape[2] % (3 * num_heads) == 0
-    )
-)
-def attention(qkv, *, num_heads, dropout=0.0, rng=None):
-    """y = A v per head. Heads are read from qkv and written to y and dqkv in place: nothing is rearranged.
+def _attention_fits(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
+    fits = qkv.ndim == 3 and num_heads > 0 and qkv.shape[2] % (3 * num_heads) == 0 and 0 <= dropout < 1
+    return fits and (b is None or b.shape == qkv.shape[2:])
+
+
+@override(_attention_fits, narrow=(0,))
+def attention(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
+    """y = A v per head. One launch in each direction for few tokens, whose weights need not be stored."""
+    mask = Mask(dropout, rng, qkv.dtype) if dropout else None
+    qkv, d = contiguous(qkv), qkv.shape[2] // (3 * num_heads)
+    b = b if b is None else contiguous(b)
+    if qkv.shape[1] <= (32 if qkv.dtype == np.float64 else 64) and d <= 64:  # what fits in the kernel's buffers
+        return _attention_in_a_block(qkv, b, num_heads, d, mask)
+    return _attention_by_products(to_real(qkv), b, num_heads, d, mask)
+
+
+def _attention_in_a_block(qkv, b, num_heads, d, mask):
+    B, N, _ = qkv.shape
+    options = (mask.key, mask.p, mask.scale) if mask else (None, 0.0, 1.0)
+    sizes = {"TOKENS": N, "HEAD": d, "HEADS": num_heads}
+    y = cupy.empty((B, N, num_heads * d), qkv.dtype)
+    launch("attention", B * num_heads, y, qkv, b, *options, **sizes)
+
+    def backward(dy):
+        dqkv, sums = cupy.empty_like(qkv), None if b is None else cupy.empty((B, qkv.shape[2]), b.dtype)
+        dy = contiguous(to_precision(dy) if is_narrow(qkv) else dy)
+        launch("attention_dx", B * num_heads, dqkv, sums, dy, qkv, b, *options, **sizes)
+        return dqkv, None if b is None else column_sums(sums)
+
+    return y, backward
+
+
+def _attention_by_products(qkv, b, num_heads, d, mask):
+    """Heads are read from qkv and written to y and dqkv in place: nothing is rearranged.
 
     The scale 1/√d is always the factor of a product, which costs nothing.
     """
-    (B, N, C), dtype = qkv.shape, qkv.dtype
-    C //= 3
-    d, rows_of_A = C // num_heads, B * num_heads * N
-    scale, batch, tables = 1 / math.sqrt(d), (B, num_heads), {}
-    q, k, v = (
-        to_precision(contiguous(qkv)).reshape(B, N, 3, num_heads, d).transpose(2, 0, 3, 1, 4)
-    )  # each (B, heads, N, d)
+    (B, N, width), dtype = qkv.shape, qkv.dtype
+    if b is not None:
+        biased = cupy.empty_like(qkv)
+        launch("bias_drop_path", blocks_for(qkv.size), biased, qkv, b, None, qkv.size, width, 1)
+        qkv = biased
+    scale, batch, tables, rows_of_A = 1 / math.sqrt(d), (B, num_heads), {}, B * num_heads * N
+    q, k, v = to_precision(qkv).reshape(B, N, 3, num_heads, d).transpose(2, 0, 3, 1, 4)  # each (B, heads, N, d)
     A, y = cupy.empty((*batch, N, N), dtype), cupy.empty((B, N, num_heads, d), dtype)
     heads = y.swapaxes(1, 2)
     matrix_addresses(tables, batch, q, k, v, A, heads)
     product(q, k.swapaxes(2, 3), A, scale, tables)
     launch("softmax", blocks_for_rows(rows_of_A), A, A, rows_of_A, N)
-    mask = Mask(dropout, rng, dtype) if dropout else None
     kept = to_precision(mask(A) if mask else A)
     product(kept, v, heads, tables=tables)
 
@@ -334,9 +360,9 @@ def attention(qkv, *, num_heads, dropout=0.0, rng=None):
         dS = to_precision(dS)
         product(dS, k, dq, scale, tables)
         product(dS.swapaxes(2, 3), q, dk, scale, tables)
-        return dqkv.reshape(B, N, 3 * C)
+        return dqkv.reshape(B, N, width), None if b is None else column_sums(dqkv.reshape(B * N, width))
 
-    return y.reshape(B, N, C), backward
+    return y.reshape(B, N, num_heads * d), backward
 
 
 @override(lambda q, k, v: q.ndim == 3 and q.shape == k.shape == v.shape)
