@@ -205,6 +205,10 @@ def dropped(per_sample=False):
     return reference
 
 
+def residual(x, y, b=0, p=0.0, rng=None):
+    return x + (dropped(per_sample=True)(y + b, p=p, rng=rng) if p else y + b)
+
+
 def uniform(rng, shape):
     """The numbers that masks are made of: those of Philox with a key of 64 bits."""
     key = rng.integers(2**64, dtype="uint64")
@@ -381,4 +385,8 @@ CASES = [
     Case("dropout", ((3, 4),), dropped(), {"p": 0.0}),
     Case("drop_path", ((6, 2, 3),), dropped(per_sample=True), {"p": 0.4, "rng": generator}),
     Case("drop_path", ((6, 2),), dropped(per_sample=True), {"p": 0.0}),
+    Case("residual", ((6, 2, 3), (6, 2, 3), (3,)), residual, {"p": 0.4, "rng": generator}),
+    Case("residual", ((6, 2, 3), (6, 2, 3), (3,)), residual),
+    Case("residual", ((1, 2, 3), (6, 2, 3)), residual, {"p": 0.4, "rng": generator}),
+    Case("residual", ((1, 2, 3), (6, 2, 3), (3,)), residual),
 ]

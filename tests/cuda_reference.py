@@ -271,8 +271,16 @@ def max_pool_dx(dx, dy, best, n, *sizes):
     np.add.at(dx.reshape(-1), at[inside], dy.reshape(-1)[inside])
 
 
-def add_stored(z, x, y, n):
-    z[...] = x + wide(y)
+def residual(z, x, y, b, m, rows, C, x_rows, span):
+    y = wide(y).reshape(-1, span, C) + (0 if b is None else b)
+    y = y if m is None else y * m.reshape(-1, 1, 1)
+    z.reshape(-1, x_rows, C)[...] = x.reshape(x_rows, C) + y.reshape(-1, x_rows, C)
+
+
+def residual_dx(db, parts, tickets, dy, dz, m, span, rows, C, chunk):
+    found = np.repeat(m, span)[:, None] * dz.reshape(rows, C)
+    store(dy, found)
+    column_sums(db, parts, tickets, found, None, rows, C, chunk)
 
 
 def to_real(y, x, n):

@@ -197,6 +197,27 @@ def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, mom
     return y.reshape(shape), backward
 
 
+def _residual_fits(x, y, b=None, p=0.0, rng=None):
+    return (alike(x, y) if b is None else alike(x, y, b) and b.shape == y.shape[-1:]) and x.shape == y.shape
+
+
+@override(_residual_fits)
+def residual(x, y, b=None, *, p=0.0, rng=None):
+    """No mask if nothing is dropped, and db is a product with ones."""
+    m = keep_mask(y, (len(y),) + (1,) * (y.ndim - 1), p, rng)
+    z = y * m if b is None else y + b
+    if b is not None and p:
+        z *= m
+    z += x
+
+    def backward(dz):
+        dy = dz * m if p else dz
+        rows = dy.reshape(-1, dy.shape[-1])
+        return dz, dy, None if b is None else np.ones(len(rows), dy.dtype) @ rows
+
+    return z, backward
+
+
 # --- attention ---
 
 

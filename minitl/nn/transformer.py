@@ -18,8 +18,13 @@ class Attention(Module):
         self.num_heads, self.dropout, self.rng = num_heads, dropout, rng
 
     def forward(self, x):
+        return self.proj(self.heads(x))
+
+    def heads(self, x):
+        """Return the outputs of the heads side by side, (B, N, dim), which ``proj`` mixes."""
         p = self.dropout if self.training else 0.0
-        return self.proj(ops.attention(self.qkv(x), num_heads=self.num_heads, dropout=p, rng=self.rng))
+        qkv = ops.linear(x, self.qkv.weight)  # without the bias, which the op adds
+        return ops.attention(qkv, self.qkv.bias, num_heads=self.num_heads, dropout=p, rng=self.rng)
 
 
 class MLP(Module):
@@ -33,7 +38,11 @@ class MLP(Module):
         self.drop = Dropout(dropout, rng)
 
     def forward(self, x):
-        return self.drop(self.fc2(self.drop(ops.linear_gelu(x, self.fc1.weight, self.fc1.bias))))
+        return self.drop(self.fc2(self.hidden(x)))
+
+    def hidden(self, x):
+        """Return the activations of the hidden units, (..., hidden)."""
+        return self.drop(ops.linear_gelu(x, self.fc1.weight, self.fc1.bias))
 
 
 class EncoderBlock(Module):
@@ -46,5 +55,12 @@ class EncoderBlock(Module):
         self.drop, self.drop_path = Dropout(dropout, rng), DropPath(drop_path, rng)
 
     def forward(self, x):
-        x = x + self.drop_path(self.drop(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self._add(x, self.attn.heads(self.norm1(x)), self.attn.proj)
+        return self._add(x, self.mlp.hidden(self.norm2(x)), self.mlp.fc2)
+
+    def _add(self, x, y, last):
+        """Return x + drop_path(drop(last(y))) for the last layer of a branch, whose bias is added with x."""
+        y, b = ops.linear(y, last.weight), last.bias
+        if self.training and self.drop.p:
+            y, b = self.drop(y + b), None
+        return ops.residual(x, y, b, p=self.drop_path.p if self.training else 0.0, rng=self.drop_path.rng)

@@ -27,7 +27,7 @@ from .basic import (
 from .conv import avg_pool2d, conv2d, global_avg_pool, max_pool2d
 from .linear import linear, linear_gelu, token_pool
 from .losses import binary_cross_entropy_with_logits, cross_entropy
-from .noise import drop_path, dropout
+from .noise import drop_path, dropout, residual
 from .norm import batch_norm, layer_norm
 from .recompute import recompute
 

@@ -33,7 +33,12 @@ def linear_gelu(x, W, b):
     device = "cpu" if isinstance(x, np.ndarray) else "cuda"
     u, linear_backward = form("linear", device)(x, W, b)
     y, gelu_backward = form("gelu", device)(u)
-    return y, lambda dy: linear_backward(gelu_backward(dy))
+
+    def backward(dy):
+        du = gelu_backward(dy)
+        return linear_backward(du[0] if isinstance(du, tuple) else du)
+
+    return y, backward
 
 
 @op

@@ -35,3 +35,20 @@ def drop_path(x, *, p, rng=None):
     """y = m x,  dx = m dy with one entry of m for each sample (the first axis): stochastic depth"""
     m = keep_mask(x, (len(x),) + (1,) * (x.ndim - 1), p, rng)
     return m * x, lambda dy: m * dy
+
+
+@op
+def residual(x, y, b=None, *, p=0.0, rng=None):
+    """z = x + m (y + b): a residual branch ends, with the bias b of its last layer, and drop path (m, p) as above
+
+    y (B, ..., C), b (C), and x like y or broadcast to it.  dx = dz,  dy = m dz,  db = Σ dy
+    """
+    if np.broadcast_shapes(x.shape, y.shape) != y.shape or (b is not None and b.shape != y.shape[-1:]):
+        raise ValueError("needs y (B, ..., C), b (C), and x that can be broadcast to y")
+    m = keep_mask(y, (len(y),) + (1,) * (y.ndim - 1), p, rng)
+
+    def backward(dz):
+        dy = m * dz
+        return dz, dy, None if b is None else dy
+
+    return x + m * (y if b is None else y + b), backward

@@ -204,6 +204,38 @@ KERNEL bias_drop_path(stored* y, const stored* x, const real* b, const real* m, 
     y[i] = value;
 }
 
+// z = x + m (y + b)    for each row of y and z (rows, C), by a warp; one m for a sample of `span` rows
+// x (rows, C) or fewer rows that repeat; b (C) or null, m (rows / span) or null
+KERNEL residual(real* z, const real* x, const stored* y, const real* b, const real* m, int rows, int C, int x_rows,
+                int span) {
+    int row = ROW, x_row = row % x_rows;
+    if (row >= rows) return;
+    real keep = m ? m[row / span] : 1;
+    for (int c = LANE; c < C; c += 32) {
+        real bias = b ? b[c] : 0;
+        z[row * C + c] = x[x_row * C + c] + keep * (y[row * C + c] + bias);
+    }
+}
+
+// dy = m dz,  db[c] = sum of dy[r, c] over the rows    see column_sums
+KERNEL residual_dx(real* db, real* parts, unsigned* tickets, stored* dy, const real* dz, const real* m, int span,
+                   int rows, int C, int chunk) {
+    int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
+    bool inside = c < C, one = gridDim.y == 1;
+    real sum = 0;
+    for (int r = first + WARP; r < last && inside; r += 8) {
+        real d = m[r / span] * dz[r * C + c];
+        dy[r * C + c] = d;
+        sum += d;
+    }
+    sum = sum_of_column(sum);
+    real* own = one ? db : parts + blockIdx.y * C;
+    if (WARP == 0 && inside) own[c] = sum;
+    if (one || !last_of(tickets + blockIdx.x, gridDim.y)) return;
+    sum = sum_of_parts(parts, C, c, inside);
+    if (WARP == 0 && inside) db[c] = sum;
+}
+
 // y_i = m_i x_i,  m_i = 0 where the i-th float of Generator(Philox(key)) is below p, and `scale` elsewhere
 // x (n) may be null, which counts as ones
 KERNEL dropout(stored* y, const stored* x, const u64* key, real p, real scale, int n) {
@@ -303,12 +335,6 @@ KERNEL adamw(real* w, real* m, real* v, real* average, const real* grad, const r
 }
 
 // --- for matrix products ---
-
-// z = x + y
-KERNEL add_stored(real* z, const real* x, const stored* y, int n) {
-    int i = THREAD;
-    if (i < n) z[i] = x[i] + y[i];
-}
 
 // y = x
 KERNEL to_real(real* y, const stored* x, int n) {

@@ -89,6 +89,12 @@ def column_sums(x, mean=None):
     return _reduce_columns("column_sums", cupy.empty(x.shape[1], dtype), (x, mean), x.shape)
 
 
+def residual_dx(dy, dz, m):
+    """(C): the sums down the columns of dy = m dz (rows, C), which is written; m has one number for equal parts."""
+    rows, C = dz.shape
+    return _reduce_columns("residual_dx", cupy.empty(C, dz.dtype), (dy, dz, m, rows // len(m)), dz.shape)
+
+
 class Latest:
     """The ``gradient`` that a layer norm computed last, and what its kernel found out on the way.
 

@@ -26,6 +26,7 @@ from .kernels import (
     launch,
     layer_norm_dx,
     norm_columns,
+    residual_dx,
 )
 
 MAX_NORM_COLUMNS = 1024  # of a layer norm, in the registers of 32 threads
@@ -99,16 +100,11 @@ def _one_row(x, y):
     return tail and y.size < x.size and y.ndim <= x.ndim and tail == x.shape[-len(tail) :]
 
 
-@override(lambda x, y: _one_row(x, y) or (is_narrow(y) and x.shape == y.shape), narrow=(1,))
+@override(_one_row)
 def add(x, y):
-    """x + y with a single row y, whose gradient is a sum down the columns, or with y in bfloat16."""
-    if is_narrow(y) and x.shape == y.shape:
-        x, y = contiguous(x), contiguous(y)
-        z = cupy.empty_like(x)
-        launch("add_stored", blocks_for(x.size), z, x, y, x.size)
-        return z, lambda dz: (dz, dz)
+    """x + y with a single row y: dy is a sum down the columns."""
     size, shape = y.size, y.shape
-    return x + to_real(y), lambda dz: (dz, column_sums(contiguous(dz).reshape(-1, size)).reshape(shape))
+    return x + y, lambda dz: (dz, column_sums(contiguous(dz).reshape(-1, size)).reshape(shape))
 
 
 @override(lambda x: True)
@@ -422,6 +418,32 @@ def drop_path(x, *, p, rng=None):
         return y
 
     return masked(x), masked
+
+
+def _residual_fits(x, y, b=None, p=0.0, rng=None):
+    same = x.shape[1:] == y.shape[1:] and len(x) in (1, len(y))
+    return y.ndim == x.ndim > 1 and same and (b is None or b.shape == y.shape[-1:]) and 0 <= p < 1
+
+
+@override(_residual_fits, narrow=(1,))
+def residual(x, y, b=None, *, p=0.0, rng=None):
+    """z = x + m (y + b) in one launch, and dy and db in another; none if nothing is dropped and a norm knows db."""
+    shape, C, y = x.shape, x.shape[-1], contiguous(y)
+    rows, z = y.size // C, cupy.empty(y.shape, x.dtype)
+    m = Mask(p, rng, x.dtype).numbers(len(y), x.dtype) if p else None
+    b = b if b is None else contiguous(b)
+    launch("residual", blocks_for_rows(rows), z, contiguous(x), y, b, m, rows, C, x.size // C, rows // len(y))
+    kind = y.dtype
+
+    def backward(dz):
+        dx = dz if dz.shape == shape else column_sums(contiguous(dz).reshape(len(dz), -1)).reshape(shape)
+        if m is None:
+            return dx, dz, None if b is None else latest.sums_of(dz, C)
+        dy = cupy.empty(dz.shape, kind)
+        db = residual_dx(dy.reshape(-1, C), contiguous(dz).reshape(-1, C), m)
+        return dx, dy, None if b is None else db
+
+    return z, backward
 
 
 # --- loss ---
