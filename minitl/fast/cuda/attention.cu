@@ -1,9 +1,9 @@
 // --- attention over few tokens: a block for each head of each sample, B HEADS in all ---
 //
 // TOKENS <= 64 (32 in double) and HEAD <= 64 numbers of a head fit in shared memory, so the scores never go to global
-// memory. The threads of a block form 16 x 16 tiles, and each computes up to 4 x 4 numbers of a product: it uses a number
-// that it has read four times, so that it multiplies most of the time. What threads compute for tokens and columns that
-// do not exist is not stored, and no result depends on it.
+// memory. The threads of a block form 16 x 16 tiles, and each computes up to 4 x 4 numbers of a product: it uses each
+// number that it reads four times, so that it multiplies most of the time. What threads compute for tokens and columns
+// that do not exist is not stored, and no result depends on it.
 
 #define TILES(n) ((n + 15) / 16) // rows or columns of each thread
 #define TOKEN(i) int(threadIdx.x / 16 * TILES(TOKENS) + i) // its i-th row: all are neighbors, and read together
@@ -103,7 +103,7 @@ __device__ real mask(const unsigned char* keep, int n, int j, real scale) {
 // m is the mask of `dropout` over all A (B, HEADS, TOKENS, TOKENS), or 1 if the key is null
 KERNEL attention(stored* y, const stored* qkv, const real* b, const u64* key, real p, real scale) {
     alignas(16) __shared__ real X[BUFFER], Y[BUFFER];
-    __shared__ unsigned char keep[520];
+    __shared__ unsigned char keep[64 * 64 / 8 + 1];
     int sample = blockIdx.x / HEADS, at = blockIdx.x % HEADS * HEAD;
     y += sample * TOKENS * WIDTH + at, qkv += sample * TOKENS * 3 * WIDTH + at, b = b ? b + at : b;
     real A[4][4], z[4][4];
@@ -124,7 +124,7 @@ KERNEL attention(stored* y, const stored* qkv, const real* b, const u64* key, re
 KERNEL attention_dx(stored* dqkv, real* sums, const stored* dy, const stored* qkv, const real* b, const u64* key,
                     real p, real scale) {
     alignas(16) __shared__ real X[BUFFER], Y[BUFFER];
-    __shared__ unsigned char keep[520];
+    __shared__ unsigned char keep[64 * 64 / 8 + 1];
     int sample = blockIdx.x / HEADS, at = blockIdx.x % HEADS * HEAD;
     dy += sample * TOKENS * WIDTH + at, qkv += sample * TOKENS * 3 * WIDTH + at, b = b ? b + at : b;
     dqkv += sample * TOKENS * 3 * WIDTH + at, sums = sums ? sums + sample * 3 * WIDTH + at : sums;
