@@ -229,44 +229,53 @@ def adamw(w, m, v, average, grad, norm2, now, n, decayed, max_norm, decay, beta1
         average[...] = ema * average + rest * w
 
 
-def _windows(B, H, W, G, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw):
+def _pixels(i, j, u, v, sizes):
+    """Return the index of pixels in a flat image, and whether they lie inside."""
+    row = i * sizes["STRIDE_H"] + u - sizes["PAD_H"]
+    column = j * sizes["STRIDE_W"] + v - sizes["PAD_W"]
+    H, W = sizes["IN_H"], sizes["IN_W"]
+    return row * W + column, (row >= 0) & (row < H) & (column >= 0) & (column < W)
+
+
+def _windows(B, sizes):
     """Return, for each entry of the columns in order, its index in the flat x, and if it lies inside."""
-    g, b, i, j, u, v, c = np.indices((G, B, Ho, Wo, kh, kw, Cg)).reshape(7, -1)
-    row, column = i * sh + u - ph, j * sw + v - pw
-    inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
-    return (((b * H + row) * W + column) * G + g) * Cg + c, inside
+    shape = "GROUPS", "OUT_H", "OUT_W", "KERNEL_H", "KERNEL_W", "CHANNELS"
+    G, *shape = (sizes[name] for name in shape)
+    g, b, i, j, u, v, c = np.indices((G, B, *shape)).reshape(7, -1)
+    pixel, inside = _pixels(i, j, u, v, sizes)
+    return ((b * sizes["IN_H"] * sizes["IN_W"] + pixel) * G + g) * sizes["CHANNELS"] + c, inside
 
 
-def im2col(columns, x, n, *sizes):
-    at, inside = _windows(*sizes)
+def im2col(columns, x, n, **sizes):
+    at, inside = _windows(len(x), sizes)
     columns.reshape(-1)[...] = np.where(inside, x.reshape(-1)[np.where(inside, at, 0)], 0)
 
 
-def col2im(x, columns, n, *sizes):
-    at, inside = _windows(*sizes)
+def col2im(x, columns, n, B, **sizes):
+    at, inside = _windows(B, sizes)
     x[...] = 0
     np.add.at(x.reshape(-1), at[inside], columns.reshape(-1)[inside])
 
 
-def _pooled(n, H, W, C, Ho, Wo, kh, kw, sh, sw, ph, pw):
+def _pooled(n, sizes):
     """Return, for n numbers of y and each offset of a window, the index in x and if it lies inside, (n, kh·kw)."""
-    index = np.arange(n)
+    C, Ho, Wo = sizes["CHANNELS"], sizes["OUT_H"], sizes["OUT_W"]
+    index = np.arange(n)[:, None]
     b, i, j, c = index // (Ho * Wo * C), index // (Wo * C) % Ho, index // C % Wo, index % C
-    u, v = np.divmod(np.arange(kh * kw), kw)
-    row, column = (i * sh - ph)[:, None] + u, (j * sw - pw)[:, None] + v
-    inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
-    return ((b[:, None] * H + row) * W + column) * C + c[:, None], inside
+    u, v = np.divmod(np.arange(sizes["KERNEL_H"] * sizes["KERNEL_W"]), sizes["KERNEL_W"])
+    pixel, inside = _pixels(i, j, u, v, sizes)
+    return (b * sizes["IN_H"] * sizes["IN_W"] + pixel) * C + c, inside
 
 
-def max_pool(y, best, x, n, *sizes):
-    at, inside = _pooled(n, *sizes)
+def max_pool(y, best, x, n, **sizes):
+    at, inside = _pooled(n, sizes)
     windows = np.where(inside, x.reshape(-1)[np.where(inside, at, 0)], -np.inf)
     best.reshape(-1)[...] = windows.argmax(1)
     y.reshape(-1)[...] = windows.max(1)
 
 
-def max_pool_dx(dx, dy, best, n, *sizes):
-    at, inside = (a[np.arange(best.size), best.reshape(-1)] for a in _pooled(best.size, *sizes))
+def max_pool_dx(dx, dy, best, n, **sizes):
+    at, inside = (a[np.arange(best.size), best.reshape(-1)] for a in _pooled(best.size, sizes))
     dx[...] = 0
     np.add.at(dx.reshape(-1), at[inside], dy.reshape(-1)[inside])
 

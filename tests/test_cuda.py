@@ -41,6 +41,20 @@ CONSTANTS = {  # sizes for which a file is compiled, as an example
     "attention.cu": {"TOKENS": 64, "HEAD": 64, "HEADS": 3},
     "augment.cu": {"H": 5, "W": 7, "C": 3},
     "rows.cu": {"C": 256},
+    "conv.cu": {
+        "IN_H": 32,
+        "IN_W": 30,
+        "OUT_H": 16,
+        "OUT_W": 15,
+        "KERNEL_H": 3,
+        "KERNEL_W": 3,
+        "STRIDE_H": 2,
+        "STRIDE_W": 2,
+        "PAD_H": 1,
+        "PAD_W": 1,
+        "CHANNELS": 16,
+        "GROUPS": 4,
+    },
 }
 KERNELS = signatures("".join(SOURCES.values()))
 TYPES = [("float", "float"), ("float", "bf16"), ("double", "double")]  # of real and stored
@@ -125,6 +139,12 @@ def test_augmentation_rounds_each_step():
     assert b"mul.rn" in code and b"fma" not in code
 
 
+@pytest.mark.parametrize("file", ["attention.cu", "conv.cu"])
+def test_sizes_known_at_compilation_are_never_divided_by(file):
+    """A multiplication does it; that is why they are known."""
+    assert not re.findall(rb"(?:div|rem)\.[su]\d+", compile_kernels(file, TYPES[0], "compute_90"))
+
+
 def test_a_kernel_that_does_not_compile_is_seen(monkeypatch):
     monkeypatch.setitem(SOURCES, "kernels.cu", SOURCES["kernels.cu"].replace("int row = ROW;", "int row = ROW", 1))
     with pytest.raises(AssertionError, match=r"kernels\.cu.*error"):
@@ -156,9 +176,8 @@ def test_every_kernel_has_a_reference_of_its_signature(cuda):
 
     for name, parameters in KERNELS.items():
         signature = inspect.signature(getattr(cuda_reference, name)).parameters.values()
-        own = [p.name for p in signature if p.kind is not p.KEYWORD_ONLY]  # sizes known at compilation are keywords
-        expected = [parameter for _, parameter in parameters]
-        assert own == expected or own == [*expected[: len(own) - 1], "sizes"], name
+        own = [p.name for p in signature if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]  # sizes are keywords
+        assert own == [parameter for _, parameter in parameters], name
 
 
 def numbers(*shape):
@@ -177,10 +196,27 @@ def with_nan(*shape):
 
 
 KEY = np.array([2**63 + 5], "uint64")
-CONVOLUTIONS = [  # B, H, W, G, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw
-    (2, 4, 5, 1, 3, 4, 5, 3, 3, 1, 1, 1, 1),
-    (1, 7, 6, 2, 2, 5, 3, 3, 2, 2, 3, 2, 1),
+SIZES = "IN_H IN_W OUT_H OUT_W KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_H PAD_W CHANNELS GROUPS".split()  # noqa: SIM905
+CONVOLUTIONS = [  # B, and the sizes
+    (2, dict(zip(SIZES, (4, 5, 4, 5, 3, 3, 1, 1, 1, 1, 3, 1), strict=True))),
+    (1, dict(zip(SIZES, (7, 6, 5, 3, 3, 2, 2, 3, 3, 2, 2, 2), strict=True))),
 ]
+POOLINGS = [(B, sizes | {"CHANNELS": 3, "GROUPS": 1}) for B, sizes in CONVOLUTIONS]
+
+
+def images(B, s):
+    return numbers(B, s["IN_H"], s["IN_W"], s["GROUPS"] * s["CHANNELS"])
+
+
+def columns(B, s):
+    """The shape of a group's columns."""
+    return B * s["OUT_H"] * s["OUT_W"], s["KERNEL_H"] * s["KERNEL_W"] * s["CHANNELS"]
+
+
+def pooled(B, s):
+    return B, s["OUT_H"], s["OUT_W"], s["CHANNELS"]
+
+
 LABELS = np.array([2, 0, 39, 2, 40])
 TICKETS, GROUPS = (
     np.zeros(3, "uint32"),
@@ -292,14 +328,15 @@ ROWS = [  # kernel, arguments: results first; blocks; and sizes for which it is 
             (None, math.nan, (3.0, 0.1, *FACTORS)),
         )
     ),
-    *(("im2col", (nothing(B * Ho * Wo * kh * kw * G * Cg), numbers(B, H, W, G * Cg), B * Ho * Wo * kh * kw * G * Cg,
-       *(B, H, W, G, Cg, Ho, Wo, kh, kw), *rest), 5) for B, H, W, G, Cg, Ho, Wo, kh, kw, *rest in CONVOLUTIONS),
-    *(("col2im", (nothing(B, H, W, G * Cg), numbers(B * Ho * Wo * kh * kw * G * Cg), B * H * W * G * Cg,
-       *(B, H, W, G, Cg, Ho, Wo, kh, kw), *rest), 1) for B, H, W, G, Cg, Ho, Wo, kh, kw, *rest in CONVOLUTIONS),
-    *(("max_pool", (nothing(B, Ho, Wo, 3), np.zeros((B, Ho, Wo, 3), "uint8"), with_nan(B, H, W, 3), B * Ho * Wo * 3,
-       H, W, 3, Ho, Wo, *rest), 1) for B, H, W, _, _, Ho, Wo, *rest in CONVOLUTIONS),
-    *(("max_pool_dx", (nothing(B, H, W, 3), numbers(B, Ho, Wo, 3), np.arange(B * Ho * Wo * 3, dtype="uint8") % 6,
-       B * H * W * 3, H, W, 3, Ho, Wo, *rest), 1) for B, H, W, _, _, Ho, Wo, *rest in CONVOLUTIONS),
+    *(("im2col", (nothing(s["GROUPS"], *(k := columns(B, s))), images(B, s), math.prod(k)), (5, s["GROUPS"]), s)
+      for B, s in CONVOLUTIONS),
+    *(("col2im", (nothing(*images(B, s).shape), numbers(s["GROUPS"], *columns(B, s)), images(B, s).size, B), 1, s)
+      for B, s in CONVOLUTIONS),
+    *(("max_pool", (nothing(*pooled(B, s)), np.zeros(pooled(B, s), "uint8"), with_nan(*images(B, s).shape),
+       math.prod(pooled(B, s))), 1, s) for B, s in POOLINGS),
+    *(("max_pool_dx", (nothing(*images(B, s).shape), numbers(*pooled(B, s)),
+       np.arange(math.prod(pooled(B, s)), dtype="uint8").reshape(pooled(B, s)) % 6, images(B, s).size), 1, s)
+      for B, s in POOLINGS),
     ("to_bf16", (nothing(304), np.append(numbers(300), [math.inf, math.nan, 1 + 2.0**-8, 1 + 3 * 2.0**-8]), 304), 2),
     ("addresses", (np.zeros((5, 12), "uint64"), HEADS, 4, 12), 1),
     ("augment", (np.zeros((24, 5, 7, 3), "uint8"), PICTURES, CHOSEN), 24, {"H": 5, "W": 7, "C": 3}),

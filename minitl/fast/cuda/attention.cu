@@ -1,14 +1,14 @@
-// --- attention over few tokens: a block for each head of each sample, grid B HEADS ---
+// --- attention over few tokens: a block for each head of each sample, B HEADS in all ---
 //
-// TOKENS <= 64 (32 in double) and HEAD <= 64, the numbers of a head, fit in shared memory, so that the scores never go to
-// global memory. A product is a tile of 16 x 16 threads with up to 4 x 4 numbers each: a number that was read is used four
-// times, and the multiplications are what takes the time, not the reading. What a thread computes for tokens and columns
-// that do not exist is never stored, and never read by a thread whose results are.
+// TOKENS <= 64 (32 in double) and HEAD <= 64 numbers of a head fit in shared memory, so the scores never go to global
+// memory. The threads of a block form 16 x 16 tiles, and each computes up to 4 x 4 numbers of a product: it uses each
+// number that it reads four times, so that it multiplies most of the time. What threads compute for tokens and columns
+// that do not exist is not stored, and no result depends on it.
 
-#define TILES(n) ((n + 15) / 16) // rows, or columns, of a thread
-#define TOKEN(i) int(threadIdx.x / 16 * TILES(TOKENS) + i) // the row of its i-th numbers: neighbors, read at once
-#define COLUMN(j) int(threadIdx.x % 16 + 16 * j) // the column of its j-th numbers: threads side by side write to memory
-#define PITCH 68 // from row to row of a buffer: 64 and 4 more, so that the same column of 8 rows lies in different banks
+#define TILES(n) ((n + 15) / 16) // rows or columns of each thread
+#define TOKEN(i) int(threadIdx.x / 16 * TILES(TOKENS) + i) // its i-th row: all are neighbors, and read together
+#define COLUMN(j) int(threadIdx.x % 16 + 16 * j) // its j-th column: neighboring threads have neighboring columns
+#define PITCH 68 // from row to row of a buffer: 64, and 4 more to spread each column over the banks
 #define BUFFER (64 * PITCH * 4 / sizeof(real))
 #define WIDTH (HEADS * HEAD)
 #define SCALE (1 / sqrt(real(HEAD)))
@@ -36,7 +36,7 @@ __device__ void multiply(real z[4][4], Matrix x, Matrix y, int columns, int dept
 }
 
 // X[n, c] = x[n, c] + b[c]    rows of x at a distance of `step`; b may be null
-// Eight loads at a time wait for memory, as no branch lies between them: surplus threads repeat the last number
+// Surplus threads repeat the last number: without a branch, eight loads wait for memory at the same time
 __device__ void load(real* X, const stored* x, int step, const real* b) {
 #pragma unroll 8
     for (int first = 0; first < TOKENS * HEAD; first += 256) {
@@ -103,7 +103,7 @@ __device__ real mask(const unsigned char* keep, int n, int j, real scale) {
 // m is the mask of `dropout` over all A (B, HEADS, TOKENS, TOKENS), or 1 if the key is null
 KERNEL attention(stored* y, const stored* qkv, const real* b, const u64* key, real p, real scale) {
     alignas(16) __shared__ real X[BUFFER], Y[BUFFER];
-    __shared__ unsigned char keep[520];
+    __shared__ unsigned char keep[64 * 64 / 8 + 1];
     int sample = blockIdx.x / HEADS, at = blockIdx.x % HEADS * HEAD;
     y += sample * TOKENS * WIDTH + at, qkv += sample * TOKENS * 3 * WIDTH + at, b = b ? b + at : b;
     real A[4][4], z[4][4];
@@ -124,7 +124,7 @@ KERNEL attention(stored* y, const stored* qkv, const real* b, const u64* key, re
 KERNEL attention_dx(stored* dqkv, real* sums, const stored* dy, const stored* qkv, const real* b, const u64* key,
                     real p, real scale) {
     alignas(16) __shared__ real X[BUFFER], Y[BUFFER];
-    __shared__ unsigned char keep[520];
+    __shared__ unsigned char keep[64 * 64 / 8 + 1];
     int sample = blockIdx.x / HEADS, at = blockIdx.x % HEADS * HEAD;
     dy += sample * TOKENS * WIDTH + at, qkv += sample * TOKENS * 3 * WIDTH + at, b = b ? b + at : b;
     dqkv += sample * TOKENS * 3 * WIDTH + at, sums = sums ? sums + sample * 3 * WIDTH + at : sums;

@@ -1,82 +1,83 @@
 // --- convolution: windows as rows of a matrix, and back; pooling. All gather: no two threads write to one place ---
+//
+// Sizes known at compilation, so that divisions become multiplications and loops over a window are unrolled: images of
+// IN_H x IN_W pixels and GROUPS x CHANNELS numbers, windows of KERNEL_H x KERNEL_W, STRIDE and PAD in both directions, and
+// OUT_H x OUT_W windows of an image.
 
-// columns[g, (b, i, j), (u, v, c)] = x[b, i sh + u - ph, j sw + v - pw, g Cg + c], or 0 outside    x (B, H, W, G Cg)
-KERNEL im2col(real* columns, const real* x, int n, int B, int H, int W, int G, int Cg, int Ho, int Wo, int kh, int kw,
-              int sh, int sw, int ph, int pw) {
-    int index = THREAD, rest = index;
+// columns[g, (b, i, j), (u, v, c)] = x[b, row, column, g, c], or 0 outside    n numbers of each group g = blockIdx.y
+// row = i STRIDE_H + u - PAD_H,  column = j STRIDE_W + v - PAD_W
+KERNEL im2col(real* columns, const real* x, int n) {
+    int index = THREAD, rest = index, g = blockIdx.y;
     if (index >= n) return;
-    int c = rest % Cg; rest /= Cg;
-    int v = rest % kw; rest /= kw;
-    int u = rest % kh; rest /= kh;
-    int j = rest % Wo; rest /= Wo;
-    int i = rest % Ho; rest /= Ho;
-    int b = rest % B, g = rest / B;
-    int row = i * sh + u - ph, column = j * sw + v - pw;
-    bool inside = row >= 0 && row < H && column >= 0 && column < W;
-    columns[index] = inside ? x[((b * H + row) * W + column) * G * Cg + g * Cg + c] : 0;
+    int c = rest % CHANNELS; rest /= CHANNELS;
+    int v = rest % KERNEL_W; rest /= KERNEL_W;
+    int u = rest % KERNEL_H; rest /= KERNEL_H;
+    int j = rest % OUT_W; rest /= OUT_W;
+    int i = rest % OUT_H, b = rest / OUT_H;
+    int row = i * STRIDE_H + u - PAD_H, column = j * STRIDE_W + v - PAD_W;
+    bool inside = row >= 0 && row < IN_H && column >= 0 && column < IN_W;
+    columns[g * n + index] = inside ? x[(((b * IN_H + row) * IN_W + column) * GROUPS + g) * CHANNELS + c] : 0;
 }
 
-// x[b, row, column, g Cg + c] = sum of columns[g, (b, i, j), (u, v, c)] over all (i, j, u, v) that read this pixel
-KERNEL col2im(real* x, const real* columns, int n, int B, int H, int W, int G, int Cg, int Ho, int Wo, int kh, int kw,
-              int sh, int sw, int ph, int pw) {
+// x[b, row, column, g, c] = sum of columns[g, (b, i, j), (u, v, c)] over all (i, j, u, v) that read this pixel
+KERNEL col2im(real* x, const real* columns, int n, int B) {
     int index = THREAD, rest = index;
     if (index >= n) return;
-    int c = rest % Cg; rest /= Cg;
-    int g = rest % G; rest /= G;
-    int column = rest % W; rest /= W;
-    int row = rest % H, b = rest / H;
+    int c = rest % CHANNELS; rest /= CHANNELS;
+    int g = rest % GROUPS; rest /= GROUPS;
+    int column = rest % IN_W; rest /= IN_W;
+    int row = rest % IN_H, b = rest / IN_H;
     real sum = 0;
-    for (int u = 0; u < kh; u++) {
-        int i = row + ph - u;
-        if (i < 0 || i % sh || i / sh >= Ho) continue;
-        for (int v = 0; v < kw; v++) {
-            int j = column + pw - v;
-            if (j < 0 || j % sw || j / sw >= Wo) continue;
-            sum += columns[((((g * B + b) * Ho + i / sh) * Wo + j / sw) * kh * kw + u * kw + v) * Cg + c];
+    for (int u = 0; u < KERNEL_H; u++) {
+        int i = row + PAD_H - u;
+        if (i < 0 || i % STRIDE_H || i / STRIDE_H >= OUT_H) continue;
+        for (int v = 0; v < KERNEL_W; v++) {
+            int j = column + PAD_W - v;
+            if (j < 0 || j % STRIDE_W || j / STRIDE_W >= OUT_W) continue;
+            int window = ((g * B + b) * OUT_H + i / STRIDE_H) * OUT_W + j / STRIDE_W;
+            sum += columns[((window * KERNEL_H + u) * KERNEL_W + v) * CHANNELS + c];
         }
     }
     x[index] = sum;
 }
 
-// y[b, i, j, c] = the largest of x[b, i sh + u - ph, j sw + v - pw, c] over u, v, and best = u kw + v of the first such
-// x (B, H, W, C), y and best (B, Ho, Wo, C), n numbers; what lies outside never wins, NaN always does
-KERNEL max_pool(real* y, unsigned char* best, const real* x, int n, int H, int W, int C, int Ho, int Wo, int kh, int kw,
-                int sh, int sw, int ph, int pw) {
+// y[b, i, j, c] = the largest of x[b, row, column, c] over u, v, and best = u KERNEL_W + v of the first such    n numbers
+// What lies outside never wins, NaN always does
+KERNEL max_pool(real* y, unsigned char* best, const real* x, int n) {
     int index = THREAD, rest = index;
     if (index >= n) return;
-    int c = rest % C; rest /= C;
-    int j = rest % Wo; rest /= Wo;
-    int i = rest % Ho, b = rest / Ho;
+    int c = rest % CHANNELS; rest /= CHANNELS;
+    int j = rest % OUT_W; rest /= OUT_W;
+    int i = rest % OUT_H, b = rest / OUT_H;
     real top = -INFINITY;
     int where = 0;
-    for (int u = 0; u < kh; u++) {
-        for (int v = 0; v < kw; v++) {
-            int row = i * sh + u - ph, column = j * sw + v - pw;
-            if (row < 0 || row >= H || column < 0 || column >= W) continue;
-            real value = x[((b * H + row) * W + column) * C + c];
-            if (value > top || (value != value && top == top)) top = value, where = u * kw + v;
+    for (int u = 0; u < KERNEL_H; u++) {
+        for (int v = 0; v < KERNEL_W; v++) {
+            int row = i * STRIDE_H + u - PAD_H, column = j * STRIDE_W + v - PAD_W;
+            if (row < 0 || row >= IN_H || column < 0 || column >= IN_W) continue;
+            real value = x[((b * IN_H + row) * IN_W + column) * CHANNELS + c];
+            if (value > top || (value != value && top == top)) top = value, where = u * KERNEL_W + v;
         }
     }
     y[index] = top, best[index] = where;
 }
 
 // dx[b, row, column, c] = sum of dy[b, i, j, c] over the windows whose best this pixel is    n numbers of dx
-KERNEL max_pool_dx(real* dx, const real* dy, const unsigned char* best, int n, int H, int W, int C, int Ho, int Wo,
-                   int kh, int kw, int sh, int sw, int ph, int pw) {
+KERNEL max_pool_dx(real* dx, const real* dy, const unsigned char* best, int n) {
     int index = THREAD, rest = index;
     if (index >= n) return;
-    int c = rest % C; rest /= C;
-    int column = rest % W; rest /= W;
-    int row = rest % H, b = rest / H;
+    int c = rest % CHANNELS; rest /= CHANNELS;
+    int column = rest % IN_W; rest /= IN_W;
+    int row = rest % IN_H, b = rest / IN_H;
     real sum = 0;
-    for (int u = 0; u < kh; u++) {
-        int i = row + ph - u;
-        if (i < 0 || i % sh || i / sh >= Ho) continue;
-        for (int v = 0; v < kw; v++) {
-            int j = column + pw - v;
-            if (j < 0 || j % sw || j / sw >= Wo) continue;
-            int at = ((b * Ho + i / sh) * Wo + j / sw) * C + c;
-            if (best[at] == u * kw + v) sum += dy[at];
+    for (int u = 0; u < KERNEL_H; u++) {
+        int i = row + PAD_H - u;
+        if (i < 0 || i % STRIDE_H || i / STRIDE_H >= OUT_H) continue;
+        for (int v = 0; v < KERNEL_W; v++) {
+            int j = column + PAD_W - v;
+            if (j < 0 || j % STRIDE_W || j / STRIDE_W >= OUT_W) continue;
+            int at = ((b * OUT_H + i / STRIDE_H) * OUT_W + j / STRIDE_W) * CHANNELS + c;
+            if (best[at] == u * KERNEL_W + v) sum += dy[at];
         }
     }
     dx[index] = sum;

@@ -484,6 +484,13 @@ def _kernel_fits(x, W, b=None, stride=1, padding=0, groups=1):
     return (b is None or b.shape == W.shape[3:]) and x.shape[1] + 2 * ph >= len(W) and x.shape[2] + 2 * pw >= W.shape[1]
 
 
+def _window_sizes(x, Ho, Wo, kh, kw, sh, sw, ph, pw):
+    """Return what the kernels of convolution and pooling are compiled for."""
+    _, H, W, C = x.shape
+    sizes = {"IN_H": H, "IN_W": W, "OUT_H": Ho, "OUT_W": Wo, "KERNEL_H": kh, "KERNEL_W": kw}
+    return sizes | {"STRIDE_H": sh, "STRIDE_W": sw, "PAD_H": ph, "PAD_W": pw, "CHANNELS": C, "GROUPS": 1}
+
+
 @override(_kernel_fits)
 def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     """Windows gathered into rows, then one product for each group; backward gathers them again."""
@@ -491,11 +498,11 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     x, (B, H, width, _), (kh, kw, Cg, out) = contiguous(x), x.shape, W.shape
     Ho, Wo = (H + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
     P, K, part = B * Ho * Wo, kh * kw * Cg, out // groups
-    sizes = (B, H, width, groups, Cg, Ho, Wo, kh, kw, sh, sw, ph, pw)
+    sizes = _window_sizes(x, Ho, Wo, kh, kw, sh, sw, ph, pw) | {"CHANNELS": Cg, "GROUPS": groups}
 
     def columns():  # (groups, B·Ho·Wo, kh·kw·C/groups)
         y = cupy.empty((groups, P, K), x.dtype)
-        launch("im2col", blocks_for(y.size), y, x, y.size, *sizes)
+        launch("im2col", (blocks_for(P * K), groups), y, x, P * K, **sizes)
         return to_precision(y)
 
     kernel = to_precision(W.reshape(K, groups, part).swapaxes(0, 1))  # (groups, kh·kw·C/groups, out/groups)
@@ -513,7 +520,7 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
 
         def dx():
             dx = cupy.empty_like(x)
-            launch("col2im", blocks_for(dx.size), dx, product(dy, kernel.swapaxes(1, 2)), dx.size, *sizes)
+            launch("col2im", blocks_for(dx.size), dx, product(dy, kernel.swapaxes(1, 2)), dx.size, B, **sizes)
             return dx
 
         return dx, dW.reshape(kh, kw, Cg, out), db
@@ -536,12 +543,12 @@ def max_pool2d(x, *, kernel_size, stride=None, padding=0):
     x, (B, H, W, C) = contiguous(x), x.shape
     Ho, Wo = (H + 2 * ph - kh) // sh + 1, (W + 2 * pw - kw) // sw + 1
     y, best, shape, dtype = cupy.empty((B, Ho, Wo, C), x.dtype), cupy.empty((B, Ho, Wo, C), np.uint8), x.shape, x.dtype
-    sizes = H, W, C, Ho, Wo, kh, kw, sh, sw, ph, pw
-    launch("max_pool", blocks_for(y.size), y, best, x, y.size, *sizes)
+    sizes = _window_sizes(x, Ho, Wo, kh, kw, sh, sw, ph, pw)
+    launch("max_pool", blocks_for(y.size), y, best, x, y.size, **sizes)
 
     def backward(dy):
         dx = cupy.empty(shape, dtype)
-        launch("max_pool_dx", blocks_for(dx.size), dx, contiguous(dy), best, dx.size, *sizes)
+        launch("max_pool_dx", blocks_for(dx.size), dx, contiguous(dy), best, dx.size, **sizes)
         return dx
 
     return y, backward
