@@ -1,0 +1,191 @@
+"""`python -m tests.gpu`: all of it on the stand-in for CuPy, and what becomes of sections that fail, die or hang."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.gpu import __main__ as gpu
+from tests.gpu import plan
+
+ROOT = Path(__file__).parents[1]
+# of the packages that one may lack; matplotlib is there, as a rule, but takes a second to load
+BARE = """
+import sys
+
+class Refuse:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in ("tyro", "pooch", "matplotlib", "jupytext", "cupy"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse)
+"""
+# child.py with a plan of made-up sections
+CHILD = """
+import os, sys, time
+
+from tests.gpu import child, sections
+from tests.gpu.plan import PLAN, Section
+
+def no_gpu():
+    sys.modules["cupy"] = None  # which does not answer
+    raise ValueError("as wanted")
+
+def wait():
+    time.sleep(60)
+
+def own_result():
+    (entry,) = [entry for name, entry in sections.earlier.items() if name == "fine"]
+    return entry["words"], os.getpid()
+
+CALLS = {"fine": lambda: ("so it is", os.getpid()), "reads": own_result, "fails": lambda: 1 / 0, "loses": no_gpu}
+CALLS |= {"aborts": os.abort, "exits": lambda: os._exit(3), "hangs": wait, "late": wait}
+child.cuda_problem, child.measure_cuda.machine = lambda: None, lambda: MACHINE
+PLAN.clear()
+PLAN.update({p: [Section(n, s, CALLS[n], needed) for n, s, needed in MADE_UP[p] if n in CALLS] for p in MADE_UP})
+sections.compile_step = lambda *what: print("0 s") if what[1] == "tf32" else 1 / 0
+child.main(*sys.argv[1:])
+"""
+MACHINE = {"gpu": "made up", "driver": 1, "runtime": 2}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """A function that runs a plan {process: [(section, seconds, needed)]}: (exit status, results, output)."""
+
+    def main(made_up, *options, steps=()):
+        monkeypatch.setattr(gpu, "COMPILED", list(steps))
+        text = CHILD.replace("MADE_UP", repr(made_up)).replace("MACHINE", repr(MACHINE))
+        (tmp_path / "child.py").write_text(f"import tests.gpu.plan as plan\nplan.START = 0\n{text}")
+        monkeypatch.setattr(gpu, "CHILD", [sys.executable, str(tmp_path / "child.py")])
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        sized = {name: [plan.Section(n, s, None, needed) for n, s, needed in part] for name, part in made_up.items()}
+        monkeypatch.setattr(gpu, "PLAN", sized)
+        path = tmp_path / "gpu.json"
+        with pytest.raises(SystemExit) as end:
+            gpu.main([*options, str(path)])
+        return end.value.code, json.loads(path.read_text()), capfd.readouterr()
+
+    return main
+
+
+def test_all_of_it_on_the_stand_in(tmp_path):
+    """In processes that lack what a machine with a GPU may lack."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    command = [sys.executable, "-m", "tests.gpu", "--stand-in", str(tmp_path / "gpu.json")]
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    states = {name: entry["state"] for name, entry in results["sections"].items()}
+    assert list(states) == [section.name for process in plan.PLAN.values() for section in process]
+    others = {name: results["sections"][name]["words"] for name in states if states[name] != "ok"}
+    assert set(others) == {"op tests", *({name for name in states if "PyTorch" in name} & others.keys())}, others
+    assert "skipped" in others.pop("op tests") and set(others.values()) <= {"PyTorch is not installed"}
+    assert run.returncode == 0 and len(results["sections"]["training on images"]["figures"]["losses"]) == 20
+    lines = run.stdout.splitlines()
+    table = lines[lines.index("") + 1 :]
+    assert len(table) <= 40 and table[-1].endswith(f"everything is in {tmp_path / 'gpu.json'}")
+    assert [line[:34].rstrip() for line in table[1 : 1 + len(states)]] == list(states)
+    assert not any("No module" in line for line in lines), run.stdout
+
+
+PLANNED = {
+    "checks": [
+        ("fine", 10, False),
+        ("aborts", 10, False),
+        ("fails", 10, False),
+        ("loses", 10, False),
+        ("reads", 10, False),
+    ],
+    "more": [("exits", 10, False), ("hangs", 0.3, False), ("late", 999, False)],
+}
+
+
+def test_sections_that_fail_die_or_hang(run):
+    """Each is named, and the next one runs, in a new process where the old one is of no use."""
+    status, results, output = run(PLANNED, steps=[("one", "tf32"), ("two", "bf16")])
+    found = results["sections"]
+    assert {name: (entry["state"], entry["words"]) for name, entry in found.items()} == {
+        "fine": ("ok", "so it is"),
+        "aborts": ("died", "by signal SIGABRT"),
+        "fails": ("failed", "ZeroDivisionError: division by zero"),
+        "loses": ("failed", "ValueError: as wanted"),
+        "reads": ("ok", "so it is"),
+        "exits": ("died", "with exit status 3"),
+        "hangs": ("hung", "killed after 1 s"),
+        "late": ("not run", "it takes 999 s, and the time is over"),
+    }
+    assert "Fatal Python error: Aborted" in found["aborts"]["traceback"] and "in wait" in found["hangs"]["traceback"]
+    assert found["fine"]["figures"] != found["reads"]["figures"], "the same process after a fault"
+    assert results["compiled"].keys() == {"one tf32", "two bf16"}
+    assert status == 1 and len(output.out.splitlines()) == 2 * len(found) + 4
+    assert "2 of 8 sections passed, 5 did not, 1 were not run. " in output.out.splitlines()[-1]
+
+
+def test_what_is_needed_stops_the_run(run):
+    """With --go-on it is first to run again."""
+    broken = {
+        "checks": [("fine", 10, False), ("fails", 10, True), ("reads", 10, False)],
+        "more": [("exits", 10, False)],
+    }
+    status, results, output = run(broken)
+    assert list(results["sections"]) == ["fine", "fails"] and status == 1
+    assert "fails failed: mend this first; the rest needs it. 1 of 4 sections passed" in output.out
+
+
+def test_a_run_that_was_cut_off_goes_on(run, tmp_path):
+    """With what has no result, and with what stopped it and has been mended."""
+    entries = {"reads": {"state": "running"}, "late": {"state": "not run"}, "fails": {"state": "failed"}}
+    entries |= {"fine": {"state": "ok", "words": "before"}, "aborts": {"state": "died", "words": "by signal SIGABRT"}}
+    (tmp_path / "gpu.json").write_text(json.dumps({"sections": entries}))
+    checks = [("fine", 10, False), ("aborts", 10, False), ("fails", 10, True), ("reads", 10, False)]
+    status, results, _ = run({"checks": checks}, "--go-on")
+    states = {name: entry["state"] for name, entry in results["sections"].items()}
+    assert states == {"fine": "ok", "aborts": "died", "fails": "failed"} and status == 1
+    assert results["sections"]["fails"]["words"] == "ZeroDivisionError: division by zero"
+
+
+class Waiting:
+    """A process that does not end by itself."""
+
+    returncode, pid = -9, 2**30
+
+    def poll(self):
+        pass
+
+    def wait(self):
+        pass
+
+    def send_signal(self, number):
+        pass
+
+
+def test_a_process_without_progress(tmp_path, monkeypatch):
+    """It hangs in a section, or before it begins one, or the time for all is over."""
+    path, now = tmp_path / "gpu.json", time.time()
+    path.write_text(json.dumps({"sections": {"one": {"state": "running", "began": now - 9, "limit": 8}}}))
+    assert gpu.watch(Waiting(), path, now + 99) == ("hung", "killed after 8 s")
+    assert gpu.watch(Waiting(), path, now - 1) == ("hung", "killed after 8 s, as the time was over")
+    path.write_text('{"sections": {}}')
+    monkeypatch.setattr(gpu, "START", 0)
+    assert gpu.watch(Waiting(), path, now + 99) == ("hung", "killed after 0 s")
+
+
+def test_a_process_that_does_not_begin(run):
+    """Its sections are named one by one, so the run ends."""
+    status, results, _ = run({"checks": [("unknown", 10, False), ("not known", 10, False)]})
+    words = {name: entry["words"] for name, entry in results["sections"].items()}
+    assert words == {"unknown": "with exit status 0", "not known": "with exit status 0"} and status == 1
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"sections": {"fine": {}}}'])
+def test_no_results_to_go_on_from(text, tmp_path):
+    path = tmp_path / "gpu.json"
+    if text:
+        path.write_text(text)
+    with pytest.raises(SystemExit, match=r"gpu\.json has no results of an earlier run to go on from \(.*; leave out"):
+        gpu.main(["--go-on", str(path)])
