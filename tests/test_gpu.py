@@ -24,51 +24,57 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse)
 """
-# child.py with a plan of made-up sections
+# child.py with made-up sections
 CHILD = """
 import os, sys, time
 
-from tests.gpu import child, sections
-from tests.gpu.plan import PLAN, Section
+from tests.gpu import child, plan, sections
 
-def no_gpu():
+def loses():
     sys.modules["cupy"] = None  # which does not answer
     raise ValueError("as wanted")
 
-def wait():
+def hangs():
     time.sleep(60)
 
-def own_result():
-    (entry,) = [entry for name, entry in sections.earlier.items() if name == "fine"]
-    return entry["words"], os.getpid()
-
-CALLS = {"fine": lambda: ("so it is", os.getpid()), "reads": own_result, "fails": lambda: 1 / 0, "loses": no_gpu}
-CALLS |= {"aborts": os.abort, "exits": lambda: os._exit(3), "hangs": wait, "late": wait}
+CALLS = {"fine": lambda: ("so it is", os.getpid()), "same": lambda: (sections.earlier["fine"]["words"], os.getpid())}
+CALLS |= {"new": CALLS["same"], "fails": lambda: 1 / 0, "aborts": os.abort, "exits": lambda: os._exit(3)}
+CALLS |= {"loses": loses, "hangs": hangs, "late": hangs}
 child.cuda_problem, child.measure_cuda.machine = lambda: None, lambda: MACHINE
-PLAN.clear()
-PLAN.update({p: [Section(n, s, CALLS[n], needed) for n, s, needed in MADE_UP[p] if n in CALLS] for p in MADE_UP})
 sections.compile_step = lambda *what: print("0 s") if what[1] == "tf32" else 1 / 0
+plan.START = 0
+plan.PLAN.clear()
+for process, parts in MADE_UP.items():
+    plan.PLAN[process] = [plan.Section(*part[:2], CALLS[part[0]], part[2]) for part in parts if part[0] in CALLS]
 child.main(*sys.argv[1:])
 """
 MACHINE = {"gpu": "made up", "driver": 1, "runtime": 2}
+SECONDS = {"hangs": 0.3, "late": 999}  # that a section should take; 10 for all others
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capfd):
-    """A function that runs a plan {process: [(section, seconds, needed)]}: (exit status, results, output)."""
+    """A function that runs a plan {process: names of sections; those that the rest needs end with !}.
+
+    Returns the exit status, the results and what was printed.
+    """
 
     def main(made_up, *options, steps=()):
-        monkeypatch.setattr(gpu, "COMPILED", list(steps))
-        text = CHILD.replace("MADE_UP", repr(made_up)).replace("MACHINE", repr(MACHINE))
-        (tmp_path / "child.py").write_text(f"import tests.gpu.plan as plan\nplan.START = 0\n{text}")
+        parts = {
+            process: [(name.strip("!"), SECONDS.get(name, 10), name.endswith("!")) for name in names.split()]
+            for process, names in made_up.items()
+        }
+        sections = {name: [plan.Section(n, s, None, needed) for n, s, needed in part] for name, part in parts.items()}
+        text = CHILD.replace("MADE_UP", repr(parts)).replace("MACHINE", repr(MACHINE))
+        (tmp_path / "child.py").write_text(text)
         monkeypatch.setattr(gpu, "CHILD", [sys.executable, str(tmp_path / "child.py")])
+        monkeypatch.setattr(gpu, "COMPILED", list(steps))
+        monkeypatch.setattr(gpu, "PLAN", sections)
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        sized = {name: [plan.Section(n, s, None, needed) for n, s, needed in part] for name, part in made_up.items()}
-        monkeypatch.setattr(gpu, "PLAN", sized)
         path = tmp_path / "gpu.json"
         with pytest.raises(SystemExit) as end:
             gpu.main([*options, str(path)])
-        return end.value.code, json.loads(path.read_text()), capfd.readouterr()
+        return end.value.code, json.loads(path.read_text()), capfd.readouterr().out
 
     return main
 
@@ -93,60 +99,45 @@ def test_all_of_it_on_the_stand_in(tmp_path):
     assert not any("No module" in line for line in lines), run.stdout
 
 
-PLANNED = {
-    "checks": [
-        ("fine", 10, False),
-        ("aborts", 10, False),
-        ("fails", 10, False),
-        ("loses", 10, False),
-        ("reads", 10, False),
-    ],
-    "more": [("exits", 10, False), ("hangs", 0.3, False), ("late", 999, False)],
-}
-
-
 def test_sections_that_fail_die_or_hang(run):
     """Each is named, and the next one runs, in a new process where the old one is of no use."""
-    status, results, output = run(PLANNED, steps=[("one", "tf32"), ("two", "bf16")])
+    names = {"checks": "aborts fine fails same loses new", "more": "exits hangs late"}
+    status, results, out = run(names, steps=[("one", "tf32"), ("two", "bf16")])
     found = results["sections"]
     assert {name: (entry["state"], entry["words"]) for name, entry in found.items()} == {
-        "fine": ("ok", "so it is"),
         "aborts": ("died", "by signal SIGABRT"),
+        "fine": ("ok", "so it is"),
         "fails": ("failed", "ZeroDivisionError: division by zero"),
+        "same": ("ok", "so it is"),
         "loses": ("failed", "ValueError: as wanted"),
-        "reads": ("ok", "so it is"),
+        "new": ("ok", "so it is"),
         "exits": ("died", "with exit status 3"),
         "hangs": ("hung", "killed after 1 s"),
         "late": ("not run", "it takes 999 s, and the time is over"),
     }
-    assert "Fatal Python error: Aborted" in found["aborts"]["traceback"] and "in wait" in found["hangs"]["traceback"]
-    assert found["fine"]["figures"] != found["reads"]["figures"], "the same process after a fault"
+    assert "Fatal Python error: Aborted" in found["aborts"]["traceback"]
+    assert "in hangs" in found["hangs"]["traceback"] and "1 / 0" in found["fails"]["traceback"]
+    assert found["fine"]["figures"] == found["same"]["figures"] != found["new"]["figures"]  # processes
     assert results["compiled"].keys() == {"one tf32", "two bf16"}
-    assert status == 1 and len(output.out.splitlines()) == 2 * len(found) + 4
-    assert "2 of 8 sections passed, 5 did not, 1 were not run. " in output.out.splitlines()[-1]
+    assert status == 1 and len(out.splitlines()) == 2 * len(found) + 4
+    assert "3 of 9 sections passed, 5 did not, 1 were not run. " in out.splitlines()[-1]
 
 
 def test_what_is_needed_stops_the_run(run):
-    """With --go-on it is first to run again."""
-    broken = {
-        "checks": [("fine", 10, False), ("fails", 10, True), ("reads", 10, False)],
-        "more": [("exits", 10, False)],
-    }
-    status, results, output = run(broken)
+    status, results, out = run({"checks": "fine fails! same", "more": "exits"})
     assert list(results["sections"]) == ["fine", "fails"] and status == 1
-    assert "fails failed: mend this first; the rest needs it. 1 of 4 sections passed" in output.out
+    assert "fails failed: mend this first; the rest needs it. 1 of 4 sections passed, 1 did not, 2 were" in out
 
 
 def test_a_run_that_was_cut_off_goes_on(run, tmp_path):
-    """With what has no result, and with what stopped it and has been mended."""
-    entries = {"reads": {"state": "running"}, "late": {"state": "not run"}, "fails": {"state": "failed"}}
+    """With what has no result, and with what stopped it and has been mended since."""
+    entries = {"late": {"state": "not run"}, "same": {"state": "running"}, "new": {"state": "failed"}}
     entries |= {"fine": {"state": "ok", "words": "before"}, "aborts": {"state": "died", "words": "by signal SIGABRT"}}
     (tmp_path / "gpu.json").write_text(json.dumps({"sections": entries}))
-    checks = [("fine", 10, False), ("aborts", 10, False), ("fails", 10, True), ("reads", 10, False)]
-    status, results, _ = run({"checks": checks}, "--go-on")
-    states = {name: entry["state"] for name, entry in results["sections"].items()}
-    assert states == {"fine": "ok", "aborts": "died", "fails": "failed"} and status == 1
-    assert results["sections"]["fails"]["words"] == "ZeroDivisionError: division by zero"
+    status, results, _ = run({"checks": "fine aborts new! same", "more": "late"}, "--go-on")
+    found = {name: (entry["state"], entry["words"]) for name, entry in results["sections"].items()}
+    assert found.pop("late")[0] == "not run" and found.pop("aborts") == ("died", "by signal SIGABRT")
+    assert found == dict.fromkeys(("fine", "new", "same"), ("ok", "before")) and status == 1
 
 
 class Waiting:
@@ -157,7 +148,7 @@ class Waiting:
     def poll(self):
         pass
 
-    def wait(self):
+    def wait(self, seconds):
         pass
 
     def send_signal(self, number):
@@ -177,9 +168,9 @@ def test_a_process_without_progress(tmp_path, monkeypatch):
 
 def test_a_process_that_does_not_begin(run):
     """Its sections are named one by one, so the run ends."""
-    status, results, _ = run({"checks": [("unknown", 10, False), ("not known", 10, False)]})
+    status, results, _ = run({"checks": "unknown others"})
     words = {name: entry["words"] for name, entry in results["sections"].items()}
-    assert words == {"unknown": "with exit status 0", "not known": "with exit status 0"} and status == 1
+    assert words == {"unknown": "with exit status 0", "others": "with exit status 0"} and status == 1
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"sections": {"fine": {}}}'])

@@ -45,9 +45,11 @@ def start(*args, **options):
 
 
 def end(process):
+    """End a process, if it has not ended, and all that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)  # one that waits for the driver may not even be killed
 
 
 def supervise(name, path, until, *options):
@@ -200,10 +202,11 @@ def main(args=None):
     parser.add_argument("--minutes", type=float, default=7, help="time for all of it")
     parser.add_argument("--stand-in", action="store_true", help="run it on a CPU, to see that all of it can run")
     args = parser.parse_args(args)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # so that no process is left behind
     if args.stand_in:
         join(PLAN)
     began, path, options = time.time(), (args.go_on or args.results).resolve(), ["--stand-in"] * args.stand_in
+    if not path.parent.is_dir():
+        parser.error(f"there is no folder {path.parent}")
     results = results_in(path) if args.go_on else {"sections": {}}
     results |= {"began": began, "machine": machine(*options), "compiled": {}}
     write(path, results)
@@ -220,4 +223,5 @@ def main(args=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # so that no process is left behind
     main()

@@ -127,7 +127,7 @@ def small_runs():
 
 
 def kernels_equal_their_references():
-    """Every row of test_cuda.py, in float32 and float64."""
+    """Every row of test_cuda.py, in float32 and, where there is such a kernel, in float64."""
     import cuda_reference
     import cupy
     from test_cuda import ROWS, prepared
@@ -135,20 +135,26 @@ def kernels_equal_their_references():
     from minitl.fast.cuda import kernels
 
     worst = {}
-    for name, args, blocks in ROWS:
-        for dtype, rtol in (("float32", 3e-5), ("float64", 1e-10)):
-            if name == "to_bf16" and dtype == "float64":
-                continue
+    for name, args, blocks, *constants in ROWS:
+        sizes = constants[0] if constants else {}
+        stored = any(getattr(a, "dtype", None) == "uint16" for a in args)
+        single = stored or sizes.get("TOKENS", 0) > 32  # what test_cuda.py does not compile in double either
+        for dtype, rtol in (("float32", 3e-5), ("float64", 1e-10))[: 1 if single else 2]:
             expected, own = prepared(args, dtype), prepared(args, dtype)
             with np.errstate(all="ignore"):
-                getattr(cuda_reference, name)(*expected)
+                getattr(cuda_reference, name)(*expected, **sizes)
             own = [cupy.asarray(a) if np.ndim(a) else a for a in own]
-            kernels.launch(name, blocks, *own)
+            kernels.launch(name, blocks, *own, **sizes)
             for a, b in zip(own, expected, strict=True):
-                if np.ndim(b):
-                    np.testing.assert_allclose(to_numpy(a), b, rtol=rtol, atol=rtol, err_msg=f"{name} {dtype}")
-                    if b.dtype == "float32" and np.isfinite(b).all():
-                        worst[name] = max(worst.get(name, 0), close(a, b, math.inf, name))
+                if not np.ndim(b):
+                    continue
+                a, allowed, what = to_numpy(a), rtol, f"{name} bf16" if stored else name
+                if b.dtype == "uint16":  # bfloat16, of which a calculation may round the last bit otherwise
+                    a, b = ((x.astype("uint32") << 16).view("float32") for x in (a, b))
+                    allowed = 0 if name == "to_bf16" else 2**-7
+                np.testing.assert_allclose(a, b, rtol=allowed, atol=min(rtol, allowed), err_msg=f"{name} {dtype}")
+                if b.dtype == "float32" and np.isfinite(b).all():
+                    worst[what] = max(worst.get(what, 0), close(a, b, math.inf, what))
     return largest(worst)
 
 
@@ -266,7 +272,7 @@ def captured_r1():
     kinds = [
         (eager.images[:n], targets[:n], eager.labels[:n]) for targets in (soft, eager.labels) for n in (batch, few)
     ]
-    batches = [kind for kind in kinds for _ in range(4)]
+    batches = [kind for kind in kinds for _ in range(3)]
     return follow(eager, captured, batches + kinds[::-1] + kinds, graphs=4)
 
 
