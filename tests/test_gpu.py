@@ -41,7 +41,7 @@ CALLS = {"fine": lambda: ("so it is", os.getpid()), "same": lambda: (sections.ea
 CALLS |= {"new": CALLS["same"], "fails": lambda: 1 / 0, "aborts": os.abort, "exits": lambda: os._exit(3)}
 CALLS |= {"loses": loses, "hangs": hangs, "late": hangs}
 child.cuda_problem, child.measure_cuda.machine = lambda: None, lambda: MACHINE
-sections.compile_step = lambda *what: print("0 s") if what[1] == "tf32" else 1 / 0
+sections.foresee = lambda model, precision: print(model) if precision == "tf32" else 1 / 0
 plan.START = 0
 plan.PLAN.clear()
 for process, parts in MADE_UP.items():
@@ -68,7 +68,7 @@ def run(tmp_path, monkeypatch, capfd):
         text = CHILD.replace("MADE_UP", repr(parts)).replace("MACHINE", repr(MACHINE))
         (tmp_path / "child.py").write_text(text)
         monkeypatch.setattr(gpu, "CHILD", [sys.executable, str(tmp_path / "child.py")])
-        monkeypatch.setattr(gpu, "COMPILED", list(steps))
+        monkeypatch.setattr(gpu, "STEPS", list(steps))
         monkeypatch.setattr(gpu, "PLAN", sections)
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         path = tmp_path / "gpu.json"
@@ -118,8 +118,8 @@ def test_sections_that_fail_die_or_hang(run):
     assert "Fatal Python error: Aborted" in found["aborts"]["traceback"]
     assert "in hangs" in found["hangs"]["traceback"] and "1 / 0" in found["fails"]["traceback"]
     assert found["fine"]["figures"] == found["same"]["figures"] != found["new"]["figures"]  # processes
-    assert results["compiled"].keys() == {"one tf32", "two bf16"}
-    assert status == 1 and len(out.splitlines()) == 2 * len(found) + 4
+    assert results["foreseen"] == {"one tf32": "one", "two bf16": "ZeroDivisionError: division by zero"}
+    assert status == 1 and len(out.splitlines()) == 2 * len(found) + 5
     assert "3 of 9 sections passed, 5 did not, 1 were not run. " in out.splitlines()[-1]
 
 

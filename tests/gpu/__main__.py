@@ -30,7 +30,7 @@ from pathlib import Path
 from tests.bench import report
 
 from .child import note, read, say, write
-from .plan import COMPILED, PLAN, START
+from .plan import PLAN, START, STEPS
 from .stand_in import join
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +52,12 @@ def end(process):
         process.wait(10)  # one that waits for the driver may not even be killed
 
 
+def contents(file):
+    """Return what processes wrote to a file."""
+    file.seek(0)
+    return file.read()
+
+
 def supervise(name, path, until, *options):
     """Run the sections of a process of the plan until all have a result or one that is needed by the rest failed."""
     while not stopped_by(read(path)) and (waiting := unfinished(name, read(path))):
@@ -61,8 +67,7 @@ def supervise(name, path, until, *options):
                 state, words = watch(child, path, until)
             finally:
                 end(child)
-            errors.seek(0)
-            said = errors.read()
+            said = contents(errors)
         print(said, end="", file=sys.stderr)
         results = read(path)
         section = running(results)
@@ -116,21 +121,21 @@ def stopped_by(results):
 
 
 @contextlib.contextmanager
-def compiling(steps, found, *options):
-    """Let PyTorch compile ``steps``, models and precisions, in the background; ``found`` says what came of each."""
+def foreseeing(steps, found, *options):
+    """Estimate and compile ``steps``, models and precisions, in the background; ``found`` says what came of each."""
     with contextlib.ExitStack() as stack:
         processes = {}
-        for model, precision in steps:
+        for step in steps:
             out, errors = (stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(2))
-            process = start("compile", model, precision, *options, stdout=out, stderr=errors)
+            process = start("foresee", *step, *options, stdout=out, stderr=errors)
             stack.callback(end, process)
-            processes[f"{model} {precision}"] = process, out, errors
+            processes[" ".join(step)] = process, out, errors
         yield
         for name, (process, out, errors) in processes.items():
             status = process.poll()
-            out.seek(0), errors.seek(0)
-            last = (errors.read().strip() or "without a word").splitlines()[-1]
-            found[name] = "ended" if status is None else out.read().strip() if status == 0 else f"failed: {last}"
+            last = contents(errors).strip().splitlines()[-1:] if status else []
+            ending = ["not compiled in time"] if status is None else last
+            found[name] = ", ".join([*contents(out).splitlines(), *ending])
 
 
 def table(results):
@@ -140,17 +145,13 @@ def table(results):
     for name in (section.name for sections in PLAN.values() for section in sections):
         entry = entries.get(name, {"state": "-", "words": ""})
         lines.append(f"{name:34} {entry['state']:8} {' '.join(entry['words'].split())[:115]}".rstrip())
-    for name in (" ".join(step) for step in COMPILED):
+    for name in (" ".join(step) for step in STEPS):
         ours, *theirs = (entries.get(f"{name}, {who}", {}).get("figures") for who in CONTESTANTS)
-        ratios = [
-            f"{ours['graph']['seconds'] / row['seconds']['seconds']:.2f} x {who}"
-            for who, row in zip(CONTESTANTS[1:], theirs, strict=True)
-            if ours and row
-        ]
-        lines += [f"{name}: a graph takes {', '.join(ratios)}"] if ratios else []
-    if results["compiled"]:
-        done = ", ".join(f"{name}: {words}" for name, words in results["compiled"].items())
-        lines.append(f"compiled by PyTorch in the background: {done}"[:160])
+        words = [results["foreseen"].get(name, "not estimated")]
+        for who, row in zip(CONTESTANTS[1:], theirs, strict=True):
+            if ours and row:
+                words.append(f"a graph takes {ours['graph']['seconds'] / row['seconds']['seconds']:.2f} x {who}")
+        lines.append(f"{name}: {'; '.join(words)}")
     return "\n".join(lines)
 
 
@@ -208,12 +209,12 @@ def main(args=None):
     if not path.parent.is_dir():
         parser.error(f"there is no folder {path.parent}")
     results = results_in(path) if args.go_on else {"sections": {}}
-    results |= {"began": began, "machine": machine(*options), "compiled": {}}
+    results |= {"began": began, "machine": machine(*options), "foreseen": {}}
     write(path, results)
-    until, compiled = began + 60 * args.minutes, {}
-    with compiling(COMPILED[:1] if args.stand_in else COMPILED, compiled, *options):
+    until, foreseen = began + 60 * args.minutes, {}
+    with foreseeing(STEPS[:1] if args.stand_in else STEPS, foreseen, *options):
         supervise("checks", path, until, *options)
-    write(path, read(path) | {"compiled": compiled})
+    write(path, read(path) | {"foreseen": foreseen})
     for name in PLAN:
         supervise(name, path, until, *options)
     results = read(path) | {"seconds": round(time.time() - began, 1)}

@@ -3,8 +3,8 @@
     python -m tests.gpu.child PROCESS RESULTS.json UNTIL [--stand-in]
 
 PROCESS is a key of PLAN, and UNTIL the time at which all must end. Before each section its name is written, so that it
-is known where the process died or hung. Other words are for the beginning: ``machine`` prints what the figures depend
-on, and ``compile MODEL PRECISION`` fills the cache of PyTorch's compiler.
+is known where the process died or hung. Two other words are for the beginning: ``machine`` prints what the figures
+depend on, and ``foresee MODEL PRECISION`` works in the background.
 """
 
 import contextlib
@@ -112,8 +112,8 @@ def main(what, *args):
     with stand_in() if dry else contextlib.nullcontext():
         if what == "machine":
             machine()
-        elif what == "compile":
-            sections.compile_step(*args)
+        elif what == "foresee":
+            sections.foresee(*args)
         else:
             run_sections(what, Path(args[0]), float(args[1]))
 

@@ -33,7 +33,11 @@ def steps(model, precision, seconds):
     }
 
 
-COMPILED = [("cifar-r1", "tf32"), ("vit-tiny-tl", "tf32"), ("cifar-r1", "bf16")]  # models and precisions to compare
+STEPS = [
+    ("cifar-r1", "tf32"),
+    ("vit-tiny-tl", "tf32"),
+    ("cifar-r1", "bf16"),
+]  # models and precisions, to be compared with PyTorch
 CHECKS = [
     Section("kernels", 15, sections.kernels_equal_their_references),
     Section("products fp32", 4, partial(sections.products_equal_numpys, "fp32"), needed=True),
@@ -60,9 +64,9 @@ PLAN = {  # process: its sections. PyTorch compiles in the background during the
         Section("kernels of cifar-r1", 6, sections.kernels_of_a_step),
         Section("products of cifar-r1", 4, sections.products_of_a_step),
     ],
-    **steps(*COMPILED[0], seconds=(20, 15, 45)),
-    **steps(*COMPILED[1], seconds=(12, 12, 30)),
-    **steps(*COMPILED[2], seconds=(20, 15, 45)),
+    **steps(*STEPS[0], seconds=(20, 15, 45)),
+    **steps(*STEPS[1], seconds=(12, 12, 30)),
+    **steps(*STEPS[2], seconds=(20, 15, 45)),
     "loop": [Section("loop of cifar-r1", 20, sections.loop)],
     "ops": [Section("op tests", 60, sections.op_tests)],
 }

@@ -30,6 +30,7 @@ from minitl.errors import InputError  # noqa: E402
 from minitl.train.augmentation import training_batch  # noqa: E402
 from minitl.train.presets import preset  # noqa: E402
 from tests.bench import contestant, contestant_cuda, measure, measure_cuda  # noqa: E402
+from tests.bench import model as bench_model  # noqa: E402
 
 RTOL = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}  # of products: the largest error over the largest value
 ATTENTIONS = [(5, 9, 3, 6), (5, 49, 3, 16), (3, 64, 4, 64), (3, 65, 3, 8), (2, 197, 3, 64)]  # B, N, heads, d
@@ -205,28 +206,28 @@ def sums_are_the_same_each_time():
     import cupy
 
     from minitl.fast import cuda
-    from minitl.fast.cuda.kernels import column_sums, norm_columns
+    from minitl.fast.cuda.kernels import column_sums
+
+    def sums(x, dy):
+        weight, bias = (Tensor(cupy.ones(x.shape[1], x.dtype), requires_grad=True) for _ in range(2))
+        ops.layer_norm(x, weight, bias).backward(dy)
+        return column_sums(x), weight.grad, bias.grad
 
     worst = {}
     for rows, C in SUMS:
         rng = np.random.default_rng(rows)
         x, dy = (rng.standard_normal((rows, C), "float32") for _ in range(2))
-        mean, inv_std = rng.standard_normal(rows, "float32"), rng.random(rows, "float32")
-        given = [cupy.asarray(a) for a in (x, dy, mean, inv_std)]
-
-        def sums(x, dy, mean, inv_std):
-            return column_sums(x), norm_columns(dy, x, mean, inv_std)
-
-        found = [sums(*given) for _ in range(50)]
+        given = cupy.asarray(x), cupy.asarray(dy)
         captured = cuda.capture(sums)
-        found += [tuple(a.copy() for a in captured(*given)) for _ in range(10)]
-        own, *others = [[to_numpy(a) for a in pair] for pair in found]
-        same = [(a == b).all() for pair in others for a, b in zip(own, pair, strict=True)]
+        found = [[a.copy() for a in sums(*given)] for _ in range(50)]
+        found += [[a.copy() for a in captured(*given)] for _ in range(10)]
+        own, *others = [[to_numpy(a) for a in arrays] for arrays in found]
+        same = [(a == b).all() for arrays in others for a, b in zip(own, arrays, strict=True)]
         assert all(same), f"{rows} x {C}: {same.count(False)} of {len(same)} are others"
-        n = (x - mean[:, None].astype("float64")) * inv_std[:, None]
-        expected = x.sum(0, dtype="float64"), np.concatenate([(dy * n).sum(0), dy.sum(0, dtype="float64")])
-        pairs = zip(own, expected, strict=True)
-        worst[f"{rows} x {C}"] = max(close(a, b, 1e-5, f"{rows} x {C}") for a, b in pairs)
+        n = x - x.mean(1, keepdims=True, dtype="float64")
+        n /= np.sqrt((n * n).mean(1, keepdims=True) + 1e-6)
+        for a, b in zip(own, (x.sum(0, dtype="float64"), (dy * n).sum(0), dy.sum(0, dtype="float64")), strict=True):
+            worst[f"{rows} x {C}"] = max(worst.get(f"{rows} x {C}", 0), close(a, b, 1e-5, f"{rows} x {C}"))
     return largest(worst)
 
 
@@ -522,11 +523,14 @@ def pytorch_step(model, precision, compiled):
     return f"{1e3 * row['seconds']['seconds']:.3g} ms, {same}", row
 
 
-def compile_step(model, precision):
-    """Fill the cache of PyTorch's compiler, in a process of its own."""
+def foresee(model, precision):
+    """Print the estimated time of a step, then fill the cache of PyTorch's compiler; for a process of its own."""
+    (row,) = bench_model.costs([model], precision)
+    times = (f"{1e3 * seconds:.3g} ms on an {gpu}" for gpu, seconds in row["seconds"].items())
+    print(f"estimated {', '.join(times)}", flush=True)
     began = time.time()
     contestant_cuda.prepare(job("PyTorch", model, precision=precision, compiled=True))["losses"](1)
-    print(f"{time.time() - began:.0f} s")
+    print(f"compiled in the background in {time.time() - began:.0f} s")
 
 
 # --- the loop, and the op tests ---
