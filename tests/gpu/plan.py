@@ -61,8 +61,10 @@ PLAN = {  # process: its sections. PyTorch compiles in the background during the
     "checks": CHECKS,
     "rates": [
         Section("rates", 5, sections.rates),
-        Section("kernels of cifar-r1", 6, sections.kernels_of_a_step),
-        Section("products of cifar-r1", 4, sections.products_of_a_step),
+        Section("kernels of cifar-r1 tf32", 5, partial(sections.kernels_of_a_step, "tf32")),
+        Section("products of cifar-r1 tf32", 3, partial(sections.products_of_a_step, "tf32")),
+        Section("kernels of cifar-r1 bf16", 5, partial(sections.kernels_of_a_step, "bf16")),
+        Section("products of cifar-r1 bf16", 3, partial(sections.products_of_a_step, "bf16")),
     ],
     **steps(*STEPS[0], seconds=(20, 15, 45)),
     **steps(*STEPS[1], seconds=(12, 12, 30)),

@@ -315,6 +315,8 @@ def augmentation_equals_the_cpus():
     """Bit for bit as long as there are bytes, and the batch that the recipe makes of them."""
     import cupy
 
+    from minitl.fast import cuda  # noqa: F401  (its kernels then do this)
+
     (train_set, _), rng = noise(64, 32), np.random.default_rng
     images, labels = train_set.images, train_set.labels
     for name, op in {
@@ -411,13 +413,13 @@ def rates():
     return ", ".join(f"{name} {value:.3g}" for name, value in found.items()), found
 
 
-def parts_of_a_step(fn, key):
+def parts_of_a_step(precision, fn, key):
     """Take an eager step of cifar-r1 with another function in place of ``fn``, which times each new kind of call.
 
     ``key(*args)`` is its kind and the work that it does. Returns {kind: {"calls", "us", "work per s"}}, the most
     expensive first.
     """
-    side, found = make(*model("cifar-r1"), precision="tf32", graph=False), {}
+    side, found = make(*model("cifar-r1"), precision=precision, graph=False), {}
     for _ in range(2):
         side.step()  # compiles what there is to compile
 
@@ -450,7 +452,7 @@ def in_all(parts, unit, scale):
     return f"{ms:.3g} ms in {calls} calls; {share:.0%} in {most['calls']} of {first} at {rate}", parts
 
 
-def kernels_of_a_step():
+def kernels_of_a_step(precision):
     """Each of minitl's own kernels that R1 launches, at each size, and the bytes that it reads and writes."""
     import cupy
 
@@ -460,11 +462,11 @@ def kernels_of_a_step():
         arrays = [a for a in args if isinstance(a, cupy.ndarray)]
         return f"{name} {max(arrays, key=lambda a: a.size).shape}", sum(a.nbytes for a in arrays)
 
-    return in_all(parts_of_a_step(kernels.launch, key), "TB/s", 1e12)
+    return in_all(parts_of_a_step(precision, kernels.launch, key), "TB/s", 1e12)
 
 
-def products_of_a_step():
-    """Each of R1's matrix products in tf32, by shape and by how its factors lie in memory."""
+def products_of_a_step(precision):
+    """Each of R1's matrix products, by shape and by how its factors lie in memory."""
     from minitl.fast.cuda import gemm
 
     def key(a, b, *_):
@@ -473,7 +475,7 @@ def products_of_a_step():
         (M, K), N = a.shape[-2:], b.shape[-1]
         return f"{batch or ''}{M}x{K}x{N} {flags}", 2 * math.prod(batch) * M * K * N
 
-    return in_all(parts_of_a_step(gemm.product, key), "TFLOP/s", 1e12)
+    return in_all(parts_of_a_step(precision, gemm.product, key), "TFLOP/s", 1e12)
 
 
 # --- steps against PyTorch ---

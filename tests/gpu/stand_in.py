@@ -21,7 +21,6 @@ TINY = nn.ViTConfig(dim=8, heads=2, layers=1, mlp_dim=8, hidden=8, num_tokens=2,
 def stand_in():
     """Let sections run on a CPU inside."""
     import fake_cupy
-    from test_augment import Add
 
     models = {name: measure.lookup(name, True, measure_cuda.MODELS) for name in measure_cuda.MODELS}
     prepare = contestant_cuda.prepare
@@ -43,8 +42,6 @@ def stand_in():
             mock.patch.multiple(sections, LOOP=replace(sections.LOOP, model=TINY, batch_size=10), LOOP_STEPS=6),
             mock.patch.multiple(sections, FOLLOWED_STEPS=5, REPLAYS=5, FORMS={"cuda": sections.FORMS["cuda"]}),
             mock.patch.object(fake_cupy.RawModule, "emulate", False),  # the references are faster
-            mock.patch.dict(vars(fake_cupy.cupy), add=Add()),
-            mock.patch.object(fake_cupy.ndarray, "__rshift__", fake_cupy._computing("__rshift__"), create=True),
         ):
             stack.enter_context(change)
         stack.enter_context(fake_cupy.installed())
