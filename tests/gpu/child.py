@@ -64,10 +64,8 @@ def run_sections(process, path, until):
             entry = outcome(section.call) | {"seconds": round(time.time() - now, 1)}
         note(path, section.name, **entry)
         say(section.name, entry, results["began"])
-        if entry["state"] == "failed" and section.needed:
-            return
-        if entry["state"] == "failed" and not answers():
-            os._exit(0)  # at a normal end, libraries would wait for the GPU
+        if entry["state"] == "failed" and (section.needed or not answers()):
+            os._exit(0)  # at a normal end, libraries would wait for a GPU that may not answer
 
 
 def outcome(call):
@@ -104,10 +102,8 @@ def machine():
 def main(what, *args):
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # to say where it hangs
-    args = list(args)
-    dry = "--stand-in" in args
+    args, dry = [a for a in args if a != "--stand-in"], "--stand-in" in args
     if dry:
-        args.remove("--stand-in")
         join(PLAN)
     with stand_in() if dry else contextlib.nullcontext():
         if what == "machine":

@@ -1,6 +1,6 @@
 """What `python -m tests.gpu --stand-in` runs on: the stand-in for CuPy, models and data of a few numbers, no GPU.
 
-Whatever a section does on a GPU it does here too, so that none is spent on a typing error. What it finds means nothing.
+Whatever a section does on a GPU it does here too, so that no minute of one is lost to a typing error.
 """
 
 import contextlib
