@@ -147,11 +147,10 @@ def table(results):
         lines.append(f"{name:34} {entry['state']:8} {' '.join(entry['words'].split())[:115]}".rstrip())
     for name in (" ".join(step) for step in STEPS):
         ours, *theirs = (entries.get(f"{name}, {who}", {}).get("figures") for who in CONTESTANTS)
-        words = [results["foreseen"].get(name, "not estimated")]
-        for who, row in zip(CONTESTANTS[1:], theirs, strict=True):
-            if ours and row:
-                words.append(f"a graph takes {ours['graph']['seconds'] / row['seconds']['seconds']:.2f} x {who}")
-        lines.append(f"{name}: {'; '.join(words)}")
+        times = {who: row["seconds"]["seconds"] for who, row in zip(CONTESTANTS[1:], theirs, strict=True) if row}
+        ratios = [f"{ours['graph']['seconds'] / time:.2f} of {who}" for who, time in times.items() if ours]
+        measured = f"; a graph takes {', '.join(ratios)}" if ratios else ""
+        lines.append(f"{name}: {results['foreseen'].get(name, 'not estimated')}{measured}")
     return "\n".join(lines)
 
 

@@ -33,14 +33,14 @@ def stand_in():
     with contextlib.ExitStack() as stack:
         for change in (
             mock.patch.dict(measure_cuda.MODELS, models),
-            mock.patch.multiple(measure_cuda, ROUNDS=2, STEPS=2),
+            mock.patch.multiple(measure_cuda, ROUNDS=1, STEPS=1),
             mock.patch.multiple(contestant_cuda, LARGE=64, LONG=64, nodes=lambda graph: len(graph.work)),
             mock.patch.object(contestant_cuda, "prepare", prepare_on_cpu),
             mock.patch.dict(sections.DATA, {name: small(*shape) for name, shape in SHAPES.items()}),
             mock.patch.dict(sections.RUNS, {name: (run(name), 1e-3) for name in sections.RUNS}),
             mock.patch.multiple(sections, SUMS=[(300, 33)], SCRIBBLES=(10,), ATTENTIONS=sections.ATTENTIONS[:2]),
             mock.patch.multiple(sections, LOOP=replace(sections.LOOP, model=TINY, batch_size=10), LOOP_STEPS=6),
-            mock.patch.multiple(sections, FOLLOWED_STEPS=5, REPLAYS=5, FORMS={"cuda": sections.FORMS["cuda"]}),
+            mock.patch.multiple(sections, FOLLOWED_STEPS=4, REPLAYS=5, FORMS={"cuda": sections.FORMS["cuda"]}),
             mock.patch.object(fake_cupy.RawModule, "emulate", False),  # the references are faster
         ):
             stack.enter_context(change)
