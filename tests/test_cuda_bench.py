@@ -1,12 +1,10 @@
-"""`python -m tests.bench --device cuda` and `python -m tests.gpu`, in one process on the stand-in for CuPy.
+"""`python -m tests.bench --device cuda`, in one process on the stand-in for CuPy.
 
 Each launch on it takes a millisecond.
 """
 
 import contextlib
-import dataclasses
 import json
-import time
 from pathlib import Path
 
 import fake_cupy
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 from test_bench import InProcess
 
-from minitl import data, flops, nn, train
+from minitl import flops, nn
 from minitl.backend import cuda_problem
 from minitl.errors import InputError
 from minitl.train import presets
@@ -230,88 +228,6 @@ def test_a_job_of_a_gpu_fails_where_there_is_none():
             InputError, match=r"(?s)the process of minitl ended with status 1:.*device 'cuda' cannot be"
         ):
             one.request("train", 1)
-
-
-# --- python -m tests.gpu ---
-
-
-@pytest.fixture
-def checks(command, monkeypatch):
-    """``tests/gpu.py`` for models and data of a size that the stand-in can do, without the ops' own tests."""
-    import gpu
-
-    def made_up(labels, *shape):
-        pixels = np.random.default_rng(0).integers(256, size=(len(labels), *shape), dtype="uint8")
-        return [data.Dataset(pixels, labels, "abc")] * 2
-
-    monkeypatch.setattr(data, "clutter", lambda *_: made_up(np.arange(40) % 3, 8, 8, 3))
-    monkeypatch.setattr(data, "actors", lambda *_: made_up(np.eye(3, dtype="uint8")[np.arange(40) % 3], 4, 8, 8, 3))
-    monkeypatch.setattr(train.Trainer, "_draw", lambda _: None)
-    small = {"images": {"model": TINY}, "clips": {"model": nn.X21DConfig(widths=(4, 6), num_tokens=2)}}
-    for name, (config, allowed) in gpu.RUNS.items():
-        config = dataclasses.replace(config, batch_size=10, **small[name])
-        monkeypatch.setitem(gpu.RUNS, name, (config, allowed))
-    for size in ("ROUNDS", "STEPS"):
-        monkeypatch.setattr(measure_cuda, size, 2)
-    for name in measure_cuda.MODELS:
-        monkeypatch.setitem(measure_cuda.MODELS, name, (TINY, SPEC, 4))
-    monkeypatch.setattr(gpu, "TINY", TINY)
-    monkeypatch.setattr(gpu, "SPEC", SPEC)
-    monkeypatch.setattr(gpu, "BATCH", 4)
-    monkeypatch.setattr(gpu, "SIZES", {"rows": 256, "columns": 16, "calls": 2, "scribbles": (10,), "sums": [(300, 33)]})
-    left_out = "op_tests_with_cupy", *(f"{name} {precision}" for name, precision, _ in gpu.STEPS[2:])
-    monkeypatch.setattr(gpu, "SECTIONS", [one for one in gpu.SECTIONS if one[1] not in left_out])
-    monkeypatch.setattr(gpu, "results", {"began": time.time(), "checks": {}, "figures": {}})
-    monkeypatch.setattr(gpu, "cuda_problem", lambda: None)
-    monkeypatch.setattr(fake_cupy.cupy, "ElementwiseKernel", lambda *_: lambda *_: None, raising=False)
-    return gpu
-
-
-def test_all_checks_run(checks, capsys):
-    with pytest.raises(SystemExit) as end:
-        checks.main("gpu.json")
-    found = json.loads(Path("gpu.json").read_text())
-    failed = {name: entry for kind in ("checks", "figures") for name, entry in found[kind].items() if not entry["ok"]}
-    assert failed == {} and end.value.code == 0
-    assert len(found["checks"]) == 11 and len(found["figures"]) == 7
-    assert found["checks"]["a_run_goes_on"]["seen"]["bit for bit"] is True
-    table = capsys.readouterr().out.partition("\n\n")[2]
-    assert "cifar-r1" in table and "FAILED" not in table
-
-
-def test_a_check_that_fails_does_not_stop_the_others(checks, capsys, monkeypatch):
-    """Nor one that takes too long; where the GPU answers no more, a new process goes on."""
-
-    def fails():
-        raise ValueError("as wanted")
-
-    def hangs():
-        with checks.no_longer_than(0.1):
-            time.sleep(60)
-
-    monkeypatch.setattr(
-        checks,
-        "SECTIONS",
-        [("checks", "fails", fails, 1), ("checks", "hangs", hangs, 1), ("checks", "late", fails, 999)],
-    )
-    path, started = Path("gpu.json"), []
-    checks.run_sections(path)
-    found = json.loads(path.read_text())["checks"]
-    assert [found[name]["seen"] for name in found] == [
-        "ValueError: as wanted",
-        "TimeoutError: stopped after 0 s",
-        "not run: out of time",
-    ]
-    assert found["late"]["ok"] is None and "not run" in checks.table()
-
-    def dead(_):
-        raise RuntimeError("an illegal memory access was encountered")
-
-    monkeypatch.setattr(fake_cupy.Device, "synchronize", dead)
-    monkeypatch.setattr(checks.os, "execv", lambda program, arguments: started.append(arguments[-2:]))
-    checks.results["checks"].clear()
-    checks.run_sections(path)
-    assert started == [["--go-on", "gpu.json"]] * 2
 
 
 def test_nodes_of_a_graph(monkeypatch):
