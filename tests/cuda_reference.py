@@ -85,8 +85,12 @@ def softmax_dx(dx, dy, y, rows, n):
     dx.reshape(rows, n)[...] = y * (dy - (dy * y).sum(1, keepdims=True))
 
 
+def relu(y, x, n):
+    store(y, np.maximum(wide(x), 0))
+
+
 def relu_dx(dx, dy, y, n):
-    dx[...] = np.where(y > 0, dy, 0)
+    store(dx, np.where(wide(y) > 0, wide(dy), 0))
 
 
 def _gelu(x, exact):
@@ -100,12 +104,14 @@ def _gelu(x, exact):
 
 
 def gelu(y, x, n, exact):
-    y[...] = x * _gelu(x, exact)[0]
+    x = wide(x)
+    store(y, x * _gelu(x, exact)[0])
 
 
 def gelu_dx(dx, dy, x, n, exact):
+    x = wide(x)
     value, slope = _gelu(x, exact)
-    dx[...] = (value + x * slope) * dy
+    store(dx, (value + x * slope) * wide(dy))
 
 
 def bias_gelu(y, x, b, rows, C):
@@ -248,13 +254,14 @@ def _windows(B, sizes):
 
 def im2col(columns, x, n, **sizes):
     at, inside = _windows(len(x), sizes)
-    columns.reshape(-1)[...] = np.where(inside, x.reshape(-1)[np.where(inside, at, 0)], 0)
+    store(columns, np.where(inside, wide(x).reshape(-1)[np.where(inside, at, 0)], 0))
 
 
 def col2im(x, columns, n, B, **sizes):
     at, inside = _windows(B, sizes)
-    x[...] = 0
-    np.add.at(x.reshape(-1), at[inside], columns.reshape(-1)[inside])
+    sums = np.zeros(x.size, wide(columns).dtype)
+    np.add.at(sums, at[inside], wide(columns).reshape(-1)[inside])
+    store(x, sums)
 
 
 def _pooled(n, sizes):
@@ -269,15 +276,16 @@ def _pooled(n, sizes):
 
 def max_pool(y, best, x, n, **sizes):
     at, inside = _pooled(n, sizes)
-    windows = np.where(inside, x.reshape(-1)[np.where(inside, at, 0)], -np.inf)
+    windows = np.where(inside, wide(x).reshape(-1)[np.where(inside, at, 0)], -np.inf)
     best.reshape(-1)[...] = windows.argmax(1)
-    y.reshape(-1)[...] = windows.max(1)
+    store(y, windows.max(1))
 
 
 def max_pool_dx(dx, dy, best, n, **sizes):
     at, inside = (a[np.arange(best.size), best.reshape(-1)] for a in _pooled(best.size, sizes))
-    dx[...] = 0
-    np.add.at(dx.reshape(-1), at[inside], dy.reshape(-1)[inside])
+    sums = np.zeros(dx.size, wide(dy).dtype)
+    np.add.at(sums, at[inside], wide(dy).reshape(-1)[inside])
+    store(dx, sums)
 
 
 def residual(z, x, y, b, m, rows, C, x_rows, span):

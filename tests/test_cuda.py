@@ -271,6 +271,7 @@ ROWS = [  # kernel, arguments: results first; blocks; and sizes for which it is 
     ("batch_norm_dx", (nothing(50, 7), *numbers(2, 50, 7), *numbers(3, 7), numbers(14), 50, 7), 2),
     ("softmax", (nothing(9, 70), 30 * numbers(9, 70), 9, 70), 2),
     ("softmax_dx", (nothing(9, 70), numbers(9, 70), abs(numbers(9, 70)), 9, 70), 2),
+    ("relu", (nothing(300), np.append(numbers(299), math.nan), 300), 2),
     ("relu_dx", (nothing(300), numbers(300), numbers(301)[1:], 300), 2),
     ("gelu", (nothing(300), 3 * numbers(300), 300, 0), 2),
     ("gelu", (nothing(300), 3 * numbers(300), 300, 1), 2),

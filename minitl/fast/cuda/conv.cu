@@ -6,7 +6,7 @@
 
 // columns[g, (b, i, j), (u, v, c)] = x[b, row, column, g, c], or 0 outside    n numbers of each group g = blockIdx.y
 // row = i STRIDE_H + u - PAD_H,  column = j STRIDE_W + v - PAD_W
-KERNEL im2col(real* columns, const real* x, int n) {
+KERNEL im2col(stored* columns, const stored* x, int n) {
     int index = THREAD, rest = index, g = blockIdx.y;
     if (index >= n) return;
     int c = rest % CHANNELS; rest /= CHANNELS;
@@ -16,11 +16,13 @@ KERNEL im2col(real* columns, const real* x, int n) {
     int i = rest % OUT_H, b = rest / OUT_H;
     int row = i * STRIDE_H + u - PAD_H, column = j * STRIDE_W + v - PAD_W;
     bool inside = row >= 0 && row < IN_H && column >= 0 && column < IN_W;
-    columns[g * n + index] = inside ? x[(((b * IN_H + row) * IN_W + column) * GROUPS + g) * CHANNELS + c] : 0;
+    stored& place = columns[g * n + index];
+    if (inside) place = x[(((b * IN_H + row) * IN_W + column) * GROUPS + g) * CHANNELS + c];
+    else place = 0;
 }
 
 // x[b, row, column, g, c] = sum of columns[g, (b, i, j), (u, v, c)] over all (i, j, u, v) that read this pixel
-KERNEL col2im(real* x, const real* columns, int n, int B) {
+KERNEL col2im(stored* x, const stored* columns, int n, int B) {
     int index = THREAD, rest = index;
     if (index >= n) return;
     int c = rest % CHANNELS; rest /= CHANNELS;
@@ -43,7 +45,7 @@ KERNEL col2im(real* x, const real* columns, int n, int B) {
 
 // y[b, i, j, c] = the largest of x[b, row, column, c] over u, v, and best = u KERNEL_W + v of the first such    n numbers
 // What lies outside never wins, NaN always does
-KERNEL max_pool(real* y, unsigned char* best, const real* x, int n) {
+KERNEL max_pool(stored* y, unsigned char* best, const stored* x, int n) {
     int index = THREAD, rest = index;
     if (index >= n) return;
     int c = rest % CHANNELS; rest /= CHANNELS;
@@ -63,7 +65,7 @@ KERNEL max_pool(real* y, unsigned char* best, const real* x, int n) {
 }
 
 // dx[b, row, column, c] = sum of dy[b, i, j, c] over the windows whose best this pixel is    n numbers of dx
-KERNEL max_pool_dx(real* dx, const real* dy, const unsigned char* best, int n) {
+KERNEL max_pool_dx(stored* dx, const stored* dy, const unsigned char* best, int n) {
     int index = THREAD, rest = index;
     if (index >= n) return;
     int c = rest % CHANNELS; rest /= CHANNELS;

@@ -100,10 +100,20 @@ KERNEL softmax_dx(real* dx, const real* dy, const real* y, int rows, int n) {
     for (int i = LANE; i < n; i += 32) dx[i] = y[i] * (dy[i] - dot);
 }
 
-// dx = dy where y > 0, and 0 elsewhere
-KERNEL relu_dx(real* dx, const real* dy, const real* y, int n) {
+// y = max(x, 0)    NaN stays NaN
+KERNEL relu(stored* y, const stored* x, int n) {
     int i = THREAD;
-    if (i < n) dx[i] = y[i] > 0 ? dy[i] : 0;
+    if (i >= n) return;
+    real value = x[i];
+    y[i] = value < 0 ? 0 : value;
+}
+
+// dx = dy where y > 0, and 0 elsewhere
+KERNEL relu_dx(stored* dx, const stored* dy, const stored* y, int n) {
+    int i = THREAD;
+    if (i >= n) return;
+    real value = dy[i];
+    dx[i] = y[i] > 0 ? value : 0;
 }
 
 // F(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, or exact: (1 + erf(x / sqrt 2)) / 2
@@ -121,13 +131,13 @@ __device__ real gelu_slope(real x, bool exact) {
 }
 
 // y = x F(x)
-KERNEL gelu(real* y, const real* x, int n, int exact) {
+KERNEL gelu(stored* y, const stored* x, int n, int exact) {
     int i = THREAD;
     if (i < n) y[i] = gelu_of(x[i], exact);
 }
 
 // dx = (F(x) + x F'(x)) dy
-KERNEL gelu_dx(real* dx, const real* dy, const real* x, int n, int exact) {
+KERNEL gelu_dx(stored* dx, const stored* dy, const stored* x, int n, int exact) {
     int i = THREAD;
     if (i < n) dx[i] = dy[i] * gelu_slope(x[i], exact);
 }

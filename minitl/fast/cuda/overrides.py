@@ -81,6 +81,11 @@ def to_real(x):
     return y
 
 
+def as_stored(dy, dtype):
+    """Return the gradient ``dy`` of an array of ``dtype``, contiguous and, if that is bfloat16, in bfloat16 too."""
+    return contiguous(to_precision(dy) if dtype == BF16 else dy)
+
+
 def _onto(grad, shape):
     """Return the gradient of an array in bfloat16, which the engine cannot add to another one."""
 
@@ -107,20 +112,21 @@ def add(x, y):
     return x + y, lambda dz: (dz, column_sums(contiguous(dz).reshape(-1, size)).reshape(shape))
 
 
-@override(lambda x: True)
+@override(lambda x: True, narrow=(0,))
 def relu(x):
     """y = max(x, 0): one launch in each direction."""
-    y = cupy.maximum(contiguous(x), 0)
+    y = cupy.empty(x.shape, x.dtype)
+    launch("relu", blocks_for(y.size), y, contiguous(x), y.size)
 
     def backward(dy):
         dx = cupy.empty_like(y)
-        launch("relu_dx", blocks_for(y.size), dx, contiguous(dy), y, y.size)
+        launch("relu_dx", blocks_for(y.size), dx, as_stored(dy, y.dtype), y, y.size)
         return dx
 
     return y, backward
 
 
-@override(lambda x, approximate="tanh": approximate in ("tanh", "none"))
+@override(lambda x, approximate="tanh": approximate in ("tanh", "none"), narrow=(0,))
 def gelu(x, *, approximate="tanh"):
     """y = x Φ(x); backward computes Φ again, so only x is kept."""
     x, exact = contiguous(x), approximate == "none"
@@ -129,7 +135,7 @@ def gelu(x, *, approximate="tanh"):
 
     def backward(dy):
         dx = cupy.empty_like(x)
-        launch("gelu_dx", blocks_for(x.size), dx, contiguous(dy), x, x.size, exact)
+        launch("gelu_dx", blocks_for(x.size), dx, as_stored(dy, x.dtype), x, x.size, exact)
         return dx
 
     return y, backward
@@ -165,7 +171,7 @@ def linear_gelu(x, W, b):
     launch("bias_gelu", blocks_for_rows(len(u)), y, u, b, *sizes)
 
     def pull(dy):
-        dy = contiguous(to_precision(dy) if is_narrow(u) else dy).reshape(sizes)
+        dy = as_stored(dy, u.dtype).reshape(sizes)
         du = cupy.empty_like(u)
         db = bias_gelu_dx(du, dy, u, b)
         return *backward(du), db
@@ -316,8 +322,7 @@ def _attention_in_a_block(qkv, b, num_heads, d, mask):
 
     def backward(dy):
         dqkv, sums = cupy.empty_like(qkv), None if b is None else cupy.empty((B, qkv.shape[2]), b.dtype)
-        dy = contiguous(to_precision(dy) if is_narrow(qkv) else dy)
-        launch("attention_dx", B * num_heads, dqkv, sums, dy, qkv, b, *options, **sizes)
+        launch("attention_dx", B * num_heads, dqkv, sums, as_stored(dy, qkv.dtype), qkv, b, *options, **sizes)
         return dqkv, None if b is None else column_sums(sums)
 
     return y, backward
@@ -491,11 +496,15 @@ def _window_sizes(x, Ho, Wo, kh, kw, sh, sw, ph, pw):
     return sizes | {"STRIDE_H": sh, "STRIDE_W": sw, "PAD_H": ph, "PAD_W": pw, "CHANNELS": C, "GROUPS": 1}
 
 
-@override(_kernel_fits)
+@override(_kernel_fits, narrow=(0,))
 def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
-    """Windows gathered into rows, then one product for each group; backward gathers them again."""
+    """Windows gathered into rows, then one product for each group; backward gathers them again.
+
+    With the precision "bf16", y is in bfloat16.
+    """
     (sh, sw), (ph, pw) = pair(stride, "stride", 1), pair(padding, "padding", 0)
-    x, (B, H, width, _), (kh, kw, Cg, out) = contiguous(x), x.shape, W.shape
+    given, (B, H, width, _), (kh, kw, Cg, out) = x.dtype, x.shape, W.shape
+    x = contiguous(to_precision(x))
     Ho, Wo = (H + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
     P, K, part = B * Ho * Wo, kh * kw * Cg, out // groups
     sizes = _window_sizes(x, Ho, Wo, kh, kw, sh, sw, ph, pw) | {"CHANNELS": Cg, "GROUPS": groups}
@@ -503,7 +512,7 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     def columns():  # (groups, B·Ho·Wo, kh·kw·C/groups)
         y = cupy.empty((groups, P, K), x.dtype)
         launch("im2col", (blocks_for(P * K), groups), y, x, P * K, **sizes)
-        return to_precision(y)
+        return y
 
     kernel = to_precision(W.reshape(K, groups, part).swapaxes(0, 1))  # (groups, kh·kw·C/groups, out/groups)
     y = cupy.empty((P, groups, part), x.dtype)
@@ -512,16 +521,17 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
         launch("bias_drop_path", blocks_for(y.size), y, y, contiguous(b), None, y.size, out, 1)
 
     def backward(dy):
-        dy = contiguous(dy)
+        dy = as_stored(dy, x.dtype)
         db = None if b is None else column_sums(dy.reshape(P, out))
-        dy = to_precision(dy.reshape(P, groups, part)).swapaxes(0, 1)
-        dW = cupy.empty((K, groups, part), x.dtype)
+        dy = dy.reshape(P, groups, part).swapaxes(0, 1)
+        dW = cupy.empty((K, groups, part), W.dtype)
         product(columns().swapaxes(1, 2), dy, out=dW.swapaxes(0, 1))
 
         def dx():
-            dx = cupy.empty_like(x)
-            launch("col2im", blocks_for(dx.size), dx, product(dy, kernel.swapaxes(1, 2)), dx.size, B, **sizes)
-            return dx
+            dx, columns = cupy.empty_like(x), cupy.empty((groups, P, K), x.dtype)
+            product(dy, kernel.swapaxes(1, 2), columns)
+            launch("col2im", blocks_for(dx.size), dx, columns, dx.size, B, **sizes)
+            return dx if given == BF16 else to_real(dx)
 
         return dx, dW.reshape(kh, kw, Cg, out), db
 
@@ -535,7 +545,7 @@ def _window_fits(x, kernel_size, stride=None, padding=0):
     return inside and 2 * ph <= kh and 2 * pw <= kw and kh * kw <= 256  # an offset is kept in a byte
 
 
-@override(_window_fits)
+@override(_window_fits, narrow=(0,))
 def max_pool2d(x, *, kernel_size, stride=None, padding=0):
     """A thread for each window; one byte is kept, the place of its largest entry."""
     (kh, kw), (ph, pw) = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0)
@@ -548,7 +558,7 @@ def max_pool2d(x, *, kernel_size, stride=None, padding=0):
 
     def backward(dy):
         dx = cupy.empty(shape, dtype)
-        launch("max_pool_dx", blocks_for(dx.size), dx, contiguous(dy), best, dx.size, **sizes)
+        launch("max_pool_dx", blocks_for(dx.size), dx, as_stored(dy, dtype), best, dx.size, **sizes)
         return dx
 
     return y, backward
