@@ -93,6 +93,7 @@ def test_all_of_it_on_the_stand_in(tmp_path):
     assert set(others) == {"op tests", *({name for name in states if "PyTorch" in name} & others.keys())}, others
     assert "skipped" in others.pop("op tests") and set(others.values()) <= {"PyTorch is not installed"}
     assert run.returncode == 0 and len(results["sections"]["training on images"]["figures"]["losses"]) == 20
+    assert sum(section.seconds for process in plan.PLAN.values() for section in process) <= 7 * 60  # the default
     lines = run.stdout.splitlines()
     table = lines[lines.index("") + 1 :]
     assert len(table) <= 40 and table[-1].endswith(f"everything is in {tmp_path / 'gpu.json'}")
