@@ -58,7 +58,7 @@ CHECKS = [
 ]
 PLAN = {  # process: its sections. PyTorch compiles in the background during the checks; all else has the GPU to itself
     "checks": CHECKS,
-    "rates": [
+    "memory and rates": [
         Section("memory", 5, sections.replays_leave_memory_constant),
         Section("rates", 5, sections.rates),
         Section("kernels of cifar-r1 tf32", 5, partial(sections.kernels_of_a_step, "tf32")),
