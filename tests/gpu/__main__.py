@@ -208,10 +208,11 @@ def main(args=None):
     if not path.parent.is_dir():
         parser.error(f"there is no folder {path.parent}")
     results = results_in(path) if args.go_on else {"sections": {}}
-    results |= {"began": began, "machine": machine(*options), "foreseen": {}}
+    results |= {"began": began, "machine": machine(*options), "foreseen": results.get("foreseen", {})}
     write(path, results)
-    until, foreseen = began + 60 * args.minutes, {}
-    with foreseeing(STEPS[:1] if args.stand_in else STEPS, foreseen, *options):
+    until, foreseen = began + 60 * args.minutes, results["foreseen"]
+    steps = STEPS[:1] if args.stand_in else STEPS
+    with foreseeing(steps if unfinished("checks", results) else [], foreseen, *options):
         supervise("checks", path, until, *options)
     write(path, read(path) | {"foreseen": foreseen})
     for name in PLAN:

@@ -57,7 +57,8 @@ def run_sections(process, path, until):
             continue
         now = time.time()
         if now + section.seconds > until:
-            entry = {"state": "not run", "words": f"it takes {section.seconds} s, and the time is over"}
+            words = f"out of time: it takes {section.seconds} s, and {max(0, until - now):.0f} s are left"
+            entry = {"state": "not run", "words": words}
         else:
             note(path, section.name, state="running", began=now, limit=min(section.limit, until - now))
             sections.earlier = results["sections"]

@@ -44,22 +44,22 @@ CHECKS = [
     Section("products tf32", 2, partial(sections.products_equal_numpys, "tf32"), needed=True),
     Section("products bf16", 2, partial(sections.products_equal_numpys, "bf16")),
     Section("attention", 3, sections.attention_equals_the_cpus),
-    Section("sums", 3, sections.sums_are_the_same_each_time),
+    Section("sums", 5, sections.sums_are_the_same_each_time),
     Section("captured tiny fp32", 6, partial(sections.captured_tiny, "fp32"), needed=True),
     Section("captured tiny tf32", 3, partial(sections.captured_tiny, "tf32"), needed=True),
     Section("captured tiny bf16", 3, partial(sections.captured_tiny, "bf16")),
     Section("captured cifar-r1", 12, sections.captured_r1),
-    Section("memory", 5, sections.replays_leave_memory_constant),
     Section("captured Muon", 5, sections.captured_muon),
     Section("augmentation", 8, sections.augmentation_equals_the_cpus),
     Section("training on images", 10, partial(sections.a_run_equals_the_cpus, "images")),
     Section("training on clips", 15, partial(sections.a_run_equals_the_cpus, "clips")),
-    Section("resuming", 6, sections.a_run_goes_on),
+    Section("resuming", 4, sections.a_run_goes_on),
     Section("a batch too large", 3, sections.a_batch_that_does_not_fit_says_so),
 ]
 PLAN = {  # process: its sections. PyTorch compiles in the background during the checks; all else has the GPU to itself
     "checks": CHECKS,
-    "rates": [
+    "memory and rates": [
+        Section("memory", 5, sections.replays_leave_memory_constant),
         Section("rates", 5, sections.rates),
         Section("kernels of cifar-r1 tf32", 5, partial(sections.kernels_of_a_step, "tf32")),
         Section("products of cifar-r1 tf32", 3, partial(sections.products_of_a_step, "tf32")),

@@ -295,31 +295,6 @@ def captured_muon():
     return captured_equals_eager(replace(config, layers=10), spec, batch // 2, optimizer="muon")
 
 
-def replays_leave_memory_constant():
-    """The pool's and the GPU's, over many replays; and other memory is written to in between, to no effect."""
-    import cupy
-
-    def memory(side):
-        cupy.cuda.Device().synchronize()
-        pool = side.take_step.compute.pool
-        return pool.total_bytes(), pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
-
-    clean, scribbled = (make(*model("vit-tiny-tl")) for _ in range(2))
-    for _ in range(5):
-        clean.loss(), scribbled.loss()
-    before = memory(clean)
-    for _ in range(REPLAYS):
-        x = clean.loss()
-    after = memory(clean)
-    assert before == after, f"bytes of the pool, of them in use, and free on the GPU: {before}, later {after}"
-    for _ in range(REPLAYS):
-        for n in SCRIBBLES:
-            cupy.full(n, np.nan, "float32")  # takes and frees memory that a graph must not share
-        y = scribbled.loss()
-    assert x == y, f"with others at work the loss is {y} in place of {x}"
-    return f"a pool of {after[0] / 1e6:.0f} MB", {"pool bytes": after[0], "used bytes": after[1], "loss": x}
-
-
 # --- training as `minitl train` does it ---
 
 
@@ -413,7 +388,32 @@ def a_batch_that_does_not_fit_says_so():
     raise AssertionError("1 kB was enough")
 
 
-# --- rates, and what a step consists of ---
+# --- memory, rates, and what a step consists of ---
+
+
+def replays_leave_memory_constant():
+    """The pool's and the GPU's, over many replays; and other memory is written to in between, to no effect."""
+    import cupy
+
+    def memory(side):
+        cupy.cuda.Device().synchronize()
+        pool = side.take_step.compute.pool
+        return pool.total_bytes(), pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
+
+    clean, scribbled = (make(*model("vit-tiny-tl")) for _ in range(2))
+    for _ in range(5):
+        clean.loss(), scribbled.loss()
+    before = memory(clean)
+    for _ in range(REPLAYS):
+        x = clean.loss()
+    after = memory(clean)
+    assert before == after, f"bytes of the pool, of them in use, and free on the GPU: {before}, later {after}"
+    for _ in range(REPLAYS):
+        for n in SCRIBBLES:
+            cupy.full(n, np.nan, "float32")  # takes and frees memory that a graph must not share
+        y = scribbled.loss()
+    assert x == y, f"with others at work the loss is {y} in place of {x}"
+    return f"a pool of {after[0] / 1e6:.0f} MB", {"pool bytes": after[0], "used bytes": after[1], "loss": x}
 
 
 def rates():
