@@ -38,7 +38,7 @@ class Dataset:
             _check("boxes", self.boxes, np.int64, (*self.images.shape[:-3], *objects, 4))
         if self.multi_label:
             _check("multi-hot labels", self.labels, np.uint8, (n, k))
-            if self.labels.max(initial=0) > 1:
+            if (self.labels > 1).any():
                 raise InputError(f"multi-hot labels are 0 or 1 for every class, got {self.labels.max()}")
         else:
             _check("labels", self.labels, np.int64, (n,))
