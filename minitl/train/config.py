@@ -23,9 +23,9 @@ class TrainConfig:
     epochs: int = 10
     """passes over the training images"""
     minutes: float = 0.0
-    """train for as many epochs as fit into this time, which the first steps tell; 0 for a given number of epochs"""
+    """train for as many epochs as fit into this time, according to the first steps; 0 for the given number"""
     save_every: int = 0
-    """epochs between checkpoints, each after an evaluation; 0 for 1 on a CPU, and for about a minute on a GPU"""
+    """epochs from one evaluation and checkpoint to the next; 0 means 1 on a CPU and about a minute on a GPU"""
     batch_size: int = 100
     """images per step"""
     optimizer: Literal["adamw", "muon"] = "adamw"

@@ -176,18 +176,19 @@ class Trainer:
 
         self.epoch_steps = math.ceil(len(self.train_set) / config.batch_size)
         self.total = config.epochs * self.epoch_steps
+        self.save_every = config.save_every or int(config.device == "cpu")  # epochs; 0: by the clock
         self.step, self.seconds = 0, 0.0
         self.rows, self.result = [], None  # rows of metrics.csv, one per evaluation
         self.sums = _empty_sums()  # over the images of this epoch
-        self.pace = ""  # says how many epochs fit into the minutes, if that was measured
+        self.pace = ""
 
     def describe(self):
-        """Return a line on the model, the data and the device."""
+        """Return a line on the model, the data and the device, and one on the pace if that was measured."""
         images = "images" if self.train_set.images.ndim == 4 else "clips"
         return (
             f"{type(self.model).__name__}, {self.model.num_parameters():,} parameters, {_tokens(self.model)}, "
             f"on {self.take_step.where}; {len(self.train_set):,} training and {len(self.test_set):,} test {images} "
-            f"of {len(self.train_set.classes)} classes"
+            f"of {len(self.train_set.classes)} classes{self.pace}"
         )
 
     def fit(self, on_epoch=lambda row: None):
@@ -196,12 +197,11 @@ class Trainer:
         ``on_epoch`` is called with each new row of metrics.csv, a dict, after it is saved. Raises InputError if the
         loss or the gradient is not finite or a file cannot be written; the last checkpoint stays as it is.
         """
-        keep_memory()
         test = None
         began = time.perf_counter() - self.seconds
         with self._progress() as progress, files.ctrl_c() as stop, self._at_work():
             while not stop and (self.step < self.total or self._evaluation_is_due()):
-                if not self._evaluation_is_due():  # it is if Ctrl-C kept it from the end of the last epoch
+                if not self._evaluation_is_due():  # as it is if Ctrl-C prevented it when this run was stopped
                     self._train_epoch(began, progress, stop)
                 test = self.evaluate(stop) if self._evaluation_is_due() else None
                 if test:
@@ -223,8 +223,8 @@ class Trainer:
     def choose_epochs(self):
         """Set ``config.epochs`` to as many as fit into ``config.minutes``, by the time of some steps and evaluations.
 
-        These leave no trace: the run is that of the same number of epochs by ``config.epochs``. Sets ``pace``. Raises
-        InputError with the time that one epoch takes if not even one fits.
+        These leave no trace: the run is that of a ``config`` with this number of epochs. Raises InputError, with the
+        time that one epoch takes, if not even one fits.
         """
         state = {name: array.copy() for name, array in checkpoint.collect(self._parts()).items()}
         available, count, taken = 60 * self.config.minutes, 1, 0.0
@@ -243,7 +243,7 @@ class Trainer:
 
         rate = images / taken
         epoch = len(self.train_set) / rate
-        every = self._save_every() or math.ceil(SAVE_SECONDS / epoch)
+        every = self.save_every or math.ceil(SAVE_SECONDS / epoch)
 
         def seconds(epochs):
             return epochs * epoch + (math.ceil(epochs / every) + self.config.flip) * evaluation
@@ -257,7 +257,7 @@ class Trainer:
             )
         self.config = replace(self.config, epochs=epochs)
         self.total = epochs * self.epoch_steps
-        self.pace = f"{epochs} epochs fit {fit} ({speed})" if epochs > 1 else f"1 epoch fits {fit} ({speed})"
+        self.pace = f"\n{epochs} epoch{'s fit' if epochs > 1 else ' fits'} {fit} ({speed})"
 
     def evaluate(self, stop=()):
         """Evaluate on the test images, with averaged weights if there are any; None as soon as ``stop`` is not empty.
@@ -317,19 +317,14 @@ class Trainer:
         self.take_step.read()  # waits for a GPU
         return images, time.perf_counter() - began
 
-    def _save_every(self):
-        """Return the number of epochs between checkpoints, or 0 if they follow the clock."""
-        return self.config.save_every or (1 if self.config.device == "cpu" else 0)
-
     def _evaluation_is_due(self):
         """Return True at the end of an epoch that gets a row of metrics.csv and has none yet."""
         last = self.rows[-1] if self.rows else {"step": 0, "seconds": 0.0}
         epoch, steps = divmod(self.step, self.epoch_steps)
         if steps or self.step == last["step"]:
             return False
-        if every := self._save_every():
-            return self.step == self.total or epoch % every == 0
-        return self.step == self.total or self.seconds - last["seconds"] >= SAVE_SECONDS
+        waited = self.seconds - last["seconds"] >= SAVE_SECONDS
+        return self.step == self.total or (epoch % self.save_every == 0 if self.save_every else waited)
 
     def _train_batch(self, images, labels):
         config = self.config
@@ -393,7 +388,8 @@ class Trainer:
 
     @contextlib.contextmanager
     def _at_work(self):
-        """Compute without warnings about numbers that are not finite, which ``_read`` reports, and one BLAS thread."""
+        """Set up what training needs; warnings about numbers that are not finite are off, because ``_read`` checks."""
+        keep_memory()
         with np.errstate(all="ignore"), one_blas_thread(), enough_memory(self.config):
             yield
 
