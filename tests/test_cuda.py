@@ -999,6 +999,27 @@ def test_a_gpu_saves_by_the_clock(start, monkeypatch, capsys):
     assert (to_numpy(trainer.ema.average) == to_numpy(usual.ema.average)).all()
 
 
+def test_minutes_on_a_gpu(start, monkeypatch):
+    """An epoch takes 40 seconds and an evaluation 10. Every second one is evaluated, so that 5 take 230 seconds."""
+    now, step = [0], train.Trainer._train_batch
+    monkeypatch.setattr(run, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def slow(trainer, images, labels):
+        now[0] += len(labels)
+        step(trainer, images, labels)
+
+    def evaluate(*_, **__):
+        now[0] += 10 if trials else 1000  # the first one compiles
+        return trials.append(1) or {"loss": 1.0, "accuracy": 0.5}
+
+    trials = []
+    monkeypatch.setattr(train.Trainer, "_train_batch", slow)
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    trainer = start("cuda", minutes=4, save_every=0)
+    assert trainer.describe().endswith("\n5 epochs fit into 4 minutes (1 images per second)")
+    assert trainer.fit() and [row["seconds"] for row in trainer.rows] == [90, 180, 230]
+
+
 @pytest.mark.parametrize("name", ["augmented", "muon", "X21D"])
 def test_minutes_on_a_gpu_leave_no_trace(name, start, monkeypatch):
     """Steps and evaluations that are timed, before and after capture, change nothing: bit for bit."""
