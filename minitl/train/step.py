@@ -89,11 +89,7 @@ class OnCPU(TrainingStep):
 
 
 class OnGPU(TrainingStep):
-    """A step on the whole batch, with clipping, update and average in few launches, replayed as one CUDA graph.
-
-    Evaluation replays a graph of its own, in batches of the same size. Raises InputError for a precision that the GPU
-    lacks.
-    """
+    """A step on the whole batch, with clipping, update and average in few launches, replayed as one CUDA graph."""
 
     every = 50
 
@@ -105,7 +101,7 @@ class OnGPU(TrainingStep):
         self.zero_grad, self.update, self.xp, self.unread = cuda.zero_grad, cuda.update, self.optimizer.flat.xp, []
         self.compute = cuda.capture(self._compute) if config.graph else self._compute
         self.inference = {"batch_size": config.batch_size}
-        if config.graph:  # the average of the weights takes their place in the same arrays
+        if config.graph:  # one serves the whole run: weights, and their average, stay in the same arrays
             self.inference["forward"] = cuda.capture(lambda images: model(images).data)
         self.where = f"cuda ({config.precision}, {'one graph a step' if config.graph else 'eager'})"
 
@@ -132,10 +128,7 @@ class OnGPU(TrainingStep):
         return rows
 
     def resident(self, dataset):
-        """Return the Dataset on the GPU, or as it is if it takes more than a quarter of the free memory.
-
-        The rest of the memory is for the step, whose needs are not known yet.
-        """
+        """Return the Dataset on the GPU if that takes a quarter of the free memory at most; the step needs the rest."""
         free, _ = self.xp.cuda.runtime.memGetInfo()
         return dataset.to("cuda") if dataset.images.nbytes <= free / 4 else dataset
 
