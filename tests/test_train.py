@@ -378,6 +378,7 @@ def test_an_interrupted_run_that_saves_seldom(tmp_path):
     rows = {row["epoch"]: row | {"seconds": 0} for row in usual.rows}
     assert [row | {"seconds": 0} for row in whole.rows] == [rows[epoch] for epoch in (2, 4, 5)]
     assert contents(whole.folder)[0] == contents(usual.folder)[0], "an evaluation changes nothing"
+    assert whole.sums["images"] == 70, "a row is about the images of its own epoch"
 
 
 def test_ctrl_c_during_evaluation(tmp_path, monkeypatch):
