@@ -10,7 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tqdm import tqdm
@@ -45,7 +45,7 @@ class TrainOptions(TrainConfig):
     dataset: Positional[Annotated[str, arg(metavar="[DATASET]")]] = "clutter"
     model: OmitArgPrefixes[ViTConfig] = field(default_factory=lambda: TrainConfig().model)
     preset: str | None = None
-    """defaults from a recipe: cifar-r1, -r2, -r3 or -cpu, with suffix -all (no TokenLearner) or -grid (grid pooling)"""
+    """defaults from a recipe: cifar-r1, -r1-muon, -r2, -r3 or -cpu, with -all (no TokenLearner) or -grid (pooling)"""
     out: Path | None = None
     """new folder for the results; by default runs/DATASET, numbered if that exists"""
     resume: Path | None = None
@@ -107,13 +107,20 @@ class FlopsOptions:
 @dataclass(frozen=True)
 class AblateOptions:
     kind: Positional[str]
-    """location, tokens, fuser, pooling, back, tokenizer, video; recipe and overfit, on CIFAR-10"""
+    """location, tokens, fuser, pooling, back, tokenizer, video; recipe and overfit, on CIFAR-10; or a recipe such as
+    cifar-r1, beside its variants with all tokens and with grid pooling"""
     dataset: str | None = None
     """another data set, as for `minitl train`"""
     seeds: int | None = None
     """number of seeds for each model; by default 2, or 1 if quick"""
     quick: bool = False
     """train one epoch on few images, to check that everything runs"""
+    epochs: int | None = None
+    """as for `minitl train`, in each run; so are the next four"""
+    minutes: float | None = None
+    subset: int | None = None
+    device: Literal["cpu", "cuda"] | None = None
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
     out: Path | None = None
     """folder for the runs and results; by default runs/ablate-KIND"""
 
@@ -147,7 +154,7 @@ def train_command(args):
     how = f"continue with: minitl train --resume {shlex.quote(str(trainer.folder))}"
     with _closed_output(how):
         print(trainer.describe(), flush=True)
-        if not trainer.fit(on_epoch=lambda row: _print_epoch(row, config.epochs, trainer.score)):
+        if not trainer.fit(on_epoch=lambda row: _print_epoch(trainer, row)):
             print(f"stopped and saved after step {trainer.step} of {trainer.total}; {how}", flush=True)
             sys.exit(130)
     _print_result(trainer.result, trainer.test_set)
@@ -161,11 +168,7 @@ def _train_seeds(options, config, command):
     runs = seeds.plan(name, config, options.seeds, folder)
     seeds.begin(folder, command)
     print_once = functools.cache(lambda text: print(text, flush=True))  # the same for all seeds
-    callbacks = {
-        "on_start": lambda trainer: print_once(trainer.describe()),
-        "on_epoch": lambda row: _print_epoch(row, config.epochs, score),
-    }
-    for row in _results(runs, score, command, **callbacks):
+    for row in _results(runs, score, command, lambda trainer: print_once(trainer.describe()), _print_epoch):
         rows.append(row)
         files.write_csv(folder / "results.csv", row, rows)
     (mean,) = ablate.summary(rows)
@@ -244,7 +247,8 @@ def ablate_command(args):
     options = _parse(AblateOptions, "ablate", args)
     folder = options.out or ablate.folder_of(options.kind, options.dataset, options.quick)
     count = options.seeds if options.seeds is not None else 1 if options.quick else 2
-    runs = ablate.plan(options.kind, folder, count, options.dataset, options.quick)
+    changes = {name: getattr(options, name) for name in ("epochs", "minutes", "subset", "device", "precision")}
+    runs = ablate.plan(options.kind, folder, count, options.dataset, options.quick, **changes)
     score = ablate.score_of(runs[0].config)
     rows = list(_results(runs, score, shlex.join(["minitl", "ablate", *args])))
     ablate.save(rows, folder, score)
@@ -253,12 +257,12 @@ def ablate_command(args):
     )
 
 
-def _results(runs, score, command, **options):
+def _results(runs, score, command, *callbacks):
     """Finish Runs; print and yield their results one by one. Ctrl-C ends it with the ``command`` that continues."""
     for i, run in enumerate(runs, 1):
         how = f"the same command continues from there:\n{command}"
         with _closed_output(how):
-            row = run.finish(**options)
+            row = run.finish(*callbacks)
             if row is None:
                 print(f"stopped and saved in {run.folder}; {how}", flush=True)
                 sys.exit(130)
@@ -359,8 +363,11 @@ def _train_options(args):
     """Parse the options of ``minitl train``; defaults are those of the data set, the preset, or the run to resume."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", nargs="?", type=Path)
-    parser.add_argument("--preset", nargs="?")
+    for name in ("--preset", "--epochs", "--minutes"):
+        parser.add_argument(name, nargs="?")
     known = parser.parse_known_args(args)[0]
+    if known.epochs and known.minutes:
+        raise InputError("--minutes and --epochs exclude each other: the time decides the number of epochs")
     run, name = known.resume, known.preset
     if run is None and name is not None:
         return _parse(TrainOptions, "train", args, default=_as_options(presets.preset(name)))
@@ -396,8 +403,9 @@ def _new_folder(dataset):
     return next(folder for folder in names if not folder.exists())
 
 
-def _print_epoch(row, epochs, score):
+def _print_epoch(trainer, row):
     """Print a row of metrics.csv above the progress bar."""
+    epochs, score = trainer.config.epochs, trainer.score
     train = f"train loss {row['train_loss']:.3f}  {score} {row['train_accuracy']:.1%}"
     test = f"test loss {row['test_loss']:.3f}  {score} {row['test_accuracy']:.1%}"
     tqdm.write(f"epoch {row['epoch']:3d}/{epochs}   {train}   {test}   {row['seconds']:.0f} s")

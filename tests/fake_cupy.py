@@ -730,6 +730,8 @@ class Event:
 
 
 class Device:
+    compute_capability = "90"
+
     def synchronize(self):
         crossing("synchronize")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,6 +217,36 @@ def test_flops(capsys):
     assert json.loads(capsys.readouterr().out) == tables.paper()
 
 
+def test_minutes(capsys, pictures, monkeypatch):
+    """Each look at the clock takes a second; the same for two seeds, and once more, which finds them finished."""
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=map(float, itertools.count()).__next__))
+    monkeypatch.setattr(train.Trainer, "_draw", lambda trainer: (trainer.folder / "curves.png").touch())
+    fit = "3 epochs fit into 0.15 minutes (32 images per second)"  # with a second to evaluate each
+    command = ["train", pictures, *TINY, "--minutes", 0.15, "--threads", 1]
+    assert minitl(*command, "--out", "one") == 0
+    assert capsys.readouterr().out.splitlines()[1] == fit and train.load_config("one").epochs == 3
+    assert minitl(*command, "--seeds", 2, "--out", "two") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == fit and lines[2].startswith("epoch   1/3 ")
+    monkeypatch.setattr(train, "start", None)
+    assert minitl(*command, "--seeds", 2, "--out", "two") == 0
+    assert capsys.readouterr().out.splitlines() == [line for line in lines[2:] if not line.startswith("epoch")]
+
+
+def test_a_recipe_beside_its_twins(capsys, pictures, monkeypatch):
+    """By one command, which does not repeat what is finished; a run on other images does not fit beside them."""
+    monkeypatch.setattr(train.Trainer, "_draw", lambda trainer: (trainer.folder / "curves.png").touch())
+    command = ["ablate", "cifar-cpu", "--dataset", pictures, "--epochs", 1, "--subset", 8, "--seeds", 1]
+    for _ in range(2):
+        assert minitl(*command) == 0
+        *_, head, learned, every, grid, _, end = capsys.readouterr().out.splitlines()
+        assert head.split()[:3] == ["tokens", "parameters", "multiply-adds"]
+        assert learned.startswith("cifar-cpu ") and " 64 -> 16 " in learned and " 64 -> 16 " in grid
+        assert every.split()[:2] == ["cifar-cpu-all", "64"] and grid.startswith("cifar-cpu-grid ")
+        assert end.startswith("results are in runs/ablate-cifar-cpu-night: results.csv")
+    assert "subset: 8 in the checkpoint, 9 here" in fails(capsys, *command[:-3], 9, "--seeds", 1)
+
+
 def test_runs_of_ablations_are_resumed_elsewhere(capsys, monkeypatch):
     splits = sample_clips(np.random.default_rng(1), 8), sample_clips(np.random.default_rng(2), 8)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
@@ -263,6 +295,9 @@ def test_a_name_for_the_folder(here):
         ("train --epoch 2", ["Unrecognized options: --epoch", "--epochs"]),
         ("train --epochs two", ["--epochs", "'two'"]),
         ("train --epochs 0", ["epochs must be at least 1, got 0"]),
+        ("train --epochs=2 --minutes 1", ["--minutes and --epochs exclude each other: the time decides the number"]),
+        ("train --minutes -1", ["minutes must be 0 or more, got -1"]),
+        ("train --resume RUN --minutes 2", ["minutes: 0.0 in the checkpoint, 2.0 here"]),
         ("train --lr -1", ["lr must be above 0, got -1.0"]),
         ("train --ema 1", ["ema must be in [0, 1), got 1.0"]),
         ("train --seed -1", ["seed must be 0 or more, got -1"]),

@@ -32,7 +32,7 @@ from minitl import OPS, Tensor, backend, data, nn, ops, optim, train
 from minitl.autograd import OVERRIDES, PLAIN
 from minitl.backend import to_numpy
 from minitl.errors import InputError
-from minitl.train import step
+from minitl.train import run, step
 
 FOLDER = Path(minitl.__file__).parent / "fast" / "cuda"
 COMMON = (FOLDER / "common.cuh").read_text()
@@ -963,6 +963,7 @@ SMALL = nn.ViTConfig(
     version="1.1", pre_norm=False, dim=24, heads=2, layers=1, mlp_dim=24, num_tokens=2, zero_head=False
 )
 SETTINGS = train.TrainConfig("made up", SMALL, epochs=2, batch_size=12, ema=0.9, threads=1)  # 40 images: 4 steps
+SETTINGS = dataclasses.replace(SETTINGS, save_every=1)
 DROPS = {"layers": 2, "dropout": 0.2, "drop_path": 0.3}
 
 
@@ -1042,6 +1043,132 @@ def test_a_run_on_a_gpu_goes_on_bit_for_bit(name, start):
     assert (to_numpy(parts.optimizer.flat.data) == to_numpy(whole.optimizer.flat.data)).all()
 
 
+@pytest.mark.parametrize("name", ["plain", "fuser", "X21D"])
+def test_captured_evaluation_equals_eager(name, start):
+    """Bit for bit, in two kinds of batch, with and without the average, while weights and running means move on."""
+    trainer = start("cuda", **RUNS[name] | {"batch_size": 4, "flip": name == "plain"})  # 9 images: 4, 4 and 1
+    forward = trainer.take_step.inference["forward"]
+    arguments = trainer.model, trainer.test_set, trainer.mean, trainer.std
+    found = []
+    for batch in itertools.islice(trainer._rest_of_epoch(), 4):
+        trainer._train_batch(*batch)
+        with trainer._evaluated_weights():
+            expected = train.evaluate(*arguments, batch_size=4, flip=trainer.config.flip)
+            given = train.evaluate(*arguments, flip=trainer.config.flip, **trainer.take_step.inference)
+        np.testing.assert_equal(given, expected)
+        found.append(given["loss"])
+        assert trainer.model.training
+    assert len(set(found)) == 4 and len(forward.graphs) == 2
+    np.testing.assert_equal(train.evaluate(*arguments, **trainer.take_step.inference)["loss"] in found, False)
+    assert "forward" not in start("cuda", graph=False).take_step.inference
+
+
+@pytest.mark.parametrize("name", ["augmented", "clips"])
+def test_training_images_stay_on_the_gpu(name, start):
+    """The batches are those of a CPU, in its order, and no step brings images or labels from the host."""
+    host, device = start("cpu", **RUNS[name]), start("cuda", **RUNS[name])
+    assert isinstance(device.resident.images, cupy.ndarray) and device.resident.images.dtype == "uint8"
+    for epoch in range(2):
+        host.step = device.step = 4 * epoch + 1  # in the middle of an epoch, as after Ctrl-C
+        for ours, theirs in zip(host._rest_of_epoch(), device._rest_of_epoch(), strict=True):
+            assert all(isinstance(x, cupy.ndarray) for x in theirs)
+            assert all((x == to_numpy(y)).all() and x.dtype == y.dtype for x, y in zip(ours, theirs, strict=True))
+    batches = device._rest_of_epoch()
+    next(batches)  # which brings the order of the epoch
+    with strict() as counted:
+        next(batches)
+    assert counted.launches == 2  # a gather of images, and one of labels
+
+
+def test_training_images_that_take_too_much_memory_stay_on_the_host(start, monkeypatch):
+    nbytes = start("cpu").train_set.images.nbytes
+    for free, kind in ((4 * nbytes, cupy.ndarray), (4 * nbytes - 1, np.ndarray)):
+        monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda free=free: (free, 4 << 30))
+        trainer = start("cuda")
+        assert isinstance(trainer.resident.images, kind) and trainer.fit()
+    assert isinstance(trainer.train_set.images, np.ndarray)
+
+
+def test_a_gpu_saves_by_the_clock(start, monkeypatch, capsys):
+    """Each epoch takes 25 seconds: it saves after three of them, at Ctrl-C and in the end; weights are the same."""
+    usual = start("cuda", epochs=8)
+    assert usual.fit()
+    now = 0.0
+    step = train.Trainer._train_batch
+
+    def slow(trainer, *batch):
+        nonlocal now
+        now += 25 / 4
+        if trainer.step == stop:
+            signal.raise_signal(signal.SIGINT)
+        step(trainer, *batch)
+
+    monkeypatch.setattr(run, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(train.Trainer, "_train_batch", slow)
+    stop, saves = 17, []
+    trainer = start("cuda", epochs=8, save_every=0)
+    save = train.Trainer.save
+    monkeypatch.setattr(train.Trainer, "save", lambda self: saves.append(self.step) or save(self))
+    assert not trainer.fit()
+    trainer = train.resume(trainer.folder)
+    assert trainer.step == 18 and trainer.fit() and saves == [12, 18, 24, 32]
+    assert [(row["epoch"], row["step"], row["seconds"]) for row in trainer.rows] == [
+        (3, 12, 75.0),
+        (6, 24, 150.0),
+        (8, 32, 200.0),
+    ]
+    expected = {row["epoch"]: row for row in usual.rows}
+    assert all(row | {"seconds": 0} == expected[row["epoch"]] | {"seconds": 0} for row in trainer.rows)
+    assert (to_numpy(trainer.ema.average) == to_numpy(usual.ema.average)).all()
+
+
+def test_minutes_on_a_gpu(start, monkeypatch):
+    """An epoch takes 40 seconds and an evaluation 10. Every second one is evaluated, so that 5 take 230 seconds."""
+    now, step = [0], train.Trainer._train_batch
+    monkeypatch.setattr(run, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def slow(trainer, images, labels):
+        now[0] += len(labels)
+        step(trainer, images, labels)
+
+    def evaluate(*_, **__):
+        now[0] += 10 if trials else 1000  # the first one compiles
+        return trials.append(1) or {"loss": 1.0, "accuracy": 0.5}
+
+    trials = []
+    monkeypatch.setattr(train.Trainer, "_train_batch", slow)
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    trainer = start("cuda", minutes=4, save_every=0)
+    assert trainer.describe().endswith("\n5 epochs fit into 4 minutes (1 images per second)")
+    assert trainer.fit() and [row["seconds"] for row in trainer.rows] == [90, 180, 230]
+
+
+@pytest.mark.parametrize("name", ["augmented", "muon", "X21D"])
+def test_minutes_on_a_gpu_leave_no_trace(name, start, monkeypatch):
+    """Steps and evaluations that are timed, before and after capture, change nothing: bit for bit."""
+    whole = start("cuda", **RUNS[name])
+    assert whole.fit()
+    monkeypatch.setattr(run, "TIMED_STEPS", 8)
+    seconds = itertools.count()
+    monkeypatch.setattr(run, "time", types.SimpleNamespace(perf_counter=lambda: next(seconds) / 10))
+    trainer = start("cuda", minutes=0.01, **RUNS[name])
+    assert trainer.take_step.compute.graphs and trainer.step == 0 and trainer.rows == []
+    trainer.config, trainer.total = whole.config, whole.total
+    assert trainer.fit()
+    assert (to_numpy(trainer.optimizer.flat.data) == to_numpy(whole.optimizer.flat.data)).all()
+    assert [row | {"seconds": 0} for row in trainer.rows] == [row | {"seconds": 0} for row in whole.rows]
+
+
+def test_a_card_without_bf16_says_so(start, monkeypatch):
+    trainer = start("cuda", precision="bf16")
+    monkeypatch.setattr(cupy.cuda.Device, "compute_capability", "75")
+    sentence = "precision bf16 needs a GPU of compute capability 8.0 or above, and this one has 7.5; use fp32 there"
+    for use in (lambda: start("cuda", precision="bf16"), lambda: train.load_run(trainer.folder)):
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            use()
+    assert start("cuda").fit()
+
+
 def test_a_model_that_cannot_be_captured_says_so(start, monkeypatch):
     """Without its override, a linear layer multiplies by CuPy's own products."""
     monkeypatch.delitem(OVERRIDES["cuda"], "linear")
@@ -1077,19 +1204,24 @@ def test_the_step_that_is_not_finite_is_named(start):
     assert np.isfinite(to_numpy(trainer.optimizer.flat.data)).all()
 
 
-def test_a_batch_that_does_not_fit(start):
-    trainer = start("cuda")
-
+@pytest.mark.parametrize("place", ["step", "evaluation", "resident images", "minutes"])
+def test_a_batch_that_does_not_fit(place, start, monkeypatch):
     def full(*_):
         raise MemoryError("Out of memory allocating 512 bytes (so far: 9 bytes).")
 
-    trainer.take_step.update = full
+    trainer = start("cuda")
+    if place in ("step", "minutes"):
+        monkeypatch.setattr(trainer.take_step, "update", full)
+    elif place == "evaluation":
+        trainer.take_step.inference["forward"] = full
+    else:
+        monkeypatch.setattr(data.Loader, "__iter__", full)
     sentence = (
         "the memory of the GPU is full at batch_size 12: 3.0 of the GPU's 4.0 GB are in use (Out of memory allocating "
         "512 bytes (so far: 9 bytes).); choose a smaller batch_size, or recompute, which trades time for memory"
     )
     with pytest.raises(InputError, match=re.escape(sentence)):
-        trainer.fit()
+        trainer.choose_epochs() if place == "minutes" else trainer.fit()
 
 
 def test_a_run_is_looked_at_in_its_own_precision(start, cuda):

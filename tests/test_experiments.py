@@ -12,6 +12,7 @@ from minitl.errors import InputError
 from minitl.flops import count, total
 from minitl.paper import ablate, fewshot
 from minitl.train import TrainConfig
+from minitl.train.presets import preset
 from minitl.train.step import build_model
 
 SMALL = nn.ViTConfig(patch_size=8, dim=12, heads=2, mlp_dim=16, num_tokens=4, version="1.1", pre_norm=False, hidden=8)
@@ -130,8 +131,15 @@ def test_plan():
     assert [run.seed for run in ablate.plan("tokens", "x", seeds=2)] == 5 * [0] + 5 * [1]
     quick = ablate.plan("tokens", "x", dataset="photos.zip", quick=True)[0].config
     assert (quick.epochs, quick.subset, quick.dataset) == (1, 200, "photos.zip")
-    usual = ablate.plan("tokens", "x")[3].config
+    usual = ablate.plan("tokens", "x", device=None)[3].config
     assert usual == TrainConfig()
+
+
+def test_a_recipe_beside_its_twins():
+    runs = ablate.plan("cifar-r1", "x", seeds=1, dataset="photos.zip", device="cuda", precision="bf16", minutes=6.0)
+    assert [run.name for run in runs] == ["cifar-r1", "cifar-r1-all", "cifar-r1-grid"]
+    for run in runs:
+        assert run.config == replace(preset(run.name, "photos.zip"), device="cuda", precision="bf16", minutes=6.0)
 
 
 def test_folder_of():
@@ -148,6 +156,11 @@ def test_folder_of():
         ({"kind": "fusr"}, "did you mean fuser"),
         ({"kind": "zzz"}, "choose one of location, tokens, .*, overfit"),
         ({"kind": "tokens", "seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"kind": "tokens", "minutes": 1.0, "epochs": 3}, "minutes decide the number of epochs; leave out epochs and"),
+        (
+            {"kind": "tokens", "minutes": 1.0, "quick": True},
+            "minutes decide the number of epochs; leave out epochs and",
+        ),
         ({"kind": "video", "dataset": "clutter"}, "video needs clips, and clutter has images"),
         ({"kind": "tokens", "dataset": "actors"}, "tokens needs images, and actors has clips"),
     ],
@@ -168,7 +181,8 @@ def test_results(small, tmp_path):
     for run, row in zip(runs, rows, strict=True):
         model, test_set, mean, std = train.load_run(run.folder)
         assert row["accuracy"] == train.evaluate(model, test_set, mean, std)["accuracy"]
-        assert row["parameters"] == model.num_parameters()
+        assert row["parameters"] == model.num_parameters() and row["epochs"] == 2
+    assert [row["tokens"] for row in rows] == 2 * ["16 -> 4", "16 -> 2"]
     assert rows[0]["macs"] > rows[1]["macs"] == rows[3]["macs"]
 
     ablate.save(rows, tmp_path)
@@ -207,6 +221,36 @@ def test_ctrl_c_and_the_same_again(small, tmp_path, monkeypatch):
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_tokens_of_clips():
+    tubelets = nn.ViTConfig(tubelet=2, num_tokens=3)
+    assert ablate._token_counts(tubelets, nn.DataSpec(frames=8)) == "256 -> 12"
+    assert ablate._token_counts(nn.X21DConfig(), nn.DataSpec(frames=8)) == ""
+
+
+def test_each_run_for_a_given_time(small, tmp_path, monkeypatch):
+    """Each finds out its number of epochs, once; the same again goes on with it, and other minutes do not."""
+    monkeypatch.setattr(train.Trainer, "choose_epochs", lambda trainer: choose(trainer, next(epochs)))
+
+    def choose(trainer, count):
+        trainer.config, trainer.total = replace(trainer.config, epochs=count), count * trainer.epoch_steps
+
+    epochs, again = iter((1, 3)), ablate.plan("small", tmp_path, seeds=1, minutes=6.0)
+    step = train.Trainer._train_batch
+
+    def stopped(trainer, *batch):
+        if trainer.total == 9 and trainer.step == 4:
+            signal.raise_signal(signal.SIGINT)
+        step(trainer, *batch)
+
+    monkeypatch.setattr(train.Trainer, "_train_batch", stopped)
+    assert [run.finish() and run.finish()["epochs"] for run in again] == [1, None]
+    monkeypatch.setattr(train.Trainer, "_train_batch", step)
+    rows = [run.finish() for run in ablate.plan("small", tmp_path, seeds=1, minutes=6.0)]
+    assert [row["epochs"] for row in rows] == [1, 3] and rows == [run.result() for run in again]
+    with pytest.raises(InputError, match=r"minutes: 6\.0 in the checkpoint, 7\.0 here"):
+        ablate.plan("small", tmp_path, seeds=1, minutes=7.0)[0].finish()
+
+
 def test_a_folder_with_other_options(small, tmp_path):
     run, _ = ablate.plan("small", tmp_path, seeds=1)
     run.finish()
@@ -217,8 +261,9 @@ def test_a_folder_with_other_options(small, tmp_path):
 
 
 def test_summary_and_table():
-    row = {"name": "a", "seed": 0, "parameters": 1000, "macs": 2_500_000, "accuracy": 0.5, "seconds": 3.0}
-    rows = [row, row | {"name": "b"}, row | {"seed": 1, "accuracy": 0.6, "seconds": 5.0}]
+    row = {"name": "a", "seed": 0, "tokens": "64 -> 8", "parameters": 1000, "macs": 2_500_000}
+    row |= {"epochs": 7, "accuracy": 0.5, "seconds": 3.0}
+    rows = [row, row | {"name": "b", "tokens": "64"}, row | {"seed": 1, "epochs": 9, "accuracy": 0.6, "seconds": 5.0}]
     a, b = ablate.summary(rows)
     assert (a["name"], a["seeds"], a["seconds"]) == ("a", 2, 4.0)
     assert a["accuracy"] == pytest.approx(0.55)
@@ -226,9 +271,9 @@ def test_summary_and_table():
     assert (b["seeds"], b["accuracy"]) == (1, 0.5)
     assert "spread" not in b
     assert [" ".join(line.split()) for line in ablate.table(rows, "mAP").splitlines()] == [
-        "parameters multiply-adds mAP spread seeds seconds",
-        "a 1 k 2.5 M 55.00% 7.07% 2 4",
-        "b 1 k 2.5 M 50.00% 1 3",
+        "tokens parameters multiply-adds mAP spread seeds epochs seconds",
+        "a 64 -> 8 1 k 2.5 M 55.00% 7.07% 2 8 4",
+        "b 64 1 k 2.5 M 50.00% 1 7 3",
     ]
 
 

@@ -39,10 +39,14 @@ def test_variants(name):
         assert ViTConfig(**asdict(other.model)) == other.model
 
 
+def test_muon():
+    assert preset("cifar-r1-muon") == replace(preset("cifar-r1"), optimizer="muon", lr=3e-3)
+
+
 def test_unknown_names():
     with pytest.raises(InputError, match="there is no preset 'cifar-r4'; did you mean cifar-r"):
         preset("cifar-r4")
     with pytest.raises(
-        InputError, match="there is no preset '?'; choose one of cifar-r1, cifar-r2,".replace("?", r"\?")
+        InputError, match="there is no preset '?'; choose one of cifar-r1, cifar-r1-muon, cifar-r2,".replace("?", r"\?")
     ):
         preset("?")

@@ -8,6 +8,7 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -358,6 +359,28 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, config):
     assert files(parts.folder)["maps.png"] == files(whole.folder)["maps.png"]
 
 
+def test_an_interrupted_run_that_saves_seldom(tmp_path):
+    """After epochs 2, 4 and 5: interrupted there, at other ends of epochs (5, 15) and in between, it ends the same."""
+    config = replace(EVERYTHING, epochs=5, save_every=2)
+    usual, whole = (
+        train.start(replace(config, save_every=0), tmp_path / "usual"),
+        train.start(config, tmp_path / "whole"),
+    )
+    saves = []
+    before(whole, "save", lambda: saves.append(whole.step))
+    assert usual.fit() and whole.fit() and saves == [10, 20, 25]
+    parts = train.start(config, tmp_path / "parts")
+    for i in (3, 5, 10, 12, 15, 17, 25):
+        ctrl_c_after(parts, i)
+        assert not parts.fit() and parts.step == i
+        parts = train.resume(parts.folder)
+    assert parts.fit() and contents(parts.folder) == contents(whole.folder)
+    rows = {row["epoch"]: row | {"seconds": 0} for row in usual.rows}
+    assert [row | {"seconds": 0} for row in whole.rows] == [rows[epoch] for epoch in (2, 4, 5)]
+    assert contents(whole.folder)[0] == contents(usual.folder)[0], "an evaluation changes nothing"
+    assert whole.sums["images"] == 70, "a row is about the images of its own epoch"
+
+
 def test_ctrl_c_during_evaluation(tmp_path, monkeypatch):
     whole = train.start(EVERYTHING, tmp_path / "whole")
     whole.fit()
@@ -453,6 +476,81 @@ def test_the_bar_shows_what_a_person_waits_for(tmp_path, monkeypatch, capsys):
     train.start(PLAIN, tmp_path / "loud").fit()
     bar = "".join(written)
     assert re.search(r"\| 156/210 \[.*<\d\d:\d\d, +[\d.]+ images/s, loss \d\.\d{3}, accuracy [\d.]+%\]", bar), bar
+
+
+# --- a given time ---
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock by which an image takes 0.01 seconds to train on, and an evaluation 2; twice that for flip averaging."""
+    now, step, evaluate = [0.0], train.Trainer._train_batch, run.evaluate
+
+    def slow_step(trainer, images, labels):
+        now[0] += 0.01 * len(labels)
+        step(trainer, images, labels)
+
+    def slow_evaluate(*args, flip, **options):
+        now[0] += 2 + 2 * flip
+        return evaluate(*args, flip=flip, **options)
+
+    monkeypatch.setattr(train.Trainer, "_train_batch", slow_step)
+    monkeypatch.setattr(run, "evaluate", slow_evaluate)
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+@pytest.mark.parametrize(
+    "seconds, options, epochs, taken",
+    [
+        (30, {}, 11, 29.7),  # of 0.7 + 2 seconds
+        (6, {"flip": True}, 1, 4.7),
+        (10, {"save_every": 4}, 8, 9.6),
+        (7.4, {"save_every": 4}, 4, 4.8),  # after a fifth one there would be another evaluation
+    ],
+)
+def test_as_many_epochs_as_fit(tmp_path, clock, seconds, options, epochs, taken):
+    trainer = train.start(replace(PLAIN, minutes=seconds / 60, **options), tmp_path)
+    assert train.load_config(tmp_path) == trainer.config and trainer.config.epochs == epochs
+    fit = "1 epoch fits" if epochs == 1 else f"{epochs} epochs fit"
+    assert trainer.describe().endswith(f"classes\n{fit} into {seconds / 60:g} minutes (100 images per second)")
+    assert trainer.fit() and len(trainer.rows) == -(-epochs // (trainer.config.save_every or 1))
+    assert trainer.rows[-1]["seconds"] == pytest.approx(taken)
+
+
+def test_steps_that_are_timed_leave_no_trace(tmp_path, clock):
+    """Interrupted and resumed, which measures nothing again, the run is that of the same number of epochs."""
+    config = replace(EVERYTHING, optimizer="muon")
+    whole = train.start(replace(config, epochs=3), tmp_path / "whole")
+    parts = train.start(replace(config, minutes=0.18), tmp_path / "parts")
+    assert parts.config.epochs == 3 and clock[0] > 2
+    ctrl_c_after(parts, 7)
+    assert not parts.fit()
+    parts = train.resume(parts.folder)
+    assert whole.fit() and parts.fit()
+    ours, theirs = contents(parts.folder), contents(whole.folder)
+    assert ours[1]["config"].pop("minutes") == 0.18 and theirs[1]["config"].pop("minutes") == 0
+    assert ours == theirs
+
+
+def test_few_steps_are_timed_if_they_are_slow(tmp_path, clock, monkeypatch):
+    steps = []
+    step = train.Trainer._train_batch
+    monkeypatch.setattr(train.Trainer, "_train_batch", lambda *args: steps.append(args) or step(*args))
+    for minutes, timed in ((1, 2 + 4 + 8), (100, 2 + 4 + 8 + 16 + 32 + 64)):  # the last ones take 1 % of the time
+        train.start(replace(PLAIN, minutes=minutes), tmp_path / str(minutes))
+        assert len(steps) == run.WARMUP_STEPS + timed
+        steps.clear()
+
+
+def test_not_even_one_epoch_fits(tmp_path, clock):
+    sentence = (
+        "not even one epoch fits into 0.04 minutes: with its evaluation it takes 0.045 minutes (100 images per "
+        "second); give it more minutes, or fewer images by subset"
+    )
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        train.start(replace(PLAIN, minutes=0.04), tmp_path / "run")
+    assert not files(tmp_path)
 
 
 # --- what goes wrong ---
@@ -651,6 +749,8 @@ def test_other_options_or_other_images_cannot_go_on(tmp_path, monkeypatch, image
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"save_every": -1}, "save_every must be 0 or more, got -1"),
+        ({"minutes": float("inf")}, "minutes must be 0 or more, got inf"),
         ({"subset": 0}, "subset must be at least 1, got 0"),
         ({"lr": 0.0}, "lr must be above 0, got 0"),
         ({"lr": float("nan")}, "lr must be above 0, got nan"),

@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..backend import describe
+from ..backend import describe, is_array, to_device
 from ..errors import InputError
 from ..nn import DataSpec
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a data set, all of it in memory.
+    """One split of a data set, all of it in memory; images and labels may be on a GPU, see ``to``.
 
     images   uint8 (N, H, W, C), or clips (N, T, H, W, C)
     labels   int64 (N,), each an index into ``classes``; or uint8 (N, K), 1 for each class that applies and 0 elsewhere
@@ -28,7 +28,7 @@ class Dataset:
     boxes: np.ndarray | None = None
 
     def __post_init__(self):
-        if not isinstance(self.images, np.ndarray) or self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
+        if not is_array(self.images) or self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
             raise InputError(
                 f"images are a uint8 array (N, H, W, C), or clips (N, T, H, W, C), got {describe(self.images)}"
             )
@@ -38,7 +38,7 @@ class Dataset:
             _check("boxes", self.boxes, np.int64, (*self.images.shape[:-3], *objects, 4))
         if self.multi_label:
             _check("multi-hot labels", self.labels, np.uint8, (n, k))
-            if self.labels.max(initial=0) > 1:
+            if (self.labels > 1).any():
                 raise InputError(f"multi-hot labels are 0 or 1 for every class, got {self.labels.max()}")
         else:
             _check("labels", self.labels, np.int64, (n,))
@@ -64,6 +64,10 @@ class Dataset:
         """Return the images at ``indices`` (any NumPy index along the first axis) as a new Dataset."""
         boxes = None if self.boxes is None else self.boxes[indices]
         return replace(self, images=self.images[indices], labels=self.labels[indices], boxes=boxes)
+
+    def to(self, device):
+        """Return the Dataset with its images and labels on ``"cpu"`` or ``"cuda"``, where a Loader cuts its batches."""
+        return replace(self, images=to_device(self.images, device), labels=to_device(self.labels, device))
 
     def subset(self, n, rng):
         """Return at most ``n`` images, drawn by ``rng`` and balanced over the classes; their order is kept.
@@ -115,5 +119,5 @@ def concatenate(parts, n, unit):
 
 
 def _check(name, x, dtype, shape):
-    if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != shape:
+    if not is_array(x) or x.dtype != dtype or x.shape != shape:
         raise InputError(f"{name} of these images have dtype {np.dtype(dtype)} and shape {shape}, got {describe(x)}")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..backend import default_rng
+from ..backend import array_module, default_rng
 from ..errors import InputError
 
 
@@ -30,6 +30,7 @@ class Loader:
     def __iter__(self):
         n = len(self.dataset)
         order = self.rng.permutation(n) if self.shuffle else np.arange(n)
+        order = array_module(self.dataset.images).asarray(order)  # on a GPU, no image passes through the host
         for start in range(0, n, self.batch_size):
             batch = order[start : start + self.batch_size]
             yield self.dataset.images[batch], self.dataset.labels[batch]

@@ -1,4 +1,4 @@
-"""The paper's ablations at toy size, and ablations of a training recipe: tables of small training runs.
+"""The paper's ablations at toy size, ablations of a training recipe, and presets beside their twins: tables of runs.
 
 Each model is trained with each seed in a run folder of its own, and the results are read from those folders. So the
 same call continues where it was stopped and does not repeat finished runs.
@@ -13,8 +13,8 @@ from .. import data, flops, train
 from ..errors import InputError, did_you_mean
 from ..nn import X21DConfig
 from ..train import TrainConfig, files, pictures
-from ..train.config import absolute
-from ..train.presets import preset
+from ..train.config import absolute, load_config
+from ..train.presets import TWINS, preset
 from ..train.run import CHECKPOINT, CURVES, load_checkpoint
 
 IMAGES = train.default_config("clutter")  # 8 tokens by TokenLearner 1.1 before the first of 2 blocks
@@ -118,6 +118,8 @@ KINDS = {
         "flip, 60 epochs": replace(few(), epochs=60),
         "all, 60 epochs": replace(few(**ALL), epochs=60),
     },
+    # presets for CIFAR, with learned tokens, all tokens, and those of a grid
+    **{name: {twin: preset(twin) for twin in twins} for name, twins in TWINS.items()},
 }
 
 
@@ -137,54 +139,65 @@ class Run:
         """
         if not self._exists():
             return None
-        _, meta = load_checkpoint(self.folder, self.config)
+        _, meta = load_checkpoint(self.folder, self.own_config())
         if not (self.folder / CURVES).is_file():
             return None
+        epochs = self.own_config().epochs
         try:
             with open(self.folder / "metrics.csv", newline="") as file:
-                last = list(csv.DictReader(file))[self.config.epochs - 1]
+                last = {int(row["epoch"]): row for row in csv.DictReader(file)}[epochs]
             metrics = {"accuracy": float(last["test_accuracy"]), "seconds": float(last["seconds"])}
         except (OSError, ValueError, LookupError, TypeError) as error:
             path = self.folder / "metrics.csv"
             raise InputError(
                 f"{path} is damaged ({error!r}); `minitl train --resume {self.folder}` repairs it"
             ) from error
-        cost = flops.total(flops.count(self.config.model, meta["spec"]))
-        return {"name": self.name, "seed": self.seed, "parameters": cost.params, "macs": cost.macs} | metrics
+        model, spec = self.config.model, meta["spec"]
+        cost = flops.total(flops.count(model, spec))
+        about = {"tokens": _token_counts(model, spec), "parameters": cost.params, "macs": cost.macs, "epochs": epochs}
+        return {"name": self.name, "seed": self.seed} | about | metrics
 
-    def finish(self, on_start=lambda trainer: None, on_epoch=lambda row: None):
+    def finish(self, on_start=lambda trainer: None, on_epoch=lambda trainer, row: None):
         """Train until the run is finished. Returns ``result()``: None after Ctrl-C, with everything saved.
 
-        ``on_start`` is called with the Trainer, if there is anything to train; ``on_epoch`` is that of ``Trainer.fit``.
-        Raises InputErrors of ``train`` and ``result``, with the name of the run.
+        ``on_start`` is called with the Trainer, if there is anything to train; ``on_epoch`` is that of ``Trainer.fit``,
+        after the Trainer. Raises InputErrors of ``train`` and ``result``, with the name of the run.
         """
         try:
             if row := self.result():
                 return row
             trainer = train.resume(self.folder) if self._exists() else train.start(self.config, self.folder)
             on_start(trainer)
-            return self.result() if trainer.fit(on_epoch) else None
+            return self.result() if trainer.fit(lambda row: on_epoch(trainer, row)) else None
         except InputError as error:
             raise InputError(f"{self.name}, seed {self.seed}, in {self.folder}: {error}") from error
+
+    def own_config(self):
+        """Return the TrainConfig of the run in ``folder``; with ``minutes`` it has measured its number of epochs."""
+        return replace(self.config, epochs=load_config(self.folder).epochs) if self.config.minutes else self.config
 
     def _exists(self):
         return (self.folder / CHECKPOINT).is_file()
 
 
-def plan(kind, folder, seeds=2, dataset=None, quick=False):
+def plan(kind, folder, seeds=2, dataset=None, quick=False, **changes):
     """Return the Runs of an ablation in folders below ``folder``: all models with seed 0, then all with seed 1, etc.
 
     ``dataset`` replaces the generated one. ``quick`` is one epoch on few images, only to show that all models run.
-    Raises InputError for an unknown kind, fewer than one seed, and a data set that does not fit.
+    ``changes`` are other fields of all TrainConfigs, such as ``device``; those that are None stay as they are. Raises
+    InputError for an unknown kind, fewer than one seed, and a data set that does not fit.
     """
     if kind not in KINDS:
         raise InputError(f"there is no ablation {kind!r}; {did_you_mean(kind, KINDS)}")
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
+    given = {name: value for name, value in changes.items() if value is not None}
+    if given.get("minutes") and (quick or "epochs" in given):
+        raise InputError("minutes decide the number of epochs; leave out epochs and quick")
     if dataset and (kind == "video") != (dataset in data.CLIPS):
         takes, has = ("clips", "images") if kind == "video" else ("images", "clips")
         raise InputError(f"the ablation {kind} needs {takes}, and {dataset} has {has}; choose another data set")
-    changes = ({"dataset": dataset} if dataset else {}) | (QUICK if quick else {})
+    changes = ({"dataset": dataset} if dataset else {}) | (QUICK if quick else {}) | given
     configs = {name: absolute(replace(config, **changes)) for name, config in KINDS[kind].items()}
     return [
         Run(name, seed, replace(config, seed=seed), Path(folder) / _slug(f"{name} seed{seed}"))
@@ -205,30 +218,32 @@ def score_of(config):
 
 
 def summary(rows):
-    """Return a dict per model: means of ``accuracy`` and ``seconds`` over its seeds, and ``spread`` of the accuracy.
+    """Return a dict per model: means of ``accuracy``, ``epochs`` and ``seconds`` over its seeds, and ``spread``.
 
-    ``rows`` are results of Runs, in any order. The spread is the standard deviation; it is absent with one seed.
+    ``rows`` are results of Runs, in any order. The spread is the standard deviation of the accuracy; it is absent with
+    one seed.
     """
     groups = {}
     for row in rows:
         groups.setdefault(row["name"], []).append(row)
     means = []
     for group in groups.values():
-        accuracy, seconds = ([row[key] for row in group] for key in ("accuracy", "seconds"))
-        spread = {"spread": stdev(accuracy)} if len(group) > 1 else {}
-        means.append(group[0] | {"accuracy": mean(accuracy), "seconds": mean(seconds), "seeds": len(group)} | spread)
+        values = {key: [row[key] for row in group] for key in ("accuracy", "epochs", "seconds")}
+        spread = {"spread": stdev(values["accuracy"])} if len(group) > 1 else {}
+        means.append(group[0] | {key: mean(x) for key, x in values.items()} | {"seeds": len(group)} | spread)
     return means
 
 
 def table(rows, score="accuracy"):
     """Return the ``summary`` of ``rows`` as lines of text; ``score`` is the kind of accuracy."""
-    line = "{:22}{:>12}{:>15}{:>11}{:>9}{:>7}{:>9}"
-    lines = [line.format("", "parameters", "multiply-adds", score, "spread", "seeds", "seconds")]
+    line = "{:22}{:>9}{:>12}{:>15}{:>11}{:>9}{:>7}{:>8}{:>9}"
+    names = "tokens", "parameters", "multiply-adds", score, "spread", "seeds", "epochs", "seconds"
+    lines = [line.format("", *names)]
     for row in summary(rows):
         cost = flops.short(row["parameters"]), flops.short(row["macs"])
         spread = f"{row['spread']:.2%}" if "spread" in row else ""
-        cells = f"{row['accuracy']:.2%}", spread, row["seeds"], f"{row['seconds']:.0f}"
-        lines.append(line.format(row["name"], *cost, *cells))
+        cells = f"{row['accuracy']:.2%}", spread, row["seeds"], f"{row['epochs']:.0f}", f"{row['seconds']:.0f}"
+        lines.append(line.format(row["name"], row["tokens"], *cost, *cells))
     return "\n".join(lines)
 
 
@@ -237,6 +252,15 @@ def save(rows, folder, score="accuracy"):
     files.write_csv(Path(folder) / "results.csv", rows[0], rows)
     figure = pictures.accuracy_against_cost(summary(rows), score)
     files.write(Path(folder) / "results.png", pictures.png(figure))
+
+
+def _token_counts(model, spec):
+    """Return the number of a sample's tokens, before and after a tokenizer if there is one, such as "64 -> 8"."""
+    if isinstance(model, X21DConfig):
+        return ""
+    frames, rows, columns = model.grid(spec)
+    reduced = "" if model.tokenizer == "none" else f" -> {frames * model.num_tokens}"
+    return f"{frames * rows * columns}{reduced}"
 
 
 def _slug(words):

@@ -49,7 +49,7 @@ def plan(name, config, seeds, folder):
     if finished:
         about = about_images(data.load(config.dataset, config.data_dir, config.subset)[0])
         for run in finished:
-            check_images(run.folder, load_checkpoint(run.folder, run.config)[1], about)
+            check_images(run.folder, load_checkpoint(run.folder, run.own_config())[1], about)
     return finished + [runs[seed] for seed in wanted if runs[seed] not in finished]
 
 

@@ -22,6 +22,10 @@ class TrainConfig:
     model: ViTConfig | X21DConfig = field(default_factory=lambda: ViTConfig(version="1.1", pre_norm=False))
     epochs: int = 10
     """passes over the training images"""
+    minutes: float = 0.0
+    """train for as many epochs as fit into this time, according to the first steps; 0 for the given number"""
+    save_every: int = 0
+    """epochs from one evaluation and checkpoint to the next; 0 means 1 on a CPU and about a minute on a GPU"""
     batch_size: int = 100
     """images per step"""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -88,6 +92,7 @@ class TrainConfig:
                 lambda x: 0 <= x < np.inf,
                 ("weight_decay", "crop", "rand_augment", "cutout", "mixup", "cutmix", "seed", "threads"),
             ),
+            ("0 or more", lambda x: 0 <= x < np.inf, ("minutes", "save_every")),
         ):
             for name in names:
                 value = getattr(self, name)

@@ -1,6 +1,7 @@
 """Evaluation of a model on a data set, and pictures of its maps."""
 
 import contextlib
+import functools
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from . import activations, files, pictures
 from .step import count_correct, mean_loss, thread_count
 
 
-def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None, flip=False):
+def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None, flip=False, forward=None):
     """Return the metrics of a model on a Dataset as a dict, or None as soon as ``stop`` is not empty.
 
     loss           mean over the images
@@ -23,7 +24,8 @@ def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None, f
     map_mass       if the data set has boxes and the model has maps: see ``metrics.map_mass``
     flip_accuracy  if ``flip``: accuracy of the mean logits of each image and its mirror image
 
-    ``mean`` and ``std`` (C,) are those of the training images; ``threads`` is by default as in training.
+    ``mean`` and ``std`` (C,) are those of the training images; ``threads`` is by default as in training. ``forward``
+    maps normalized images to the logits of the model, as arrays, such as the model captured in a CUDA graph.
     Raises InputError for ``flip`` with clips, whose mirror images show other motions.
     """
     if flip and dataset.images.ndim == 5:
@@ -33,17 +35,18 @@ def evaluate(model, dataset, mean, std, batch_size=200, stop=(), threads=None, f
     with _evaluating(model) as device, one_blas_thread():
         threads = threads or thread_count(model.config, model.spec, batch_size)
         share = {"shard_size": None} if device == "cuda" else {"threads": threads}
+        forward = forward or functools.partial(in_shards, model, **share)
         for first in range(0, len(dataset), batch_size):
             if stop:
                 return None
             batch = dataset.take(slice(first, first + batch_size))
-            images = to_device(data.normalize(batch.images, mean, std), device)
+            images = data.normalize(to_device(batch.images, device), mean, std)
             labels = to_device(batch.labels, device)
-            logits = in_shards(model, images, **share)
+            logits = forward(images)
             loss += mean_loss(Tensor(logits), labels).item() * len(batch)
             scores.append(to_numpy(logits))
             if flip:
-                mirrored.append(to_numpy(in_shards(model, images[:, :, ::-1].copy(), **share)))
+                mirrored.append(to_numpy(forward(images[:, :, ::-1].copy())))
             if with_maps:
                 maps = in_shards(model.maps, images, **share)
                 mass += float(metrics.map_mass(maps, batch.boxes, batch.images.shape[-3:-1]).sum())

@@ -1,9 +1,10 @@
 """Recipes for CIFAR by name: ``minitl train cifar10 --preset cifar-r1``.
 
 r1, r2 and r3 are for a GPU: a convolutional stem and 64 tokens, reduced to 16 before block 7; the same with 256 tokens
-and fewer blocks; and the textbook ViT on patches, with 8 tokens from block 6 on. ``cifar-cpu`` is for a laptop. Each
-has two variants that differ only in the tokens: ``-all`` keeps all of them, and ``-grid`` averages over the cells of a
-grid instead of using TokenLearner.
+and fewer blocks; and the textbook ViT on patches, with 8 tokens from block 6 on. ``cifar-r1-muon`` is r1 with Muon,
+at twice AdamW's learning rate because Muon's steps are as large; nobody has measured it on a GPU yet. ``cifar-cpu`` is
+for a laptop. Each has two variants that differ only in the tokens: ``-all`` keeps all of them, and ``-grid`` averages
+over the cells of a grid instead of using TokenLearner.
 """
 
 from dataclasses import replace
@@ -23,11 +24,13 @@ CPU = replace(CPU, stem="conv", stem_width=16)
 
 RECIPES = {  # options of a TrainConfig, except the data set and the machine
     "cifar-r1": {"model": R1, "epochs": 300, **GPU},
+    "cifar-r1-muon": {"model": R1, "epochs": 300, **GPU, "optimizer": "muon", "lr": 3e-3},
     "cifar-r2": {"model": R2, "epochs": 150, **GPU},
     "cifar-r3": {"model": R3, "epochs": 450, **GPU},
     "cifar-cpu": {"model": CPU, "epochs": 6, "optimizer": "muon", "lr": 9e-3, "flip": True},
 }
 VARIANTS = {"all": {"tokenizer": "none"}, "grid": {"tokenizer": "pool"}}
+TWINS = {name: [name, *(f"{name}-{variant}" for variant in VARIANTS)] for name in RECIPES}  # a recipe and its variants
 PRESETS = RECIPES | {
     f"{name}-{variant}": recipe | {"model": replace(recipe["model"], **options)}
     for name, recipe in RECIPES.items()

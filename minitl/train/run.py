@@ -1,4 +1,4 @@
-"""The training run: a loop of steps, an evaluation after each epoch, and a folder with everything about the run.
+"""The training run: a loop of steps with evaluations in between, and a folder with everything about the run.
 
     command.txt  config.json  metrics.csv  curves.png  confusion.png  maps.png  checkpoint.safetensors
 
@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,14 @@ from . import checkpoint, files, pictures
 from .augmentation import training_batch
 from .config import absolute, check_data, config_of, load_config
 from .evaluate import draw_maps, evaluate
-from .step import AUGMENTATION, build_model, enough_memory, seed_of, training_step
+from .step import AUGMENTATION, build_model, enough_memory, seed_of, training_step, use_precision
 
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 CHECKPOINT, CURVES = "checkpoint.safetensors", "curves.png"
 PROGRESS = ("step", "seconds", "rows", "sums")  # attributes of a Trainer that a checkpoint keeps
+SAVE_SECONDS = 60  # between checkpoints on a GPU, where an epoch may take less than to evaluate and save
+WARMUP_STEPS = 4  # before steps are timed: on a GPU two are eager, the third is recorded, the fourth replays it
+TIMED_STEPS = 64
 
 
 def load_run(folder):
@@ -63,9 +66,7 @@ def load_model(folder):
     device = "cpu" if config.device == "cpu" or cuda_problem() else "cuda"
     model = build_model(config.model, meta["spec"], np.random.default_rng(config.seed)).to(device)
     if device == "cuda":
-        from ..fast import cuda
-
-        cuda.use(config.precision)
+        use_precision(config.precision)
     parts = {"model": model}
     if config.ema:
         parts["ema"] = optim.EMA(model.parameters(), config.ema)
@@ -89,11 +90,13 @@ def start(config, folder, command=None):
     """Return a Trainer for a new run in ``folder``, which is created if necessary; save configuration and checkpoint.
 
     ``command``, the command as typed, is kept beside the configuration. Raises InputError, with no files written, if
-    the folder is not empty or ``config`` does not fit the data set or the machine.
+    the folder is not empty or ``config`` does not fit the data set, the machine or its ``minutes``.
     """
     folder = Path(folder)
     before = _leftovers(folder)
     trainer = Trainer(absolute(config), folder)
+    if config.minutes:
+        trainer.choose_epochs()
     new = not folder.exists()
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,20 +172,23 @@ class Trainer:
         self.model = build_model(config.model, self.train_set.spec, rng).to(config.device)
         self.take_step = training_step(self.model, rng, config)
         self.optimizer, self.ema = self.take_step.optimizer, self.take_step.ema
+        self.resident = self.take_step.resident(self.train_set)
 
         self.epoch_steps = math.ceil(len(self.train_set) / config.batch_size)
         self.total = config.epochs * self.epoch_steps
+        self.save_every = config.save_every or int(config.device == "cpu")  # epochs; 0: by the clock
         self.step, self.seconds = 0, 0.0
-        self.rows, self.result = [], None  # rows of metrics.csv, one per finished epoch
-        self.sums = _empty_sums()
+        self.rows, self.result = [], None  # rows of metrics.csv, one per evaluation
+        self.sums = _empty_sums()  # over the images of this epoch
+        self.pace = ""
 
     def describe(self):
-        """Return a line on the model, the data and the device."""
+        """Return a line on the model, the data and the device, and one on the pace if that was measured."""
         images = "images" if self.train_set.images.ndim == 4 else "clips"
         return (
             f"{type(self.model).__name__}, {self.model.num_parameters():,} parameters, {_tokens(self.model)}, "
             f"on {self.take_step.where}; {len(self.train_set):,} training and {len(self.test_set):,} test {images} "
-            f"of {len(self.train_set.classes)} classes"
+            f"of {len(self.train_set.classes)} classes{self.pace}"
         )
 
     def fit(self, on_epoch=lambda row: None):
@@ -191,31 +197,21 @@ class Trainer:
         ``on_epoch`` is called with each new row of metrics.csv, a dict, after it is saved. Raises InputError if the
         loss or the gradient is not finite or a file cannot be written; the last checkpoint stays as it is.
         """
-        keep_memory()
         test = None
         began = time.perf_counter() - self.seconds
-        # no warnings about numbers that are not finite, which _read reports
-        quiet, memory = np.errstate(all="ignore"), enough_memory(self.config)
-        with self._progress() as progress, files.ctrl_c() as stop, quiet, one_blas_thread(), memory:
-            while len(self.rows) < self.config.epochs and not stop:
-                for images, labels in self._rest_of_epoch():
-                    self._train_batch(images, labels)
-                    if not stop and self.step % self.take_step.every and self.step % self.epoch_steps:
-                        continue  # to read is to wait for a GPU: every few steps, at the end of an epoch, when stopping
-                    self._read()
+        with self._progress() as progress, files.ctrl_c() as stop, self._at_work():
+            while not stop and (self.step < self.total or self._evaluation_is_due()):
+                if not self._evaluation_is_due():  # as it is if Ctrl-C prevented it when this run was stopped
+                    self._train_epoch(began, progress, stop)
+                test = self.evaluate(stop) if self._evaluation_is_due() else None
+                if test:
                     self.seconds = time.perf_counter() - began
-                    loss, accuracy = self._means()
-                    progress.set_postfix_str(f"loss {loss:.3f}, {self.score} {accuracy:.1%}", refresh=False)
-                    progress.update(self._seen() - progress.n)
-                    if stop:
-                        break
-                if test := self.evaluate(stop):
-                    self.seconds = time.perf_counter() - began
-                    self._end_epoch(test)
-                self.save()
+                    self._add_row(test)
+                if test or stop:
+                    self.save()
                 if test:
                     on_epoch(self.rows[-1])
-            finished = len(self.rows) == self.config.epochs
+            finished = self.step == self.total and not self._evaluation_is_due()
             if finished:
                 if test is None:  # nothing was left to train, but perhaps to write
                     self.save()
@@ -224,12 +220,51 @@ class Trainer:
                 self._draw()
         return finished
 
+    def choose_epochs(self):
+        """Set ``config.epochs`` to as many as fit into ``config.minutes``, by the time of some steps and evaluations.
+
+        These leave no trace: the run is that of a ``config`` with this number of epochs. Raises InputError, with the
+        time that one epoch takes, if not even one fits.
+        """
+        state = {name: array.copy() for name, array in checkpoint.collect(self._parts()).items()}
+        available, count, taken = 60 * self.config.minutes, 1, 0.0
+        batches = itertools.chain.from_iterable(self._rest_of_epoch() for _ in itertools.count())
+        with self._at_work():
+            self._time(batches, WARMUP_STEPS)
+            while count < TIMED_STEPS and taken < available / 100:
+                count *= 2
+                images, taken = self._time(batches, count)
+            for _ in range(1 if self.config.device == "cpu" else 2):  # on a GPU the first one compiles
+                began = time.perf_counter()
+                self.evaluate()
+            evaluation = time.perf_counter() - began
+        checkpoint.restore(state, self._parts())
+        self.step, self.sums = 0, _empty_sums()
+
+        rate = images / taken
+        epoch = len(self.train_set) / rate
+        every = self.save_every or math.ceil(SAVE_SECONDS / epoch)
+
+        def seconds(epochs):
+            return epochs * epoch + (math.ceil(epochs / every) + self.config.flip) * evaluation
+
+        epochs = next((n for n in range(int(available / epoch), 0, -1) if seconds(n) <= available), 0)
+        fit, speed = f"into {self.config.minutes:g} minutes", f"{rate:,.0f} images per second"
+        if not epochs:
+            raise InputError(
+                f"not even one epoch fits {fit}: with its evaluation it takes {seconds(1) / 60:.2g} minutes ({speed}); "
+                "give it more minutes, or fewer images by subset"
+            )
+        self.config = replace(self.config, epochs=epochs)
+        self.total = epochs * self.epoch_steps
+        self.pace = f"\n{epochs} epoch{'s fit' if epochs > 1 else ' fits'} {fit} ({speed})"
+
     def evaluate(self, stop=()):
         """Evaluate on the test images, with averaged weights if there are any; None as soon as ``stop`` is not empty.
 
         At the end, a run that mirrors images is also evaluated with flip averaging.
         """
-        how = {"threads": self.take_step.threads, "flip": self.config.flip and self.step == self.total}
+        how = {"flip": self.config.flip and self.step == self.total, **self.take_step.inference}
         with self._evaluated_weights():
             return evaluate(self.model, self.test_set, self.mean, self.std, stop=stop, **how)
 
@@ -252,10 +287,44 @@ class Trainer:
 
     def _rest_of_epoch(self):
         """Return the remaining batches of this epoch."""
-        epoch = len(self.rows)
+        epoch, done = divmod(self.step, self.epoch_steps)
         order = np.random.default_rng([epoch + 1, self.config.seed])
-        batches = data.Loader(self.train_set, self.config.batch_size, shuffle=True, rng=order)
-        return itertools.islice(batches, self.step - epoch * self.epoch_steps, None)
+        batches = data.Loader(self.resident, self.config.batch_size, shuffle=True, rng=order)
+        return itertools.islice(batches, done, None)
+
+    def _train_epoch(self, began, progress, stop):
+        """Train to the end of this epoch, or until ``stop`` is not empty."""
+        if self.step % self.epoch_steps == 0:
+            self.sums = _empty_sums()
+        for images, labels in self._rest_of_epoch():
+            self._train_batch(images, labels)
+            if not stop and self.step % self.take_step.every and self.step % self.epoch_steps:
+                continue  # to read is to wait for a GPU: every few steps, at the end of an epoch, when stopping
+            self._read()
+            self.seconds = time.perf_counter() - began
+            loss, accuracy = self._means()
+            progress.set_postfix_str(f"loss {loss:.3f}, {self.score} {accuracy:.1%}", refresh=False)
+            progress.update(self._seen() - progress.n)
+            if stop:
+                break
+
+    def _time(self, batches, count):
+        """Train on the next ``count`` batches. Returns the number of their images and the seconds that it took."""
+        began, images = time.perf_counter(), 0
+        for batch in itertools.islice(batches, count):
+            self._train_batch(*batch)
+            images += len(batch[1])
+        self.take_step.read()  # waits for a GPU
+        return images, time.perf_counter() - began
+
+    def _evaluation_is_due(self):
+        """Return True at the end of an epoch that gets a row of metrics.csv and has none yet."""
+        last = self.rows[-1] if self.rows else {"step": 0, "seconds": 0.0}
+        epoch, steps = divmod(self.step, self.epoch_steps)
+        if steps or self.step == last["step"]:
+            return False
+        waited = self.seconds - last["seconds"] >= SAVE_SECONDS
+        return self.step == self.total or (epoch % self.save_every == 0 if self.save_every else waited)
 
     def _train_batch(self, images, labels):
         config = self.config
@@ -289,11 +358,11 @@ class Trainer:
         """Return loss and accuracy over the training images of this epoch so far."""
         return self.sums["loss"] / self.sums["images"], self.sums["correct"] / self.sums["images"]
 
-    def _end_epoch(self, test):
+    def _add_row(self, test):
         self._expect_finite(test["loss"], f"the test loss after step {self.step} of {self.total}")
-        values = (len(self.rows) + 1, self.step, *self._means(), test["loss"], test["accuracy"], round(self.seconds, 2))
+        epoch, seconds = self.step // self.epoch_steps, round(self.seconds, 2)
+        values = (epoch, self.step, *self._means(), test["loss"], test["accuracy"], seconds)
         self.rows.append(dict(zip(COLUMNS, values, strict=True)))
-        self.sums = _empty_sums()
 
     def _draw(self):
         """Draw all figures; the curves come last, and mark the run as finished."""
@@ -314,7 +383,15 @@ class Trainer:
 
     def _seen(self):
         """Return the number of images that the run has processed."""
-        return len(self.rows) * len(self.train_set) + self.sums["images"]
+        epoch, steps = divmod(self.step, self.epoch_steps)
+        return epoch * len(self.train_set) + steps * self.config.batch_size
+
+    @contextlib.contextmanager
+    def _at_work(self):
+        """Set up what training needs; warnings about numbers that are not finite are off, because ``_read`` checks."""
+        keep_memory()
+        with np.errstate(all="ignore"), one_blas_thread(), enough_memory(self.config):
+            yield
 
     def _evaluated_weights(self):
         return self.ema.weights() if self.ema else contextlib.nullcontext()

@@ -9,8 +9,8 @@ so a resumed run drops the same activations. ``targets`` are the labels, or soft
 sum of the losses over the batch, the number of correct predictions, and the norm of the gradient before clipping; if
 the norm is not finite, the weights were not changed.
 
-Reading waits for the GPU, so the trainer reads once per ``every`` steps. ``threads`` and ``where`` describe the
-hardware in use.
+Reading waits for the GPU, so the trainer reads once per ``every`` steps. ``inference`` has the options of ``evaluate``
+for this device, ``where`` describes it, and ``resident(dataset)`` is the Dataset to take batches from.
 """
 
 import contextlib
@@ -59,6 +59,7 @@ class OnCPU(TrainingStep):
         super().__init__(model, rng, config)
         self.threads = config.threads or thread_count(model.config, model.spec, config.batch_size)
         self.parallel = DataParallel(model, rng, self.threads, shard_size(model.config, model.spec))
+        self.inference = {"threads": self.threads}
         several = f"{self.threads} threads of one BLAS thread each"
         self.where = f"cpu with {'1 thread' if self.threads == 1 else several}"
 
@@ -83,20 +84,25 @@ class OnCPU(TrainingStep):
     def read(self):
         return [self.last]
 
+    def resident(self, dataset):
+        return dataset
+
 
 class OnGPU(TrainingStep):
     """A step on the whole batch, with clipping, update and average in few launches, replayed as one CUDA graph."""
 
     every = 50
-    threads = 1
 
     def __init__(self, model, rng, config):
         super().__init__(model, rng, config)
         from ..fast import cuda
 
-        cuda.use(config.precision)
+        use_precision(config.precision)
         self.zero_grad, self.update, self.xp, self.unread = cuda.zero_grad, cuda.update, self.optimizer.flat.xp, []
         self.compute = cuda.capture(self._compute) if config.graph else self._compute
+        self.inference = {"batch_size": config.batch_size}
+        if config.graph:  # one serves the whole run: weights, and their average, stay in the same arrays
+            self.inference["forward"] = cuda.capture(lambda images: model(images).data)
         self.where = f"cuda ({config.precision}, {'one graph a step' if config.graph else 'eager'})"
 
     def __call__(self, inputs, targets, labels, step):
@@ -120,6 +126,26 @@ class OnGPU(TrainingStep):
             rows.append((loss * len(labels), count_correct(result[:-2].reshape(len(labels), -1), labels), norm2**0.5))
         self.unread = []
         return rows
+
+    def resident(self, dataset):
+        """Return the Dataset on the GPU if that takes a quarter of the free memory at most; the step needs the rest."""
+        free, _ = self.xp.cuda.runtime.memGetInfo()
+        return dataset.to("cuda") if dataset.images.nbytes <= free / 4 else dataset
+
+
+def use_precision(precision):
+    """Set the precision of the GPU. Raises InputError if it does not have it."""
+    import cupy
+
+    from ..fast import cuda
+
+    capability = cupy.cuda.Device().compute_capability  # "75" for 7.5
+    if precision == "bf16" and int(capability) < 80:
+        raise InputError(
+            f"precision bf16 needs a GPU of compute capability 8.0 or above, and this one has {int(capability) / 10}; "
+            "use fp32 there"
+        )
+    cuda.use(precision)
 
 
 @contextlib.contextmanager
