@@ -23,6 +23,7 @@ import collections
 import contextlib
 import ctypes
 import functools
+import itertools
 import math
 import re
 import shutil
@@ -240,6 +241,14 @@ class MemoryPool:
     def used_bytes(self):
         self._collect()
         return sum(memory.leased for memory in self.memories)
+
+
+def spoil(pool):
+    """Write garbage to all memory of a pool that is free."""
+    pool._collect()
+    for _, parts in pool.free.values():
+        for _, memory, offset, size in itertools.chain(*parts.values()):
+            memory.host[offset : offset + size] = 99
 
 
 @contextlib.contextmanager

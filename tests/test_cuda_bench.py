@@ -152,6 +152,33 @@ def test_minitl_must_not_fail(command, monkeypatch):
     assert status == 2 and "ended with status 1" in err and not Path("runs").exists()
 
 
+@pytest.mark.parametrize("fault", ["dies", "wrong"])
+def test_a_graph_that_fails_is_missing(command, monkeypatch, fault):
+    """The other timings are not lost with it; also if only its replays are wrong."""
+
+    class Faulty(Broken):
+        def request(self, name, times=0):
+            if self.job["options"].get("graph"):
+                if fault == "dies":
+                    raise InputError(
+                        "the process of minitl ended with status 1:\nRuntimeError: an illegal memory access"
+                    )
+                return [x + (i == 4) for i, x in enumerate(super().request(name, times))]
+            return super().request(name, times)
+
+    monkeypatch.setattr(measure, "Contestant", Faulty)
+    status, out, err = command("vit-tiny", "--json")
+    assert status == 0, err
+    (row,) = json.loads(out)["models"]
+    why = {"dies": "RuntimeError: an illegal memory access", "wrong": "two different computations"}[fault]
+    assert why in row["missing"]["minitl graph"] and row["times"].keys() == {"minitl eager"}
+    assert row["launches"] is None and row["ops"]
+    lines = [report.cuda_line(row), *report.cuda_notes([row])]
+    assert lines[0].split()[2] == lines[0].split()[-1] == lines[0].split()[-2] == "-"
+    assert f"vit-tiny: no minitl graph: {row['missing']['minitl graph']}" in lines
+    report.cuda_picture([row])
+
+
 def test_floor_by_hand():
     """Six operations for each multiply-add, eight bytes for each activation kept, 32 for each parameter."""
     config = nn.ViTConfig(tokenizer="none")
@@ -168,7 +195,7 @@ def test_the_large_model_is_that_of_the_recipe():
 
 
 def made_up(name, *ms, floor=1.0):
-    labels = [*measure_cuda.MINITL, *measure_cuda.PYTORCH]
+    labels = report.COLORS
     times = {
         label: dict(zip(("low", "seconds", "high"), np.array([0.9, 1, 1.2]) * x / 1e3, strict=True))
         for label, x in zip(labels, ms, strict=True)
@@ -185,9 +212,9 @@ def test_tables_and_picture():
     assert line == "vit-tiny 128 2 ms 6 ms 5 ms - 1 ms 50% 401"
     assert len(report.cuda_head()) == len(report.cuda_line(rows[1]))
     assert report.cuda_notes(rows) == [
-        "vit-tiny: a graph takes 0.33 of minitl eager, 0.40 of PyTorch eager",
+        "vit-tiny: minitl graph takes 0.33 of minitl eager, 0.40 of PyTorch eager",
         "vit-tiny: no PyTorch compiled: no compiler",
-        "cifar-r1: a graph takes 0.67 of minitl eager, 0.50 of PyTorch eager, 0.80 of PyTorch compiled",
+        "cifar-r1: minitl graph takes 0.67 of minitl eager, 0.50 of PyTorch eager, 0.80 of PyTorch compiled",
         "floor: 350 Toperations/s in large tf32 products, 4 TB/s in a copy; activations as flops counts them",
     ]
     upper, lower = report.cuda_picture(rows).axes

@@ -140,6 +140,7 @@ def _bench_cuda(options, write, progress):
     rows = []
     for row in measure_cuda.compare(options.names, options.precision, options.quick, progress):
         write(report.cuda_line(row))
+        (row["estimate"],) = model.costs([row["name"]], options.precision, options.quick)
         rows.append(row)
     write("\n".join(["", *report.cuda_notes(rows)]))
     for row in rows:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from minitl import data, nn, ops
-from minitl.autograd import OPS, Node, Tensor, form, no_grad, plain
+from minitl.autograd import OPS, Node, Onto, Tensor, form, no_grad, plain
 from minitl.fast.threads import in_shards, keep_memory, one_blas_thread
 from minitl.train import TrainConfig
 from minitl.train.step import build_model, training_step
@@ -126,11 +126,14 @@ def stopwatches(device, timed):
             def pull(dy):
                 grads = timed(1, backward, dy)
                 grads = grads if isinstance(grads, tuple) else (grads,)
-                return tuple(functools.partial(timed, 1, g) if callable(g) else g for g in grads)
+                return tuple(later(g)(timed, 1, g) if callable(g) else g for g in grads)
 
             return y, pull
 
         return op
+
+    def later(gradient):
+        return Onto if isinstance(gradient, Onto) else functools.partial
 
     before = dict(OPS)
     try:

@@ -27,9 +27,11 @@ MODELS = {  # name: configuration, DataSpec, batch size
     "vit-tiny-tl": measure.MODELS["vit-tiny-tl"],
     "cifar-r1": (replace(R1, drop_path=0.0, zero_head=False), measure.IMAGES, 1024),
 }
-MINITL = {"minitl graph": {"graph": True}, "minitl eager": {"graph": False}}
+EAGER, GRAPH = "minitl eager", "minitl graph"
+MINITL = {EAGER: {"graph": False}, GRAPH: {"graph": True}}
 PYTORCH = {"PyTorch eager": {"compiled": False}, "PyTorch compiled": {"compiled": True}}
 ROUNDS, STEPS = 7, 10  # blocks of each contestant, and steps in one
+CHECKED_STEPS = 5  # whose losses must agree: those of a graph include three replays
 RTOL = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 2e-2}  # relative tolerance of the losses, which must agree
 
 
@@ -37,10 +39,12 @@ def compare(names=(), precision="fp32", quick=False, progress=lambda text: None)
     """Yield a dict for each model: ``times`` is {contestant: {"seconds", "low", "high"}}, median and quartiles.
 
     ``names`` are keys of MODELS, all by default. What cannot run here is not in ``times`` but in ``missing``,
-    {contestant: why}. ``launches`` are kernels and copies of minitl's step. ``floor`` is in seconds, for ``copy`` bytes
-    and ``products`` operations per second. ``ops`` are dicts as ``measure.by_op`` has them.
+    {contestant: why}, and so is a graph of minitl's that fails or computes other losses. ``launches`` are kernels and
+    copies of minitl's step. ``floor`` is in seconds, for ``copy`` bytes and ``products`` operations per second. ``ops``
+    are dicts as ``measure.by_op`` has them.
 
-    Raises InputError for an unknown name, when the frameworks compute different losses, and when minitl fails.
+    Raises InputError for an unknown name, when the frameworks compute different losses, and when minitl fails even
+    without a graph.
     """
     rounds, steps = (2, 2) if quick else (ROUNDS, STEPS)
     for name in dict.fromkeys(names or MODELS):
@@ -57,22 +61,25 @@ def compare(names=(), precision="fp32", quick=False, progress=lambda text: None)
                 contestants[label] = stack.enter_context(one)
             for label in list(contestants):
                 try:
-                    losses[label] = contestants[label].request("losses", measure.CHECKED_STEPS)
+                    losses[label] = contestants[label].request("losses", CHECKED_STEPS)
+                    if label == GRAPH:
+                        measure.check_losses(name, {one: losses[one] for one in (EAGER, GRAPH)}, RTOL[precision])
                 except InputError as error:
-                    if label in MINITL:
+                    if label == EAGER:
                         raise
                     lines = str(error).splitlines()[::-1]  # PyTorch built without CUDA, no compiler, no memory
                     missing[label] = next((line for line in lines if "Error" in line), lines[0])
                     del contestants[label]
+                    losses.pop(label, None)
             measure.check_losses(name, losses, RTOL[precision])
             times = measure.in_turns(list(contestants.values()), ["train"], rounds, steps, progress, name)
             progress(f"{name}: ops")
             row = {"name": name, "precision": precision, "batch": batch, "missing": missing}
             row["times"] = {label: measure.spread(times[one, "train"]) for label, one in contestants.items()}
-            row["launches"] = contestants["minitl graph"].request("launches")
-            row["copy"], row["products"] = contestants["minitl eager"].request("rates", rounds * STEPS)
+            row["launches"] = contestants[GRAPH].request("launches") if GRAPH in contestants else None
+            row["copy"], row["products"] = contestants[EAGER].request("rates", rounds * STEPS)
             row |= floor(config, spec, batch, row["copy"], row["products"])
-            row["ops"] = measure.shares(contestants["minitl eager"].request("profile", rounds))
+            row["ops"] = measure.shares(contestants[EAGER].request("profile", rounds))
             yield row
 
 

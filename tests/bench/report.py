@@ -10,7 +10,8 @@ LAYER = "{:18}{:22}{:>11}{:>11}{:>7}{:>14}{:>11}{:>9}"
 BLUE, ORANGE, GRAY = "tab:blue", "tab:orange", "0.6"
 PLAIN = "plain", "/ minitl"
 CUDA = "{:14}{:>7}{:>14}{:>14}{:>15}{:>18}{:>11}{:>10}{:>10}"
-COLORS = {"minitl graph": BLUE, "minitl eager": "tab:cyan", "PyTorch eager": GRAY, "PyTorch compiled": ORANGE}
+GRAPH = "minitl graph"
+COLORS = {GRAPH: BLUE, "minitl eager": "tab:cyan", "PyTorch eager": GRAY, "PyTorch compiled": ORANGE}
 
 
 def heading(machine):
@@ -85,20 +86,28 @@ def cuda_head():
 def cuda_line(row):
     """A row of ``measure_cuda.compare`` as a line of the table; reached is the floor's share of a graph's time."""
     times = [_amount(row["times"][label]["seconds"]) if label in row["times"] else "-" for label in COLORS]
-    share = row["floor"] / row["times"]["minitl graph"]["seconds"]
-    return CUDA.format(row["name"], row["batch"], *times, _amount(row["floor"]), f"{share:.0%}", row["launches"] or "-")
+    share = f"{row['floor'] / row['times'][GRAPH]['seconds']:.0%}" if GRAPH in row["times"] else "-"
+    return CUDA.format(row["name"], row["batch"], *times, _amount(row["floor"]), share, row["launches"] or "-")
 
 
 def cuda_notes(rows):
     """Ratios of the times, contestants that are missing, and the rates behind the floors, as lines of text."""
     lines = []
     for row in rows:
-        ours = row["times"]["minitl graph"]["seconds"]
+        ours, *others = (label for label in COLORS if label in row["times"])
         ratios = [
-            f"{ours / row['times'][label]['seconds']:.2f} of {label}" for label in COLORS if label in row["times"]
+            f"{row['times'][ours]['seconds'] / row['times'][label]['seconds']:.2f} of {label}" for label in others
         ]
-        lines.append(f"{row['name']}: a graph takes {', '.join(ratios[1:])}")
+        if ratios:
+            lines.append(f"{row['name']}: {ours} takes {', '.join(ratios)}")
         lines += [f"{row['name']}: no {label}: {why}" for label, why in row["missing"].items()]
+        if "estimate" in row:
+            cost = row["estimate"]
+            amounts = [f"{_amount(seconds)} on an {gpu}" for gpu, seconds in cost["seconds"].items()]
+            sizes = (
+                f"{short(cost['bytes'], 'B')} and {short(cost['macs'])} multiply-adds in {cost['launches']} launches"
+            )
+            lines.append(f"{row['name']}: estimated from {sizes}: {', '.join(amounts)}")
     last = rows[-1]
     rate = f"{short(last['products'])}operations/s in large {last['precision']} products"
     return [*lines, f"floor: {rate}, {short(last['copy'], 'B')}/s in a copy; activations as flops counts them"]

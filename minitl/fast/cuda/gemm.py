@@ -104,7 +104,7 @@ def product(a, b, out=None, alpha=1.0, tables=None):
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (M, K), N = a.shape[-2:], b.shape[-1]
     if out is None:
-        out = cupy.empty((*batch, M, N), np.float32 if a.dtype == np.uint16 else a.dtype)
+        out = cupy.empty((*batch, M, N), np.float32 if a.dtype == BF16 else a.dtype)
     if library() is None:
         out[...] = cupy.matmul(a, b) * alpha
         return out
@@ -129,11 +129,13 @@ def product(a, b, out=None, alpha=1.0, tables=None):
     else:
         name, last = "cublasGemmBatchedEx", [count]
         if not all(_aligned(x, step, batch) for x, step in operands):
-            # A tensor core reads 16 bytes at a time, and cuBLAS cannot see the addresses in a table, as it does without
-            # one to choose another kernel. So these are float32 products; those of bfloat16 lose nothing by it.
-            if a.dtype == np.uint16:
-                return product(_in_float32(a), _in_float32(b), out, alpha, tables)
-            compute = COMPUTE_32F if compute == COMPUTE_TF32 else compute
+            # Tensor cores are fed 16 bytes at a time. Given one address, cuBLAS sees where that is impossible, but not
+            # given a table of them. So these are products in float32, which holds all digits of bfloat16.
+            if a.dtype == BF16:
+                y = product(_in_float32(a), _in_float32(b), alpha=alpha)
+                out[...] = to_precision(y) if out.dtype == BF16 else y
+                return out
+            compute = COMPUTE_64F if out.dtype == np.float64 else COMPUTE_32F
         found = matrix_addresses({} if tables is None else tables, batch, *(x for x, _ in operands))
         places = [[ctypes.c_void_p(table.data.ptr)] for table in found]
     for place, (x, step), offset in zip(places, operands, offsets, strict=True):
