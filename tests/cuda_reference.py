@@ -190,14 +190,15 @@ def _targets(labels, soft, K, keep, spread):
     return keep * (soft if labels is None else labels[:, None] == np.arange(K)) + spread
 
 
-def cross_entropy(loss, lse, x, labels, soft, B, K, keep, spread):
+def cross_entropy(loss, parts, tickets, lse, x, labels, soft, B, K, keep, spread):
     top = x.max(1)
     lse[...] = top + np.log(np.exp(x - top[:, None]).sum(1))
-    t, loss = _targets(labels, soft, K, keep, spread), loss.reshape(-1)
+    t = _targets(labels, soft, K, keep, spread)
     with np.errstate(invalid="ignore"):
-        loss[...] = np.where(t == 0, 0, t * (lse[:, None] - x)).sum(1) / B
+        parts[...] = np.where(t == 0, 0, t * (lse[:, None] - x)).sum(1) / B
     if labels is not None:
-        loss[(labels < 0) | (labels >= K)] = np.nan
+        parts[(labels < 0) | (labels >= K)] = np.nan
+    loss[...] = parts.sum()
 
 
 def cross_entropy_dx(dx, dsoft, dloss, x, lse, labels, soft, B, K, keep, spread):

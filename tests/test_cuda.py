@@ -305,8 +305,14 @@ ROWS = [  # kernel, arguments: results first; blocks; and sizes for which it is 
     ("bias_drop_path", (nothing(300), numbers(300), None, numbers(5), 300, 1, 60), 2),
     ("dropout", (nothing(2999), numbers(2999), KEY, 0.3, 1 / 0.7, 2999), 2),
     ("dropout", (nothing(7), None, np.array([5], "uint64"), 0.9, 10.0, 7), 1),
-    ("cross_entropy", (nothing(5), nothing(5), 9 * numbers(5, 40), LABELS, None, 5, 40, 0.9, 0.1 / 40), 1),
-    ("cross_entropy", (nothing(5), nothing(5), numbers(5, 40), None, abs(numbers(5, 40)), 5, 40, 1.0, 0.0), 1),
+    *(
+        ("cross_entropy", (nothing(1), nothing(B), TICKETS, nothing(B), 9 * numbers(B, 40), labels, soft, B, 40, *rest),
+         -(-B // 8))
+        for B, labels, soft, *rest in (
+            (5, LABELS, None, 0.9, 0.1 / 40), (21, np.arange(21), None, 0.9, 0.1 / 40),
+            (5, None, abs(numbers(5, 40)), 1.0, 0.0)
+        )
+    ),
     (
         "cross_entropy_dx",
         (nothing(5, 40), None, numbers(1), numbers(5, 40), 3 + numbers(5), LABELS, None, 5, 40, 0.9, 0.1 / 40),
@@ -466,9 +472,9 @@ def test_philox_known_answers(cuda):
 
 # --- ops ---
 
-FUSED = ("add", "relu", "gelu", "linear", "linear_gelu", "token_pool", "softmax", "layer_norm", "attention", "dropout",
-         "drop_path", "residual", "cross_entropy", "conv2d", "matmul", "recompute", "batch_norm", "vector_attention",
-         "max_pool2d")  # fmt: skip
+FUSED = ("add", "mean", "relu", "gelu", "linear", "linear_gelu", "token_pool", "softmax", "layer_norm", "attention",
+         "dropout", "drop_path", "residual", "cross_entropy", "conv2d", "matmul", "recompute", "batch_norm",
+         "vector_attention", "max_pool2d")  # fmt: skip
 
 
 def test_these_ops_have_overrides(cuda):
@@ -700,7 +706,7 @@ def test_bf16_gradients_add_up(bf16):
         np.testing.assert_allclose(a, b, atol=0.03 * abs(b).max())
 
 
-@pytest.mark.parametrize("name", ["1.1", "1.0", "dropped", "convolutional stem"])
+@pytest.mark.parametrize("name", ["1.1", "1.0", "dropped", "convolutional stem", "X21D"])
 def test_bf16_step_is_close(name, bf16):
     """To the step in float32: losses, and the direction of the gradient."""
     host, device = Run("cpu", MODELS[name]), Run("cuda", MODELS[name], bf16)
@@ -708,7 +714,8 @@ def test_bf16_step_is_close(name, bf16):
         loss = device.step(cupy.asarray(images), cupy.asarray(labels))
         assert loss.item() == pytest.approx(float(host.step(images, labels)), rel=0.02)
     own, generic = (run.state()[1] for run in (device, host))
-    assert own @ generic > 0.99 * np.linalg.norm(own) * np.linalg.norm(generic)
+    cosine = own @ generic / np.linalg.norm(own) / np.linalg.norm(generic)
+    assert cosine > (0.97 if name == "X21D" else 0.99)  # batch norm over few numbers makes more of a rounding
 
 
 def test_what_a_layer_norm_found_out_goes_with_its_gradient(cuda):

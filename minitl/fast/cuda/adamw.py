@@ -32,21 +32,27 @@ def zero_grad(optimizer):
         p.grad = PendingGradient()
 
 
+def side_by_side(arrays, out=None):
+    """Copy arrays into the flat array ``out``, by default a new one, by one launch; an integer is a number of zeros."""
+    arrays = [x if isinstance(x, int) else contiguous(x) for x in arrays]
+    sizes = [x if isinstance(x, int) else x.size for x in arrays]
+    out = cupy.empty(sum(sizes), arrays[0].dtype) if out is None else out
+    starts = np.cumsum([0, *sizes]).tolist()
+    rows = [(0 if isinstance(x, int) else x.data.ptr, *part) for x, *part in zip(arrays, starts, sizes, strict=False)]
+    # a graph keeps the function, and so the arrays whose addresses it returns
+    table = host_values(lambda _=arrays: sum(rows, ()), 3 * len(rows), np.uint64)
+    launch("gather", (min(32, blocks_for(max(sizes))), len(rows)), out, table, len(rows))
+    return out
+
+
 def _gather(flat):
     """Copy gradients into the flat array: by one launch if all are pending, else as ``Flat.gather`` does it."""
     if not all(isinstance(p.grad, PendingGradient) for p, _, _ in flat.views):
         return flat.gather()
     flat.check()
-    arrays, rows, start = [], [], 0
+    side_by_side([p.size if p.grad.array is None else p.grad.array for p, _, _ in flat.views], flat.grad)
     for p, _, grad in flat.views:
-        arrays.append(None if p.grad.array is None else contiguous(p.grad.array))
-        rows += [0 if arrays[-1] is None else arrays[-1].data.ptr, start, grad.size]
-        start += grad.size
         p.grad = grad
-    # a graph keeps the function, and so the arrays whose addresses it returns
-    table = host_values(lambda _=arrays: rows, len(rows), np.uint64)
-    blocks = min(32, blocks_for(max(grad.size for _, _, grad in flat.views)))
-    launch("gather", (blocks, len(arrays)), flat.grad, table, len(arrays))
 
 
 def update(optimizer, max_norm=math.inf, ema=None):

@@ -265,26 +265,33 @@ __device__ real target(const long long* labels, const real* soft, int row, int k
     return keep * (labels ? real(labels[row] == k) : soft[row * K + k]) + spread;
 }
 
-// loss_b = sum_k t_bk (lse_b - x_bk) / B,  lse_b = ln sum_k exp(x_bk)    x (B, K); one of labels (B), soft (B, K) is null
-// 0 times infinity counts as 0. A label outside 0 to K-1 gives NaN: checking it on the host would stall the GPU
-KERNEL cross_entropy(real* loss, real* lse, const real* x, const long long* labels, const real* soft, int B, int K,
-                     real keep, real spread) {
+// loss = sum_bk t_bk (lse_b - x_bk) / B,  lse_b = ln sum_k exp(x_bk)    x (B, K); one of labels (B), soft (B, K) is null
+// parts (B) is scratch. 0 times infinity counts as 0. A label outside 0 to K-1 gives NaN: checking it on the host would
+// stall the GPU
+KERNEL cross_entropy(real* loss, real* parts, unsigned* tickets, real* lse, const real* x, const long long* labels,
+                     const real* soft, int B, int K, real keep, real spread) {
     int row = ROW;
-    if (row >= B) return;
-    real top = -INFINITY, sum = 0, cost = 0;
-    for (int k = LANE; k < K; k += 32) top = x[row * K + k] > top ? x[row * K + k] : top;
-    top = warp_max(top);
-    for (int k = LANE; k < K; k += 32) sum += exp(x[row * K + k] - top);
-    real log_sum = top + log(warp_sum(sum));
-    for (int k = LANE; k < K; k += 32) {
-        real t = target(labels, soft, row, k, K, keep, spread);
-        cost += t == 0 ? 0 : t * (log_sum - x[row * K + k]);
+    if (row < B) {
+        real top = -INFINITY, sum = 0, cost = 0;
+        for (int k = LANE; k < K; k += 32) top = x[row * K + k] > top ? x[row * K + k] : top;
+        top = warp_max(top);
+        for (int k = LANE; k < K; k += 32) sum += exp(x[row * K + k] - top);
+        real log_sum = top + log(warp_sum(sum));
+        for (int k = LANE; k < K; k += 32) {
+            real t = target(labels, soft, row, k, K, keep, spread);
+            cost += t == 0 ? 0 : t * (log_sum - x[row * K + k]);
+        }
+        cost = warp_sum(cost) / B;
+        if (LANE == 0) {
+            lse[row] = log_sum;
+            parts[row] = labels && (labels[row] < 0 || labels[row] >= K) ? real(NAN) : cost;
+        }
     }
-    cost = warp_sum(cost) / B;
-    if (LANE == 0) {
-        lse[row] = log_sum;
-        loss[row] = labels && (labels[row] < 0 || labels[row] >= K) ? real(NAN) : cost;
-    }
+    if (!last_of(tickets, gridDim.x)) return;
+    real total = 0;
+    for (int i = threadIdx.x; i < B; i += blockDim.x) total += __ldcg(parts + i);
+    total = sum_of_block(total);
+    if (threadIdx.x == 0) loss[0] = total;
 }
 
 // dx_bk = (exp(x_bk - lse_b) sum_k t_bk - t_bk) dloss / B,  dsoft_bk = keep (lse_b - x_bk) dloss / B (or null)

@@ -27,6 +27,7 @@ from .kernels import (
     layer_norm_dx,
     norm_columns,
     residual_dx,
+    tickets,
 )
 
 MAX_NORM_COLUMNS = 1024  # of a layer norm, in the registers of 32 threads
@@ -139,6 +140,18 @@ def gelu(x, *, approximate="tanh"):
         return dx
 
     return y, backward
+
+
+@override(lambda x, axis=None, keepdims=False: True)
+def mean(x, *, axis=None, keepdims=False):
+    """y = Σ x / n; backward divides and copies in one launch."""
+    shape, y = x.shape, x.mean(axis, keepdims=True)
+    kept, n, dtype = y.shape, x.size // y.size, x.dtype
+
+    def backward(dy):
+        return cupy.divide(dy.reshape(kept), n, out=cupy.empty(shape, dtype))
+
+    return y if keepdims else y.reshape(()) if axis is None else y.squeeze(axis), backward
 
 
 # --- matrix products ---
@@ -467,15 +480,15 @@ def cross_entropy(logits, targets, *, label_smoothing=0.0):
     soft = contiguous(targets) if labels is None else None
     labels = None if labels is None else contiguous(labels)
     options = B, K, float(1 - label_smoothing), label_smoothing / K
-    losses, lse = cupy.empty((B, 1), x.dtype), cupy.empty(B, x.dtype)
-    launch("cross_entropy", blocks_for_rows(B), losses, lse, x, labels, soft, *options)
+    loss, parts, lse = (cupy.empty(shape, x.dtype) for shape in ((), B, B))
+    launch("cross_entropy", blocks_for_rows(B), loss, parts, tickets(), lse, x, labels, soft, *options)
 
     def backward(dL):
         dx, dsoft = cupy.empty_like(x), None if soft is None else cupy.empty_like(x)
         launch("cross_entropy_dx", blocks_for_rows(B), dx, dsoft, contiguous(dL), x, lse, labels, soft, *options)
         return dx, dsoft
 
-    return column_sums(losses).reshape(()), backward
+    return loss, backward
 
 
 # --- convolution ---
