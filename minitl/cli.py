@@ -107,8 +107,7 @@ class FlopsOptions:
 @dataclass(frozen=True)
 class AblateOptions:
     kind: Positional[str]
-    """location, tokens, fuser, pooling, back, tokenizer, video; recipe and overfit, on CIFAR-10; or a recipe such as
-    cifar-r1, beside its variants with all tokens and with grid pooling"""
+    """location, tokens, fuser, pooling, back, tokenizer, video; recipe, overfit (CIFAR-10); a preset with variants"""
     dataset: str | None = None
     """another data set, as for `minitl train`"""
     seeds: int | None = None
@@ -116,11 +115,15 @@ class AblateOptions:
     quick: bool = False
     """train one epoch on few images, to check that everything runs"""
     epochs: int | None = None
-    """as for `minitl train`, in each run; so are the next four"""
+    """passes over the training images in each run"""
     minutes: float | None = None
+    """train in each run for as many epochs as fit into this time"""
     subset: int | None = None
+    """train on at most this many images"""
     device: Literal["cpu", "cuda"] | None = None
+    """device to compute on"""
     precision: Literal["fp32", "tf32", "bf16"] | None = None
+    """precision of a GPU"""
     out: Path | None = None
     """folder for the runs and results; by default runs/ablate-KIND"""
 

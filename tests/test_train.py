@@ -546,7 +546,7 @@ def test_few_steps_are_timed_if_they_are_slow(tmp_path, clock, monkeypatch):
 def test_not_even_one_epoch_fits(tmp_path, clock):
     sentence = (
         "not even one epoch fits into 0.04 minutes: with its evaluation it takes 0.045 minutes (100 images per "
-        "second); give it more minutes, or fewer images by subset"
+        "second); choose more minutes, or fewer images with subset"
     )
     with pytest.raises(InputError, match=re.escape(sentence)):
         train.start(replace(PLAIN, minutes=0.04), tmp_path / "run")

@@ -155,7 +155,8 @@ class Trainer:
     """A training run in memory: data, model, optimizer and progress. ``start`` and ``resume`` return one.
 
     ``score`` is the kind of accuracy: "mAP", mean average precision, if images have several labels (in training, the
-    mean over batches). ``result`` is that of ``evaluate`` once the run is finished.
+    mean over batches). ``result`` is that of ``evaluate`` once the run is finished. ``resident`` is the training set,
+    on a GPU if it fits there.
     """
 
     def __init__(self, config, folder):
@@ -201,7 +202,7 @@ class Trainer:
         began = time.perf_counter() - self.seconds
         with self._progress() as progress, files.ctrl_c() as stop, self._at_work():
             while not stop and (self.step < self.total or self._evaluation_is_due()):
-                if not self._evaluation_is_due():  # as it is if Ctrl-C prevented it when this run was stopped
+                if not self._evaluation_is_due():  # Ctrl-C at the end of an epoch leaves it to be done
                     self._train_epoch(began, progress, stop)
                 test = self.evaluate(stop) if self._evaluation_is_due() else None
                 if test:
@@ -253,7 +254,7 @@ class Trainer:
         if not epochs:
             raise InputError(
                 f"not even one epoch fits {fit}: with its evaluation it takes {seconds(1) / 60:.2g} minutes ({speed}); "
-                "give it more minutes, or fewer images by subset"
+                "choose more minutes, or fewer images with subset"
             )
         self.config = replace(self.config, epochs=epochs)
         self.total = epochs * self.epoch_steps
