@@ -104,6 +104,8 @@ def not_captured(what):
 
 Launch = collections.namedtuple("Launch", "name work bytes macs kind")
 Launch.__doc__ = """A node of a graph: ``work`` does it. ``kind`` is that of a product's factors, such as "tf32"."""
+PRODUCTS_INSIDE = {"attention": 2, "attention_dx": 5}  # of each block of a kernel: (TOKENS, HEAD) by (HEAD, TOKENS)
+TILE = 16  # to a multiple of which these sizes are rounded
 
 
 def launch(name, work, arrays, macs=0, kind=None):
@@ -545,12 +547,15 @@ class RawModule:
         # a structure goes by its value
         hosts = [a.copy() if isinstance(a, np.ndarray) else by_address(unwrap(a)) for a in args]
         arrays = [a.host for a in args if isinstance(a, ndarray)]
+        tokens, head = (-(-self.constants.get(size, 0) // TILE) * TILE for size in ("TOKENS", "HEAD"))
+        macs = PRODUCTS_INSIDE.get(name, 0) * grid[0] * tokens**2 * head
         emulated = self.emulate and not State.counting
         library = compiled(self.code, self.types, tuple(self.constants)) if emulated else None
         if library is None:
             pointers = [kind.endswith("*") for kind, _ in parameters]
             hosts = [None if p and not isinstance(a, np.ndarray) else a for p, a in zip(pointers, hosts, strict=True)]
-            return launch(name, lambda: getattr(cuda_reference, name)(*hosts, **self.constants), arrays)
+            work = functools.partial(getattr(cuda_reference, name), *hosts, **self.constants)
+            return launch(name, work, arrays, macs, "kernel")
         pointer = [isinstance(a, np.ndarray) and not a.dtype.names for a in hosts]
         values = [np.array(a.ctypes.data if p else a) for p, a in zip(pointer, hosts, strict=True)]
         places = (ctypes.c_void_p * len(args))(*(v.ctypes.data for v in values))
@@ -561,7 +566,7 @@ class RawModule:
                 ctypes.c_int.in_dll(library, constant).value = value
             getattr(library, f"run_{name}")(x, y, block[0], places)
 
-        launch(name, lambda: (values, run()), arrays)  # the values must stay
+        launch(name, lambda: (values, run()), arrays, macs, "kernel")  # the values must stay
 
 
 class Cublas:

@@ -16,7 +16,7 @@ from minitl import flops, nn
 from minitl.backend import cuda_problem
 from minitl.errors import InputError
 from minitl.train import presets
-from tests.bench import contestant, contestant_cuda, measure, measure_cuda, report
+from tests.bench import contestant, contestant_cuda, measure, measure_cuda, model, report
 from tests.bench.__main__ import main
 
 
@@ -188,6 +188,70 @@ def test_floor_by_hand():
     assert found == {"parameters": cost.params, "macs": cost.macs, "floor": expected}
 
 
+BUDGETS = {  # launches and GB of a training step
+    ("vit-tiny-tl", "tf32"): (184, 1.22),
+    ("cifar-r1", "tf32"): (300, 49.5),
+    ("cifar-r1", "bf16"): (370, 35),
+}
+
+
+def test_cost_of_the_steps_that_are_measured():
+    """At their real sizes, although nothing is computed."""
+    for row in model.costs():
+        launches, gigabytes = BUDGETS[row["name"], row["precision"]]
+        assert row["launches"] <= launches and row["bytes"] <= gigabytes * 1e9
+        for key in ("launches", "bytes", "macs"):
+            assert sum(kernel[key] for kernel in row["kernels"]) == row[key]
+        assert sum(kernel["seconds"]["H100"] for kernel in row["kernels"]) == pytest.approx(row["seconds"]["H100"])
+        assert row["seconds"]["H200"] < row["seconds"]["H100"] < 3 * row["bytes"] / 3e12
+
+
+def test_products_are_those_that_flops_counts():
+    """Forward, and twice backward: without the gradient of the pixels, and with the scores computed once more."""
+    config, spec, batch = measure_cuda.MODELS["vit-tiny"]
+    found = sum(launch.macs for launch in model.recorded(config, spec, batch, "tf32"))
+    pixels = config.patch_size**2 * spec.channels * config.dim
+    scores = config.layers * 64 * config.dim
+    assert found == batch * (3 * flops.total(flops.count(config, spec)).macs + 64 * (scores - pixels))
+
+
+def test_cost_by_hand():
+    """Products by their operands, kernels by their arguments; what is broadcast is read once."""
+    with model.stand_in() as fake, fake.counting():
+        from minitl.fast import cuda
+
+        cuda.use("bf16")
+        x, W, row = (fake.cupy.empty(shape, dtype) for shape, dtype in (((64, 96), "H"), ((96, 32), "H"), (32, "f")))
+        stream = fake.Stream()
+        with stream:
+            cuda.gemm._handle()
+            stream.begin_capture()
+            y = cuda.gemm.product(x, W)
+            y + row
+            fake.cupy.broadcast_to(row, (64, 32)) + 1
+            product, add, broadcast = stream.end_capture().work
+    assert (product.bytes, product.macs, product.kind) == (2 * (64 * 96 + 96 * 32) + 4 * 64 * 32, 64 * 96 * 32, "bf16")
+    assert (add.name, add.bytes, add.macs) == ("add", 4 * (2 * 64 * 32 + 32), 0)
+    assert broadcast.bytes == 4 * (32 + 64 * 32)
+    found = model.cost([product, add, product._replace(bytes=0)])
+    expected = 3 * 1e-6 + (product.bytes + add.bytes) / (0.8 * 3e12) + 2 * 64 * 96 * 32 / 550e12
+    assert (found["launches"], found["seconds"]["H100"]) == (3, pytest.approx(expected))
+
+
+def test_command_without_a_gpu(monkeypatch, capsys):
+    """The sum stands above the kernels, the slowest of which comes first."""
+    monkeypatch.setattr("tests.bench.__main__.cuda_problem", lambda: pytest.fail("no GPU is needed"))
+    main(["--device", "cuda", "--model", "--quick", "vit-tiny", "--precision", "tf32"])
+    title, total, *kernels = capsys.readouterr().out.rstrip().splitlines()
+    assert title.split() == ["vit-tiny,", "batch", "4,", "tf32", "launches", "bytes", "multiply-adds", "H100", "H200"]
+    assert sum(int(line[34:44]) for line in kernels) == int(total[34:44])
+    times = [float(line[71:78]) for line in kernels]
+    assert times == sorted(times, reverse=True) and sum(times) == pytest.approx(float(total[71:78]), abs=0.02)
+    main(["--device", "cuda", "--model", "--quick", "--json"])
+    rows = json.loads(capsys.readouterr().out)["models"]
+    assert [(row["name"], row["precision"]) for row in rows] == model.STEPS
+
+
 def test_the_large_model_is_that_of_the_recipe():
     config, spec, batch = measure_cuda.MODELS["cifar-r1"]
     parameters = flops.total(flops.count(config, spec)).params
@@ -229,6 +293,8 @@ def test_tables_and_picture():
         (["vit-384"], "there is no model 'vit-384'; "),
         (["--ops"], "--ops, --scale and --threads are for a CPU; omit them with --device cuda"),
         (["--threads", 1], "--ops, --scale and --threads are for a CPU"),
+        (["--model", "vit-tinny"], "there is no model 'vit-tinny'; did you mean vit-tiny"),
+        (["--device", "cpu", "--model"], "--model counts what a GPU does; add --device cuda"),
         (["--device", "cpu", "--precision", "tf32"], "--precision tf32 needs --device cuda; a CPU computes in fp32"),
     ],
 )

@@ -3,8 +3,8 @@
 The stand-in for CuPy records the step as a graph (tests/fake_cupy.py), so launches, sizes of arrays and sizes of
 products are those of the real step. The estimate is a sum over the launches: each takes as long as its bytes or the
 multiply-adds of its product, whichever is more, and NODE_SECONDS on top. All arrays count as larger than the caches,
-each argument is read or written once, and arithmetic in kernels counts as free. So it is too high for small models, and
-too low for kernels that compute much, such as those that divide integers.
+each argument is read or written once, and arithmetic in kernels counts as free, except for products. So it is too high
+for small models, and too low for kernels that compute much.
 """
 
 import collections
@@ -30,6 +30,7 @@ class Rates:
 
 
 PRODUCTS = {"fp64": 50e12, "fp32": 45e12, "tf32": 300e12, "bf16": 550e12}
+PRODUCTS["kernel"] = 30e12  # in kernels without tensor cores: half of the peak, as each factor is read but 4 times
 GPUS = {"H100": Rates(3.0e12, PRODUCTS), "H200": Rates(4.3e12, PRODUCTS)}  # SXM; the H200 has only faster memory
 
 
