@@ -83,6 +83,24 @@ __device__ real sum_of_parts(const real* parts, int width, int c, bool inside) {
     return sum_of_column(sum);
 }
 
+// sums[s, c] = the sum of own[s] over the threads of column c, in all blocks of the strip, for s < count
+// sums (count, columns), parts (chunks, count, columns); parts and tickets may be null if there is one chunk
+__device__ void add_columns(real* sums, real* parts, unsigned* tickets, const real* own, int count,
+                            int columns) {
+    int c = blockIdx.x * 32 + LANE, width = count * columns;
+    bool one = gridDim.y == 1, writes = WARP == 0 && c < columns;
+    real* place = one ? sums : parts + blockIdx.y * width;
+    for (int s = 0; s < count; s++) {
+        real sum = sum_of_column(own[s]);
+        if (writes) place[s * columns + c] = sum;
+    }
+    if (one || !last_of(tickets + blockIdx.x, gridDim.y)) return;
+    for (int s = 0; s < count; s++) {
+        real sum = sum_of_parts(parts, width, s * columns + c, c < columns);
+        if (writes) sums[s * columns + c] = sum;
+    }
+}
+
 // The sum of x over the threads of a block
 __device__ real sum_of_block(real x) {
     __shared__ real tile[8];

@@ -6,18 +6,13 @@
 KERNEL column_sums(real* sums, real* parts, unsigned* tickets, const stored* x, const real* mean, int rows, int C,
                    int chunk) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
-    bool inside = c < C, one = gridDim.y == 1;
+    bool inside = c < C;
     real sum = 0, mu = mean && inside ? mean[c] : 0;
     for (int r = first + WARP; r < last && inside; r += 8) {
         real d = x[r * C + c] - mu;
         sum += mean ? d * d : d;
     }
-    sum = sum_of_column(sum);
-    real* own = one ? sums : parts + blockIdx.y * C;
-    if (WARP == 0 && inside) own[c] = sum;
-    if (one || !last_of(tickets + blockIdx.x, gridDim.y)) return;
-    sum = sum_of_parts(parts, C, c, inside);
-    if (WARP == 0 && inside) sums[c] = sum;
+    add_columns(sums, parts, tickets, &sum, 1, C);
 }
 
 // dweight[c] = sum of dy n,  dbias[c] = sum of dy,  n = (x - mean) inv_std    over the rows of dy and x (rows, C)
@@ -25,19 +20,13 @@ KERNEL column_sums(real* sums, real* parts, unsigned* tickets, const stored* x, 
 KERNEL norm_columns(real* sums, real* parts, unsigned* tickets, const real* dy, const real* x, const real* mean,
                     const real* inv_std, int rows, int C, int chunk) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
-    bool inside = c < C, one = gridDim.y == 1;
-    real dweight = 0, dbias = 0;
-    for (int r = first + WARP; r < last && inside; r += 8) {
+    real own[2] = {0, 0};
+    for (int r = first + WARP; r < last && c < C; r += 8) {
         real d = dy[r * C + c];
-        dweight += d * (x[r * C + c] - mean[c]) * inv_std[c];
-        dbias += d;
+        own[0] += d * (x[r * C + c] - mean[c]) * inv_std[c];
+        own[1] += d;
     }
-    dweight = sum_of_column(dweight), dbias = sum_of_column(dbias);
-    real* own = one ? sums : parts + blockIdx.y * 2 * C;
-    if (WARP == 0 && inside) own[c] = dweight, own[C + c] = dbias;
-    if (one || !last_of(tickets + blockIdx.x, gridDim.y)) return;
-    dweight = sum_of_parts(parts, 2 * C, c, inside), dbias = sum_of_parts(parts, 2 * C, C + c, inside);
-    if (WARP == 0 && inside) sums[c] = dweight, sums[C + c] = dbias;
+    add_columns(sums, parts, tickets, own, 2, C);
 }
 
 // --- batch norm: one mean and inv_std for each column of x (rows, C) ---
@@ -153,19 +142,13 @@ KERNEL bias_gelu(stored* y, const stored* x, const real* b, int rows, int C) {
 KERNEL bias_gelu_dx(real* db, real* parts, unsigned* tickets, stored* dx, const stored* dy, const stored* x,
                     const real* b, int rows, int C, int chunk) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
-    bool inside = c < C, one = gridDim.y == 1;
     real sum = 0;
-    for (int r = first + WARP; r < last && inside; r += 8) {
+    for (int r = first + WARP; r < last && c < C; r += 8) {
         real d = dy[r * C + c] * gelu_slope(x[r * C + c] + b[c], false);
         dx[r * C + c] = d;
         sum += d;
     }
-    sum = sum_of_column(sum);
-    real* own = one ? db : parts + blockIdx.y * C;
-    if (WARP == 0 && inside) own[c] = sum;
-    if (one || !last_of(tickets + blockIdx.x, gridDim.y)) return;
-    sum = sum_of_parts(parts, C, c, inside);
-    if (WARP == 0 && inside) db[c] = sum;
+    add_columns(db, parts, tickets, &sum, 1, C);
 }
 
 // --- vector attention: every channel is a head of its own; q, k, v, y (B, N, C), n = B N C numbers each ---
@@ -231,19 +214,13 @@ KERNEL residual(real* z, const real* x, const stored* y, const real* b, const re
 KERNEL residual_dx(real* db, real* parts, unsigned* tickets, stored* dy, const real* dz, const real* m, int span,
                    int rows, int C, int chunk) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
-    bool inside = c < C, one = gridDim.y == 1;
     real sum = 0;
-    for (int r = first + WARP; r < last && inside; r += 8) {
+    for (int r = first + WARP; r < last && c < C; r += 8) {
         real d = m[r / span] * dz[r * C + c];
         dy[r * C + c] = d;
         sum += d;
     }
-    sum = sum_of_column(sum);
-    real* own = one ? db : parts + blockIdx.y * C;
-    if (WARP == 0 && inside) own[c] = sum;
-    if (one || !last_of(tickets + blockIdx.x, gridDim.y)) return;
-    sum = sum_of_parts(parts, C, c, inside);
-    if (WARP == 0 && inside) db[c] = sum;
+    add_columns(db, parts, tickets, &sum, 1, C);
 }
 
 // y_i = m_i x_i,  m_i = 0 where the i-th float of Generator(Philox(key)) is below p, and `scale` elsewhere

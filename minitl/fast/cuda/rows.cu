@@ -1,7 +1,7 @@
 // Layer norm: a warp computes a row of C numbers, lane l the columns l, l + 32, ... in its registers.
 
 #define OWN ((C + 31) / 32) // columns of a lane
-#define FOR_OWN(k, c) for (int k = 0, c = LANE; k < OWN; k++, c += 32) if (c < C)
+#define FOR_OWN(k, c) _Pragma("unroll") for (int k = 0, c = LANE; k < OWN; k++, c += 32) if (c < C)
 #define GROUP 16 // blocks whose sums are added up first, before those of all groups
 
 // y = n weight + bias,  n = (x - mean) inv_std,  inv_std = 1 / sqrt(var x + eps)    over each row of x (rows, C)
@@ -53,7 +53,8 @@ KERNEL layer_norm_dx(real* dx, stored* narrow, real* sums, real* parts, unsigned
         }
     }
     real* own = parts + blockIdx.x * 3 * C;
-    for (int k = 0; k < OWN; k++) {
+#pragma unroll
+    for (int k = 0; k < OWN; k++) { // by all threads, as they meet in it
         int c = LANE + 32 * k;
         bool inside = c < C;
         real a = sum_of_column(inside ? dweight[k] : 0), b = sum_of_column(inside ? dbias[k] : 0);
