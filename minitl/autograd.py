@@ -163,8 +163,7 @@ def op(fn):
         run = form(name, "cpu" if any(isinstance(a, np.ndarray) for a in arrays) else "cuda")
         try:
             value, pullback = run(*arrays, **options)
-            others = {a.dtype for a in arrays if is_array(a) and a.dtype in FLOATS} - {value.dtype}
-            if others and value.dtype.kind == "f":
+            if any(a.dtype != value.dtype and {a.dtype, value.dtype} <= {*FLOATS} for a in arrays if is_array(a)):
                 raise TypeError(f"the result is {value.dtype}; bring all inputs to one dtype: tensor(x, dtype=...)")
         except (TypeError, ValueError, IndexError) as error:
             kind = next(k for k in (TypeError, ValueError, IndexError) if isinstance(error, k))

@@ -77,6 +77,7 @@ TORCH = {
     "global_avg_pool": lambda x: x.flatten(1, -2).mean(1),
     "layer_norm": lambda x, weight, bias, eps=1e-6: F.layer_norm(x, x.shape[-1:], weight, bias, eps),
     "linear": lambda x, W, b=None: F.linear(x, W.T, b),
+    "linear_gelu": lambda x, W, b: F.gelu(F.linear(x, W.T, b), approximate="tanh"),
     "log": torch.log,
     "log_softmax": lambda x, axis=-1: torch.log_softmax(x, axis),
     "matmul": torch.matmul,
@@ -89,6 +90,7 @@ TORCH = {
     "power": lambda x, exponent: torch.pow(x, exponent),
     "recompute": lambda x, fn: torch.tanh(x * x),  # what the row in cases.py computes twice
     "relu": torch.relu,
+    "residual": lambda x, y, b=0, p=0.0, rng=None: x + mask(y + b, (len(y),) + (1,) * (y.ndim - 1), p, rng),
     "reshape": lambda x, shape: torch.reshape(x, shape),
     "sigmoid": torch.sigmoid,
     "softmax": lambda x, axis=-1: torch.softmax(x, axis),

@@ -60,7 +60,8 @@ class EncoderBlock(Module):
 
     def _add(self, x, y, last):
         """Return x + drop_path(drop(last(y))) for the last layer of a branch, whose bias is added with x."""
-        y, b = ops.linear(y, last.weight), last.bias
         if self.training and self.drop.p:
-            y, b = self.drop(y + b), None
+            y, b = self.drop(last(y)), None
+        else:
+            y, b = ops.linear(y, last.weight), last.bias
         return ops.residual(x, y, b, p=self.drop_path.p if self.training else 0.0, rng=self.drop_path.rng)
