@@ -5,6 +5,7 @@ import contextlib
 import functools
 import itertools
 import json
+import logging
 import os
 import shlex
 import sys
@@ -52,6 +53,8 @@ class TrainOptions(TrainConfig):
     """continue the run in this folder with its own options"""
     seeds: int | None = None
     """number of runs, with this seed and the next ones, in folders below --out; repeat the command to continue"""
+    verbose: bool = False
+    """print to stderr which ops do not run in their fastest form on a GPU"""
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,9 @@ def train_command(args):
     options = _train_options(args)
     config = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)})
     command = shlex.join(["minitl", "train", *args])
+    if options.verbose:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("minitl").setLevel(logging.INFO)
     if options.seeds is not None:
         return _train_seeds(options, config, command)
     if options.resume:

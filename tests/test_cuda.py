@@ -559,6 +559,24 @@ def test_attention_of_few_tokens_is_accurate(cuda):
             assert own.dtype == "float32" and abs(own - exact).max() < 2e-6 * factor * abs(exact).max()
 
 
+def test_what_does_not_fit_a_kernel_is_told(cuda, caplog):
+    """Once, to those who ask by `minitl train --verbose`."""
+    cuda.overrides._tell.cache_clear()
+    with caplog.at_level("INFO", "minitl"):
+        for _ in range(2):
+            ops.attention(numbers_on(1, 65, 6), num_heads=1)
+            ops.attention(numbers_on(1, 5, 6), num_heads=1)
+            ops.layer_norm(numbers_on(2, 1025), numbers_on(1025), numbers_on(1025))
+            ops.tanh(numbers_on(2, 3))  # has no CUDA form
+    first, second = (record.message for record in caplog.records)
+    assert first.startswith(
+        "attention over 65 tokens, with heads of 2, runs as matrix products; one kernel takes up to 32"
+    )
+    assert second == (
+        "layer_norm(float64[2, 1025], float64[1025], float64[1025]) does not fit its CUDA form and runs in the plain one"
+    )
+
+
 @pytest.mark.parametrize("left", [1e15, math.nan])
 def test_what_an_earlier_block_left_in_shared_memory_does_not_count(left, cuda):
     """It lies beside the tokens and columns of a smaller attention."""

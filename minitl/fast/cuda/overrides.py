@@ -5,13 +5,14 @@ Each runs if its arrays suit the kernels. Otherwise, and for wrong input, the pl
 
 import functools
 import itertools
+import logging
 import math
 
 import cupy
 import numpy as np
 
 from ...autograd import OVERRIDES, PLAIN, Onto, Tensor, no_grad, unbroadcast
-from ...backend import FLOATS, default_rng
+from ...backend import FLOATS, default_rng, describe
 from ...ops.conv import pair
 from .gemm import matrix_addresses, product, stored, to_precision
 from .graph import host_values, remember_host_values
@@ -55,6 +56,8 @@ def _run(name, fn, fits, narrow, /, *arrays, **options):
     if len(dtypes) == 1 and dtypes <= {*FLOATS} and fits(*wide, **options):
         value, backward = fn(*wide, **options)
     else:
+        if fn is not PLAIN[name]:
+            _tell(f"{name}({', '.join(map(describe, arrays))}) does not fit its CUDA form and runs in the plain one")
         value, backward = PLAIN[name](*map(to_real, arrays), **options)
     if not any(map(is_narrow, arrays)):
         return value, backward
@@ -65,6 +68,11 @@ def _run(name, fn, fits, narrow, /, *arrays, **options):
         return tuple(_onto(g, a.shape) if is_narrow(a) else g for g, a in zip(grads, arrays, strict=False))
 
     return value, pull
+
+
+@functools.cache  # once for each text
+def _tell(text):
+    logging.getLogger("minitl").info(text)
 
 
 def is_narrow(x):
@@ -321,8 +329,11 @@ def attention(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
     mask = Mask(dropout, rng, qkv.dtype) if dropout else None
     qkv, d = contiguous(qkv), qkv.shape[2] // (3 * num_heads)
     b = b if b is None else contiguous(b)
-    if qkv.shape[1] <= (32 if qkv.dtype == np.float64 else 64) and d <= 64:  # what fits in the kernel's buffers
+    N, most = qkv.shape[1], 32 if qkv.dtype == np.float64 else 64  # tokens that fit in the kernel's buffers
+    if N <= most and d <= 64:
         return _attention_in_a_block(qkv, b, num_heads, d, mask)
+    limit = f"one kernel takes up to {most} tokens and heads of up to 64"
+    _tell(f"attention over {N} tokens, with heads of {d}, runs as matrix products; {limit}")
     return _attention_by_products(to_real(qkv), b, num_heads, d, mask)
 
 
