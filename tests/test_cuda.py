@@ -572,8 +572,8 @@ def test_what_does_not_fit_a_kernel_is_told(cuda, caplog):
     assert first.startswith(
         "attention over 65 tokens, with heads of 2, runs as matrix products; one kernel takes up to 32"
     )
-    assert second == (
-        "layer_norm(float64[2, 1025], float64[1025], float64[1025]) does not fit its CUDA form and runs in the plain one"
+    assert second.startswith(
+        "layer_norm(float64[2, 1025], float64[1025], float64[1025]) does not fit its CUDA form and"
     )
 
 

@@ -329,11 +329,11 @@ def attention(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
     mask = Mask(dropout, rng, qkv.dtype) if dropout else None
     qkv, d = contiguous(qkv), qkv.shape[2] // (3 * num_heads)
     b = b if b is None else contiguous(b)
-    N, most = qkv.shape[1], 32 if qkv.dtype == np.float64 else 64  # tokens that fit in the kernel's buffers
-    if N <= most and d <= 64:
+    tokens, most = qkv.shape[1], 32 if qkv.dtype == np.float64 else 64  # that fit in the kernel's buffers
+    if tokens <= most and d <= 64:
         return _attention_in_a_block(qkv, b, num_heads, d, mask)
     limit = f"one kernel takes up to {most} tokens and heads of up to 64"
-    _tell(f"attention over {N} tokens, with heads of {d}, runs as matrix products; {limit}")
+    _tell(f"attention over {tokens} tokens, with heads of {d}, runs as matrix products; {limit}")
     return _attention_by_products(to_real(qkv), b, num_heads, d, mask)
 
 
