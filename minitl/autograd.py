@@ -45,7 +45,7 @@ def form(name, device):
     return OVERRIDES[device].get(name, OPS[name]) if tuned else OPS[name]
 
 
-class Onto(functools.partial):
+class Accumulator(functools.partial):
     """A gradient to call if needed, which takes the one that arrived before, if any, and returns the sum."""
 
 
@@ -118,7 +118,7 @@ class Tensor:
             if any(p is not None and g is None for p, g in itertools.zip_longest(node.parents, grads)):
                 raise RuntimeError(f"{node.name} has {len(node.parents)} inputs; its backward misses a gradient")
             for parent, grad in zip(node.parents, grads, strict=False):
-                if parent in pending and isinstance(grad, Onto):
+                if parent in pending and isinstance(grad, Accumulator):
                     pending[parent] = grad(pending[parent])
                     owned.discard(parent)
                 elif parent is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from minitl.data import transforms
 
 
-def wide(x):
+def from_bf16(x):
     """The numbers of an array that may hold bfloat16."""
     return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
 
@@ -34,19 +34,19 @@ def layer_norm(y, mean, inv_std, x, weight, bias, rows, eps, *, C):
     store(y, n * inv_std.reshape(rows, 1) * weight + bias)
 
 
-def layer_norm_dx(dx, narrow, sums, parts, tickets, dy, x, arrived, weight, mean, inv_std, rows, *, C):
-    inv, dy = inv_std.reshape(rows, 1), wide(dy).reshape(rows, C)
+def layer_norm_dx(dx, dx_bf16, sums, parts, tickets, dy, x, accumulated, weight, mean, inv_std, rows, *, C):
+    inv, dy = inv_std.reshape(rows, 1), from_bf16(dy).reshape(rows, C)
     n, g = (x.reshape(rows, C) - mean.reshape(rows, 1)) * inv, dy * weight
     found = inv * (g - g.mean(1, keepdims=True) - n * (g * n).mean(1, keepdims=True))
-    found += 0 if arrived is None else arrived.reshape(rows, C)
+    found += 0 if accumulated is None else accumulated.reshape(rows, C)
     dx.reshape(rows, C)[...] = found
-    if narrow is not None:
-        store(narrow, found)
+    if dx_bf16 is not None:
+        store(dx_bf16, found)
     sums[...] = np.concatenate([(dy * n).sum(0), dy.sum(0), found.sum(0)])
 
 
 def column_sums(sums, parts, tickets, x, mean, rows, C, chunk):
-    x = wide(x).reshape(rows, C)
+    x = from_bf16(x).reshape(rows, C)
     x = x if mean is None else (x - mean) ** 2
     parts = np.empty((1, C), x.dtype) if parts is None else parts
     for k in range(len(parts)):
@@ -86,11 +86,11 @@ def softmax_dx(dx, dy, y, rows, n):
 
 
 def relu(y, x, n):
-    store(y, np.maximum(wide(x), 0))
+    store(y, np.maximum(from_bf16(x), 0))
 
 
 def relu_dx(dx, dy, y, n):
-    store(dx, np.where(wide(y) > 0, wide(dy), 0))
+    store(dx, np.where(from_bf16(y) > 0, from_bf16(dy), 0))
 
 
 def _gelu(x, exact):
@@ -104,25 +104,25 @@ def _gelu(x, exact):
 
 
 def gelu(y, x, n, exact):
-    x = wide(x)
+    x = from_bf16(x)
     store(y, x * _gelu(x, exact)[0])
 
 
 def gelu_dx(dx, dy, x, n, exact):
-    x = wide(x)
+    x = from_bf16(x)
     value, slope = _gelu(x, exact)
-    store(dx, (value + x * slope) * wide(dy))
+    store(dx, (value + x * slope) * from_bf16(dy))
 
 
 def bias_gelu(y, x, b, rows, C):
-    u = wide(x).reshape(rows, C) + b
+    u = from_bf16(x).reshape(rows, C) + b
     store(y, u * _gelu(u, False)[0])
 
 
 def bias_gelu_dx(db, parts, tickets, dx, dy, x, b, rows, C, chunk):
-    u = wide(x).reshape(rows, C) + b
+    u = from_bf16(x).reshape(rows, C) + b
     value, slope = _gelu(u, False)
-    du = (value + u * slope) * wide(dy).reshape(rows, C)
+    du = (value + u * slope) * from_bf16(dy).reshape(rows, C)
     store(dx, du)
     column_sums(db, parts, tickets, du, None, rows, C, chunk)
 
@@ -149,7 +149,7 @@ def vector_attention_dx(dq, dk, dv, dy, q, k, v, y, lse, n, N, C):
 
 def _attention(qkv, b, key, p, scale, N, d, heads):
     """Return q, k and v, (B, heads, N, d), A, and the mask for it."""
-    qkv = wide(qkv).reshape(-1, N, 3 * heads * d) + (0 if b is None else b)
+    qkv = from_bf16(qkv).reshape(-1, N, 3 * heads * d) + (0 if b is None else b)
     q, k, v = qkv.reshape(-1, N, 3, heads, d).transpose(2, 0, 3, 1, 4)
     A = q @ k.swapaxes(2, 3) * np.asarray(1 / math.sqrt(d), q.dtype)
     softmax(A, A, A.size // N, N)
@@ -166,7 +166,7 @@ def attention(y, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS):
 
 def attention_dx(dqkv, sums, dy, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS):
     q, k, v, A, m = _attention(qkv, b, key, p, scale, TOKENS, HEAD, HEADS)
-    dy = wide(dy).reshape(-1, TOKENS, HEADS, HEAD).swapaxes(1, 2)
+    dy = from_bf16(dy).reshape(-1, TOKENS, HEADS, HEAD).swapaxes(1, 2)
     dA = m * (dy @ v.swapaxes(2, 3))
     dS = A * (dA - (dA * A).sum(-1, keepdims=True)) * np.asarray(1 / math.sqrt(HEAD), A.dtype)
     grads = np.stack([dS @ k, dS.swapaxes(2, 3) @ q, (m * A).swapaxes(2, 3) @ dy])  # (3, B, heads, N, d)
@@ -176,14 +176,14 @@ def attention_dx(dqkv, sums, dy, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS):
 
 
 def bias_drop_path(y, x, b, m, n, C, group):
-    value = wide(x).reshape(-1, C) + (0 if b is None else b)
+    value = from_bf16(x).reshape(-1, C) + (0 if b is None else b)
     store(y, value.reshape(-1, group) * (1 if m is None else m.reshape(-1, 1)))
 
 
 def dropout(y, x, key, p, scale, n):
     uniform = np.random.Generator(np.random.Philox(key=int(key[0]))).random(n, "float32")
     keep = np.where(uniform < np.float32(p), 0, scale).astype("float64" if y.dtype == "float64" else "float32")
-    store(y, keep if x is None else keep * wide(x).reshape(-1))
+    store(y, keep if x is None else keep * from_bf16(x).reshape(-1))
 
 
 def _targets(labels, soft, K, keep, spread):
@@ -255,13 +255,13 @@ def _windows(B, sizes):
 
 def im2col(columns, x, n, **sizes):
     at, inside = _windows(len(x), sizes)
-    store(columns, np.where(inside, wide(x).reshape(-1)[np.where(inside, at, 0)], 0))
+    store(columns, np.where(inside, from_bf16(x).reshape(-1)[np.where(inside, at, 0)], 0))
 
 
 def col2im(x, columns, n, B, **sizes):
     at, inside = _windows(B, sizes)
-    sums = np.zeros(x.size, wide(columns).dtype)
-    np.add.at(sums, at[inside], wide(columns).reshape(-1)[inside])
+    sums = np.zeros(x.size, from_bf16(columns).dtype)
+    np.add.at(sums, at[inside], from_bf16(columns).reshape(-1)[inside])
     store(x, sums)
 
 
@@ -277,20 +277,20 @@ def _pooled(n, sizes):
 
 def max_pool(y, best, x, n, **sizes):
     at, inside = _pooled(n, sizes)
-    windows = np.where(inside, wide(x).reshape(-1)[np.where(inside, at, 0)], -np.inf)
+    windows = np.where(inside, from_bf16(x).reshape(-1)[np.where(inside, at, 0)], -np.inf)
     best.reshape(-1)[...] = windows.argmax(1)
     store(y, windows.max(1))
 
 
 def max_pool_dx(dx, dy, best, n, **sizes):
     at, inside = (a[np.arange(best.size), best.reshape(-1)] for a in _pooled(best.size, sizes))
-    sums = np.zeros(dx.size, wide(dy).dtype)
-    np.add.at(sums, at[inside], wide(dy).reshape(-1)[inside])
+    sums = np.zeros(dx.size, from_bf16(dy).dtype)
+    np.add.at(sums, at[inside], from_bf16(dy).reshape(-1)[inside])
     store(dx, sums)
 
 
 def residual(z, x, y, b, m, rows, C, x_rows, span):
-    y = wide(y).reshape(-1, span, C) + (0 if b is None else b)
+    y = from_bf16(y).reshape(-1, span, C) + (0 if b is None else b)
     y = y if m is None else y * m.reshape(-1, 1, 1)
     z.reshape(-1, x_rows, C)[...] = x.reshape(x_rows, C) + y.reshape(-1, x_rows, C)
 
@@ -301,8 +301,8 @@ def residual_dx(db, parts, tickets, dy, dz, m, span, rows, C, chunk):
     column_sums(db, parts, tickets, found, None, rows, C, chunk)
 
 
-def to_real(y, x, n):
-    y[...] = wide(x)
+def to_fp32(y, x, n):
+    y[...] = from_bf16(x)
 
 
 def to_bf16(y, x, n):

@@ -663,7 +663,7 @@ class Cublas:
 
     def _matrix(self, *where):
         """The i-th matrix (rows, columns), or for bfloat16 a copy in float32."""
-        return cuda_reference.wide(self._place(*where))
+        return cuda_reference.from_bf16(self._place(*where))
 
     def _place(self, start, kind, step, offset, i, rows, columns):
         """A view of the i-th matrix (rows, columns)."""

@@ -167,12 +167,12 @@ def test_matrices_at_odd_addresses(sizes, precision, cuda):
     cuda.use(precision)
     q, k = map(cuda.gemm.to_precision, heads(*sizes))
     q, k = (x.reshape(sizes[0], sizes[1], 1, sizes[2], -1).transpose(2, 0, 3, 1, 4)[0] for x in (packed(q), packed(k)))
-    expected = widened(q) @ widened(k).swapaxes(2, 3)
+    expected = from_bf16(q) @ from_bf16(k).swapaxes(2, 3)
     own = cuda.gemm.product(q, k.swapaxes(2, 3))
     np.testing.assert_allclose(to_numpy(own), expected, rtol=1e-4, atol=1e-4)
     if precision == "bf16":
         narrow = cuda.gemm.product(q, k.swapaxes(2, 3), cupy.empty(own.shape, np.uint16))
-        np.testing.assert_allclose(widened(narrow), expected, rtol=0.01, atol=1e-4)
+        np.testing.assert_allclose(from_bf16(narrow), expected, rtol=0.01, atol=1e-4)
 
 
 def packed(x):
@@ -180,7 +180,7 @@ def packed(x):
     return cupy.ascontiguousarray(x.swapaxes(1, 2))
 
 
-def widened(x):
+def from_bf16(x):
     x = to_numpy(x)
     return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
 

@@ -256,10 +256,10 @@ ROWS = [  # kernel, arguments: results first; blocks; and sizes for which it is 
         for rows, C, eps in ((9, 70, 1e-6), (9, 5, 0.1))
     ),
     *(
-        ("layer_norm_dx", (nothing(rows, C), narrow, nothing(3 * C), nothing(blocks, 3 * C), GROUPS,
-         numbers(C, rows).T.copy(), numbers(rows, C), arrived, numbers(C), numbers(rows), abs(numbers(rows)), rows),
+        ("layer_norm_dx", (nothing(rows, C), dx_bf16, nothing(3 * C), nothing(blocks, 3 * C), GROUPS,
+         numbers(C, rows).T.copy(), numbers(rows, C), accumulated, numbers(C), numbers(rows), abs(numbers(rows)), rows),
          blocks, {"C": C})
-        for rows, C, blocks, narrow, arrived in (
+        for rows, C, blocks, dx_bf16, accumulated in (
             (9, 70, 2, None, numbers(9, 70)), (300, 33, 35, nothing(300, 33), None), (3, 64, 1, None, None)
         )
     ),
@@ -294,7 +294,7 @@ ROWS = [  # kernel, arguments: results first; blocks; and sizes for which it is 
          (2, count))
         for parts, count, chunk in ((nothing(3, 40), 3, 20), (None, 1, 50))
     ),
-    ("to_real", (nothing(300), numbers(300), 300), 2),
+    ("to_fp32", (nothing(300), numbers(300), 300), 2),
     ("vector_attention", (*nothing(2, 2, 9, 20), *9 * numbers(3, 2, 9, 20), 360, 9, 20), 2),
     ("vector_attention_dx", (*nothing(3, 2, 9, 20), *numbers(5, 2, 9, 20), 3 + numbers(2, 9, 20), 360, 9, 20), 2),
     *(("attention", (nothing(B, N, h * d), numbers(B, N, 3 * h * d), numbers(3 * h * d) if b else None,
@@ -392,7 +392,7 @@ def test_kernel_computes_its_reference(cuda, name, args, blocks, sizes, dtype):
     close = {"float32": 2e-5, "float64": 1e-11, "bf16": 1e-4}[dtype]
     for (kind, parameter), a, b in zip(KERNELS[name], own, expected, strict=True):
         if kind == "stored*" and dtype == "bf16" and np.ndim(a) and name != "to_bf16":
-            np.testing.assert_allclose(*map(cuda_reference.wide, (a, b)), rtol=2**-7, atol=2e-5)
+            np.testing.assert_allclose(*map(cuda_reference.from_bf16, (a, b)), rtol=2**-7, atol=2e-5)
         elif np.ndim(a) and parameter != "parts":  # scratch
             np.testing.assert_allclose(a, b, **({} if a.dtype.kind == "u" else {"rtol": close, "atol": close}))
 

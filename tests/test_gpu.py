@@ -1,4 +1,4 @@
-"""`python -m tests.gpu`: all of it on the stand-in for CuPy, and what becomes of sections that fail, die or hang."""
+"""`python -m tests.gpu`: the whole run on the stand-in for CuPy, and sections that fail, die or hang."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.gpu import __main__ as gpu
 from tests.gpu import plan
 
 ROOT = Path(__file__).parents[1]
-# of the packages that one may lack; matplotlib is there, as a rule, but takes a second to load
+# makes packages that may be missing on a machine with a GPU unimportable; matplotlib also takes a second to load
 BARE = """
 import sys
 
@@ -42,20 +42,20 @@ CALLS = {"fine": lambda: ("so it is", os.getpid()), "same": lambda: (sections.ea
 CALLS |= {"new": CALLS["same"], "fails": lambda: 1 / 0, "aborts": os.abort, "exits": lambda: os._exit(3)}
 CALLS |= {"loses": loses, "hangs": hangs, "late": hangs}
 child.cuda_problem, child.measure_cuda.machine = lambda: None, lambda: MACHINE
-sections.foresee = lambda model, precision: print(model) if precision == "tf32" else 1 / 0
-plan.START = 0
+sections.estimate = lambda model, precision: print(model) if precision == "tf32" else 1 / 0
+plan.START_SECONDS = 0
 plan.PLAN.clear()
 for process, parts in MADE_UP.items():
     plan.PLAN[process] = [plan.Section(*part[:2], CALLS[part[0]], part[2]) for part in parts if part[0] in CALLS]
 child.main(*sys.argv[1:])
 """
 MACHINE = {"gpu": "made up", "driver": 1, "runtime": 2}
-SECONDS = {"hangs": 0.3, "late": 999}  # that a section should take; 10 for all others
+SECONDS = {"hangs": 0.3, "late": 999}  # expected time of a section; 10 for all others
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capfd):
-    """A function that runs a plan {process: names of sections; those that the rest needs end with !}.
+    """A function that runs a plan {process: names of sections}; a ! marks those that the rest needs.
 
     Returns the exit status, the results and what was printed.
     """
@@ -81,7 +81,7 @@ def run(tmp_path, monkeypatch, capfd):
 
 
 def test_all_of_it_on_the_stand_in(tmp_path):
-    """In processes that lack what a machine with a GPU may lack."""
+    """Without the packages that a machine with a GPU may lack."""
     (tmp_path / "sitecustomize.py").write_text(BARE)
     command = [sys.executable, "-m", "tests.gpu", "--stand-in", str(tmp_path / "gpu.json")]
     env = os.environ | {"PYTHONPATH": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}
@@ -96,13 +96,13 @@ def test_all_of_it_on_the_stand_in(tmp_path):
     assert sum(section.seconds for process in plan.PLAN.values() for section in process) <= 7 * 60  # the default
     lines = run.stdout.splitlines()
     table = lines[lines.index("") + 1 :]
-    assert len(table) <= 40 and table[-1].endswith(f"everything is in {tmp_path / 'gpu.json'}")
+    assert len(table) <= 40 and table[-1].endswith(f"all figures are in {tmp_path / 'gpu.json'}")
     assert [line[:34].rstrip() for line in table[1 : 1 + len(states)]] == list(states)
     assert not any("No module" in line for line in lines), run.stdout
 
 
 def test_sections_that_fail_die_or_hang(run):
-    """Each is named, and the next one runs, in a new process where the old one is of no use."""
+    """Each is reported, and the next one runs, in a new process if the old one is unusable."""
     names = {"checks": "aborts fine fails same loses new", "more": "exits hangs late"}
     status, results, out = run(names, steps=[("one", "tf32"), ("two", "bf16")])
     found = results["sections"]
@@ -121,31 +121,33 @@ def test_sections_that_fail_die_or_hang(run):
     assert "Fatal Python error: Aborted" in found["aborts"]["traceback"]
     assert "in hangs" in found["hangs"]["traceback"] and "1 / 0" in found["fails"]["traceback"]
     assert found["fine"]["figures"] == found["same"]["figures"] != found["new"]["figures"]  # processes
-    assert results["foreseen"] == {"one tf32": "one", "two bf16": "ZeroDivisionError: division by zero"}
+    assert results["estimates"] == {"one tf32": "one", "two bf16": "ZeroDivisionError: division by zero"}
     assert status == 1 and len(out.splitlines()) == 2 * len(found) + 5
-    assert "3 of 9 sections passed, 5 did not, 1 were not run. " in out.splitlines()[-1]
+    assert "Of 9 sections, 3 passed, 5 failed and 1 did not run. " in out.splitlines()[-1]
 
 
 def test_what_is_needed_stops_the_run(run):
     status, results, out = run({"checks": "fine fails! same", "more": "exits"})
     assert list(results["sections"]) == ["fine", "fails"] and status == 1
-    assert "fails failed: mend this first; the rest needs it. 1 of 4 sections passed, 1 did not, 2 were" in out
+    assert (
+        "fails failed: fix this first; the rest needs it. Of 4 sections, 1 passed, 1 failed and 2 did not run. " in out
+    )
 
 
-def test_a_run_that_was_cut_off_goes_on(run, tmp_path):
-    """With what has no result, and with what stopped it and has been mended since."""
+def test_an_interrupted_run_resumes(run, tmp_path):
+    """With the sections without a result, and the one that stopped the run."""
     entries = {"late": {"state": "not run"}, "same": {"state": "running"}, "new": {"state": "failed"}}
     entries |= {"fine": {"state": "ok", "words": "before"}, "aborts": {"state": "died", "words": "by signal SIGABRT"}}
-    (tmp_path / "gpu.json").write_text(json.dumps({"sections": entries, "foreseen": {"one tf32": "before"}}))
-    status, results, _ = run({"checks": "fine aborts new! same", "more": "late"}, "--go-on")
-    assert results["foreseen"] == {"one tf32": "before"}
+    (tmp_path / "gpu.json").write_text(json.dumps({"sections": entries, "estimates": {"one tf32": "before"}}))
+    status, results, _ = run({"checks": "fine aborts new! same", "more": "late"}, "--resume")
+    assert results["estimates"] == {"one tf32": "before"}
     found = {name: (entry["state"], entry["words"]) for name, entry in results["sections"].items()}
     assert found.pop("late")[0] == "not run" and found.pop("aborts") == ("died", "by signal SIGABRT")
     assert found == dict.fromkeys(("fine", "new", "same"), ("ok", "before")) and status == 1
 
 
 class Waiting:
-    """A process that does not end by itself."""
+    """A process that never ends by itself."""
 
     returncode, pid = -9, 2**30
 
@@ -160,27 +162,27 @@ class Waiting:
 
 
 def test_a_process_without_progress(tmp_path, monkeypatch):
-    """It hangs in a section, or before it begins one, or the time for all is over."""
+    """It hangs in a section or before its first one, or the time limit of the run has passed."""
     path, now = tmp_path / "gpu.json", time.time()
     path.write_text(json.dumps({"sections": {"one": {"state": "running", "began": now - 9, "limit": 8}}}))
     assert gpu.watch(Waiting(), path, now + 99) == ("hung", "killed after 8 s")
-    assert gpu.watch(Waiting(), path, now - 1) == ("hung", "killed after 8 s, as the time was over")
+    assert gpu.watch(Waiting(), path, now - 1) == ("hung", "killed after 8 s, because time was up")
     path.write_text('{"sections": {}}')
-    monkeypatch.setattr(gpu, "START", 0)
+    monkeypatch.setattr(gpu, "START_SECONDS", 0)
     assert gpu.watch(Waiting(), path, now + 99) == ("hung", "killed after 0 s")
 
 
 def test_a_process_that_does_not_begin(run):
-    """Its sections are named one by one, so the run ends."""
+    """Its sections are marked one by one, so the run ends."""
     status, results, _ = run({"checks": "unknown others"})
     words = {name: entry["words"] for name, entry in results["sections"].items()}
     assert words == {"unknown": "with exit status 0", "others": "with exit status 0"} and status == 1
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"sections": {"fine": {}}}'])
-def test_no_results_to_go_on_from(text, tmp_path):
+def test_no_results_to_resume_from(text, tmp_path):
     path = tmp_path / "gpu.json"
     if text:
         path.write_text(text)
-    with pytest.raises(SystemExit, match=r"gpu\.json has no results of an earlier run to go on from \(.*; leave out"):
-        gpu.main(["--go-on", str(path)])
+    with pytest.raises(SystemExit, match=r"gpu\.json has no results of an earlier run \(.*; omit"):
+        gpu.main(["--resume", str(path)])

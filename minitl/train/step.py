@@ -98,7 +98,7 @@ class OnGPU(TrainingStep):
         from ..fast import cuda
 
         use_precision(config.precision)
-        self.zero_grad, self.update, self.side_by_side = cuda.zero_grad, cuda.update, cuda.side_by_side
+        self.zero_grad, self.update, self.concatenate = cuda.zero_grad, cuda.update, cuda.concatenate
         self.xp, self.unread = self.optimizer.flat.xp, []
         self.compute = cuda.capture(self._compute) if config.graph else self._compute
         self.inference = {"batch_size": config.batch_size}
@@ -117,7 +117,7 @@ class OnGPU(TrainingStep):
         self.zero_grad(self.optimizer)
         loss.backward()
         norm2 = self.update(self.optimizer, self.config.clip, self.ema)
-        return self.side_by_side((logits.data, loss.data, norm2))
+        return self.concatenate((logits.data, loss.data, norm2))
 
     def read(self):
         rows = []

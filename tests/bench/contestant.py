@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from minitl import data, nn, ops
-from minitl.autograd import OPS, Node, Onto, Tensor, form, no_grad, plain
+from minitl.autograd import OPS, Accumulator, Node, Tensor, form, no_grad, plain
 from minitl.fast.threads import in_shards, keep_memory, one_blas_thread
 from minitl.train import TrainConfig
 from minitl.train.step import build_model, training_step
@@ -133,7 +133,7 @@ def stopwatches(device, timed):
         return op
 
     def later(gradient):
-        return Onto if isinstance(gradient, Onto) else functools.partial
+        return Accumulator if isinstance(gradient, Accumulator) else functools.partial
 
     before = dict(OPS)
     try:

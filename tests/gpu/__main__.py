@@ -1,19 +1,18 @@
-"""All checks and measurements that need a GPU, in one command that ends in the given time:
+"""All checks and measurements that need a GPU, in one command with a time limit:
 
     python -m tests.gpu [RESULTS.json] [--minutes 7] [--stand-in]
-    python -m tests.gpu --go-on RESULTS.json
+    python -m tests.gpu --resume RESULTS.json
 
-What is most valuable comes first (plan.py). This process supervises others, which run the sections (child.py) and write
-down each result at once. One that dies or makes no progress has its section marked, and a new one goes on with the next
-section. If products or captured steps fail, all that follows would only show it again, so the run stops there.
-A table ends the output; RESULTS.json (gpu.json by default) has every figure. The exit status is 1 if something failed.
+The most valuable sections come first (plan.py). This process supervises child processes, which run the sections
+(child.py) and write each result to RESULTS.json (gpu.json by default) at once. If a child dies or hangs, its section is
+marked, and a new child continues with the next section. If a section that the others depend on fails, such as products
+or captured steps, the run stops there. The output ends with a table; the exit status is 1 if a section failed.
 
-``--go-on`` runs those sections that have no result in RESULTS.json yet, and what stopped the run, which then has been
-mended. ``--stand-in`` runs all of it on a CPU, in seconds, as a test of these files.
+``--resume`` runs the sections that have no result in RESULTS.json yet, and the one that stopped the run, once it is
+fixed. ``--stand-in`` runs everything on a CPU, in seconds, to test these files.
 
-It needs a checkout, CuPy, NumPy, tqdm, threadpoolctl and safetensors; PyTorch to compare with, and pytest, from whose
-tests some sections take their rows. Where packages cannot be installed, carry the wheels of tqdm and threadpoolctl, 100
-kB of pure Python. Pillow, matplotlib, tyro and pooch are not needed.
+The run needs a checkout, CuPy, NumPy, tqdm, threadpoolctl, safetensors and pytest, whose tests some sections share, and
+PyTorch for the comparison if it is installed. Pillow, matplotlib, tyro and pooch are not needed.
 """
 
 import argparse
@@ -30,8 +29,8 @@ from pathlib import Path
 from tests.bench import report
 
 from .child import note, read, say, write
-from .plan import PLAN, START, STEPS
-from .stand_in import join
+from .plan import PLAN, START_SECONDS, STEPS
+from .stand_in import merge
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = [sys.executable, "-m", "tests.gpu.child"]
@@ -40,26 +39,26 @@ CONTESTANTS = ("minitl", "PyTorch compiled", "PyTorch eager")
 
 
 def start(*args, **options):
-    """Return a process of child.py, in a group of its own, which ends with all that it started."""
+    """Start child.py in a process group of its own, so that ``end`` reaches everything that it starts."""
     return subprocess.Popen([*CHILD, *args], cwd=ROOT, process_group=0, **options)
 
 
 def end(process):
-    """End a process, if it has not ended, and all that it started."""
+    """Kill a process and everything that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)  # one that waits for the driver may not even be killed
+        process.wait(10)  # a process that waits for the driver may survive even SIGKILL
 
 
 def contents(file):
-    """Return what processes wrote to a file."""
+    """Return the whole text of an open file."""
     file.seek(0)
     return file.read()
 
 
 def supervise(name, path, until, *options):
-    """Run the sections of a process of the plan until all have a result or one that is needed by the rest failed."""
+    """Run the sections of a process of the plan until all have results, or one that the rest needs has failed."""
     while not stopped_by(read(path)) and (waiting := unfinished(name, read(path))):
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             child = start(name, str(path), str(until), *options, stderr=errors)
@@ -80,9 +79,9 @@ def supervise(name, path, until, *options):
 
 
 def watch(child, path, until):
-    """Wait until a process ends, or end it when it makes no progress; return the state of the section that it was in.
+    """Wait until a process ends, or kill it when it makes no progress.
 
-    The second value says what happened, in words.
+    Returns the state of the section that it was running, "died" or "hung", and a phrase that says what happened.
     """
     began = time.time()
     while child.poll() is None:
@@ -92,42 +91,45 @@ def watch(child, path, until):
             entry = results["sections"][section]
             since, limit = entry["began"], entry["limit"]
         else:
-            since, limit = max(began, path.stat().st_mtime), START
+            since, limit = max(began, path.stat().st_mtime), START_SECONDS
         if time.time() > since + limit:
-            child.send_signal(signal.SIGUSR1)  # it says in which line it hangs
+            child.send_signal(signal.SIGUSR1)  # prints a traceback of where it hangs
             time.sleep(0.1)
             end(child)
-            return "hung", f"killed after {limit:.0f} s{', as the time was over' if time.time() > until else ''}"
+            return "hung", f"killed after {limit:.0f} s{', because time was up' if time.time() > until else ''}"
     status = child.returncode
     return "died", f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
 
 
 def running(results):
-    """Return the name of the section that a process began and did not finish, or None."""
+    """Return the name of the section that was started but has not finished, or None."""
     return next((name for name, entry in results["sections"].items() if entry["state"] == "running"), None)
 
 
 def unfinished(name, results):
-    """Return the names of those sections of a process that have no result."""
+    """Return the names of the sections of a process that have no result yet."""
     done = {section for section, entry in results["sections"].items() if entry["state"] != "running"}
     return [section.name for section in PLAN[name] if section.name not in done]
 
 
 def stopped_by(results):
-    """Return the name of a section that failed and is needed by the rest, or None."""
+    """Return the name of a failed section that the rest needs, or None."""
     needed = [section.name for sections in PLAN.values() for section in sections if section.needed]
     states = {name: entry["state"] for name, entry in results["sections"].items()}
     return next((name for name in needed if states.get(name) in FAULTS), None)
 
 
 @contextlib.contextmanager
-def foreseeing(steps, found, *options):
-    """Estimate and compile ``steps``, models and precisions, in the background; ``found`` says what came of each."""
+def estimating(steps, found, *options):
+    """Estimate the time of ``steps`` (models and precisions), and compile PyTorch's, in the background.
+
+    The outcome of each is stored in ``found``, as a phrase.
+    """
     with contextlib.ExitStack() as stack:
         processes = {}
         for step in steps:
             out, errors = (stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(2))
-            process = start("foresee", *step, *options, stdout=out, stderr=errors)
+            process = start("estimate", *step, *options, stdout=out, stderr=errors)
             stack.callback(end, process)
             processes[" ".join(step)] = process, out, errors
         yield
@@ -139,7 +141,7 @@ def foreseeing(steps, found, *options):
 
 
 def table(results):
-    """Return the results as at most 40 lines."""
+    """Return the results as text of at most 40 lines."""
     entries = results["sections"]
     lines = [report.cuda_heading(results["machine"])]
     for name in (section.name for sections in PLAN.values() for section in sections):
@@ -150,40 +152,38 @@ def table(results):
         times = {who: row["seconds"]["seconds"] for who, row in zip(CONTESTANTS[1:], theirs, strict=True) if row}
         ratios = [f"{ours['graph']['seconds'] / time:.2f} of {who}" for who, time in times.items() if ours]
         measured = f"; a graph takes {', '.join(ratios)}" if ratios else ""
-        lines.append(f"{name}: {results['foreseen'].get(name, 'not estimated')}{measured}")
+        lines.append(f"{name}: {results['estimates'].get(name, 'not estimated')}{measured}")
     return "\n".join(lines)
 
 
 def verdict(results):
-    """Return in a sentence or two how the run ended."""
+    """Return a sentence or two on how the run ended."""
     states = [entry["state"] for entry in results["sections"].values()]
     total = sum(map(len, PLAN.values()))
-    words = f"{states.count('ok')} of {total} sections passed"
-    words += (
-        f", {sum(map(states.count, FAULTS))} did not, {total - len(states) + states.count('not run')} were not run."
-    )
+    failed, left = sum(map(states.count, FAULTS)), total - len(states) + states.count("not run")
+    words = f"Of {total} sections, {states.count('ok')} passed, {failed} failed and {left} did not run."
     if name := stopped_by(results):
-        words = f"{name} {results['sections'][name]['state']}: mend this first; the rest needs it. {words}"
+        words = f"{name} {results['sections'][name]['state']}: fix this first; the rest needs it. {words}"
     return words
 
 
 def machine(*options):
-    """Return what the figures depend on, as a process of child.py finds it; end with its words if it finds no GPU."""
+    """Return the GPU and the versions as found by child.py; exit with its message if it finds no GPU."""
     try:
         with start("machine", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
-                out, said = process.communicate(timeout=2 * START)
+                out, said = process.communicate(timeout=2 * START_SECONDS)
             finally:
                 end(process)
     except subprocess.TimeoutExpired:
-        sys.exit(f"no GPU can be used: it does not answer within {2 * START} s")
+        sys.exit(f"no GPU can be used: it does not answer within {2 * START_SECONDS} s")
     if process.returncode:
         sys.exit(said.strip() or f"no GPU can be used: the process that asked ended with status {process.returncode}")
     return json.loads(out)
 
 
 def results_in(path):
-    """Return the results that a run left in a file, without those of sections that are to run again."""
+    """Return the results of an earlier run from a file, without those of sections to run again."""
     try:
         results = read(path)
         entries = results["sections"] = {
@@ -192,37 +192,50 @@ def results_in(path):
         entries.pop(stopped_by(results), None)
         return results
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"{path} has no results of an earlier run to go on from ({error!r}); leave out --go-on")
+        sys.exit(f"{path} has no results of an earlier run ({error!r}); omit --resume")
 
 
 def main(args=None):
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__.partition(",")[0])
-    parser.add_argument("results", nargs="?", type=Path, default="gpu.json", metavar="RESULTS.json")
-    parser.add_argument("--go-on", type=Path, metavar="RESULTS.json", help="run what has no result there yet")
-    parser.add_argument("--minutes", type=float, default=7, help="time for all of it")
-    parser.add_argument("--stand-in", action="store_true", help="run it on a CPU, to see that all of it can run")
+    parser.add_argument(
+        "results",
+        nargs="?",
+        type=Path,
+        default="gpu.json",
+        metavar="RESULTS.json",
+        help="file to write, gpu.json by default",
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="RESULTS.json", help="continue that run: run the sections without a result"
+    )
+    parser.add_argument("--minutes", type=float, default=7, help="time limit of the whole run, 7 by default")
+    parser.add_argument(
+        "--stand-in", action="store_true", help="run everything on a CPU, without a GPU, to test these files"
+    )
     args = parser.parse_args(args)
     if args.stand_in:
-        join(PLAN)
-    began, path, options = time.time(), (args.go_on or args.results).resolve(), ["--stand-in"] * args.stand_in
+        merge(PLAN)
+    began, path, options = time.time(), (args.resume or args.results).resolve(), ["--stand-in"] * args.stand_in
     if not path.parent.is_dir():
         parser.error(f"there is no folder {path.parent}")
-    results = results_in(path) if args.go_on else {"sections": {}}
-    results |= {"began": began, "machine": machine(*options), "foreseen": results.get("foreseen", {})}
+    results = results_in(path) if args.resume else {"sections": {}}
+    results |= {"began": began, "machine": machine(*options), "estimates": results.get("estimates", {})}
     write(path, results)
-    until, foreseen = began + 60 * args.minutes, results["foreseen"]
+    until, estimates = began + 60 * args.minutes, results["estimates"]
     steps = STEPS[:1] if args.stand_in else STEPS
-    with foreseeing(steps if unfinished("checks", results) else [], foreseen, *options):
+    with estimating(steps if unfinished("checks", results) else [], estimates, *options):
         supervise("checks", path, until, *options)
-    write(path, read(path) | {"foreseen": foreseen})
+    write(path, read(path) | {"estimates": estimates})
     for name in PLAN:
         supervise(name, path, until, *options)
     results = read(path) | {"seconds": round(time.time() - began, 1)}
     write(path, results)
-    print(f"\n{table(results)}\n{verdict(results)} {results['seconds']:.0f} s; everything is in {path}")
+    print(f"\n{table(results)}\n{verdict(results)} {results['seconds']:.0f} s; all figures are in {path}")
     sys.exit(any(entry["state"] in FAULTS for entry in results["sections"].values()))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # so that no process is left behind
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM")
+    )  # exit normally, so that no child is left behind
     main()

@@ -1,10 +1,10 @@
-"""A process that runs sections of the plan and writes down each result, for the process that watches over it.
+"""A child process of `python -m tests.gpu`: runs sections of the plan and writes each result to a file.
 
     python -m tests.gpu.child PROCESS RESULTS.json UNTIL [--stand-in]
 
-PROCESS is a key of PLAN, and UNTIL the time at which all must end. Before each section its name is written, so that it
-is known where the process died or hung. Two other words are for the beginning: ``machine`` prints what the figures
-depend on, and ``foresee MODEL PRECISION`` works in the background.
+PROCESS is a key of PLAN, and UNTIL the time, as in ``time.time()``, when the run must end. The name of each section is
+written before it starts, so the file shows where a process died or hung. In place of PROCESS, ``machine`` prints
+the GPU and the versions, and ``estimate MODEL PRECISION`` estimates and compiles a step in the background.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tests.bench import measure_cuda
 
 from . import sections
 from .plan import PLAN
-from .stand_in import join, stand_in
+from .stand_in import merge, stand_in
 
 
 def read(path):
@@ -31,14 +31,14 @@ def read(path):
 
 
 def write(path, results):
-    """Replace the results in one step, as this process may die at any time."""
+    """Write the results atomically, because this process may die at any time."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(results, indent=1, default=str))
     os.replace(temporary, path)
 
 
 def note(path, name, **entry):
-    """Write the result of one section, or that it is running."""
+    """Write the result of one section, or the state "running"."""
     results = read(path)
     results["sections"][name] = entry
     write(path, results)
@@ -50,7 +50,7 @@ def say(name, entry, began):
 
 
 def run_sections(process, path, until):
-    """Run the sections of a process that have no result yet, as long as the GPU answers."""
+    """Run the sections of a process that have no result yet, until one that the rest needs fails or the GPU is lost."""
     for section in PLAN[process]:
         results = read(path)
         if section.name in results["sections"]:
@@ -65,8 +65,8 @@ def run_sections(process, path, until):
             entry = outcome(section.call) | {"seconds": round(time.time() - now, 1)}
         note(path, section.name, **entry)
         say(section.name, entry, results["began"])
-        if entry["state"] == "failed" and (section.needed or not answers()):
-            os._exit(0)  # at a normal end, libraries would wait for a GPU that may not answer
+        if entry["state"] == "failed" and (section.needed or not responds()):
+            os._exit(0)  # a normal exit would let libraries wait for a GPU that may not respond
 
 
 def outcome(call):
@@ -81,8 +81,8 @@ def outcome(call):
     return {"state": "ok", "words": words, "figures": figures}
 
 
-def answers():
-    """Return whether the GPU still works for this process; after a fault of a kernel it refuses everything."""
+def responds():
+    """Return True if the GPU still works for this process; after an illegal access in a kernel, every call fails."""
     if "cupy" not in sys.modules:
         return True
     cupy = sys.modules["cupy"]
@@ -94,7 +94,7 @@ def answers():
 
 
 def machine():
-    """Print what the figures depend on as JSON; without a GPU, end with a sentence that says why."""
+    """Print the GPU and the versions as JSON; exit with the reason if there is no usable GPU."""
     if problem := cuda_problem():
         sys.exit(f"no GPU can be used: {problem}")
     print(json.dumps(measure_cuda.machine()))
@@ -102,15 +102,15 @@ def machine():
 
 def main(what, *args):
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)  # to say where it hangs
+    faulthandler.register(signal.SIGUSR1)  # prints a traceback when it hangs
     args, dry = [a for a in args if a != "--stand-in"], "--stand-in" in args
     if dry:
-        join(PLAN)
+        merge(PLAN)
     with stand_in() if dry else contextlib.nullcontext():
         if what == "machine":
             machine()
-        elif what == "foresee":
-            sections.foresee(*args)
+        elif what == "estimate":
+            sections.estimate(*args)
         else:
             run_sections(what, Path(args[0]), float(args[1]))
 

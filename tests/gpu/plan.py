@@ -1,15 +1,15 @@
-"""What `python -m tests.gpu` runs, the most valuable first, and in which process."""
+"""The sections of `python -m tests.gpu`, the most valuable first, and the process that runs each of them."""
 
 from functools import partial
 from typing import NamedTuple
 
 from . import sections
 
-START = 30  # seconds in which a process begins its first section, which each section has beside its own
+START_SECONDS = 30  # for a process to start; added to the limit of each section
 
 
 class Section(NamedTuple):
-    """A part of the run: what it is called, seconds that it should take, its function, whether the rest needs it."""
+    """A part of the run: its name, the seconds it should take, its function, and whether the rest needs it."""
 
     name: str
     seconds: int
@@ -18,12 +18,12 @@ class Section(NamedTuple):
 
     @property
     def limit(self):
-        """Seconds after which it counts as hung."""
-        return START + 3 * self.seconds
+        """Seconds after which the section counts as hung."""
+        return START_SECONDS + 3 * self.seconds
 
 
 def steps(model, precision, seconds):
-    """Return the processes that measure a training step: minitl first, then PyTorch."""
+    """Return the processes that measure a training step, minitl's first, as {name: sections}."""
     title = f"{model} {precision}"
     calls = {"minitl": sections.minitl_step, "PyTorch eager": partial(sections.pytorch_step, compiled=False)}
     calls["PyTorch compiled"] = partial(sections.pytorch_step, compiled=True)
@@ -33,11 +33,7 @@ def steps(model, precision, seconds):
     }
 
 
-STEPS = [
-    ("cifar-r1", "tf32"),
-    ("vit-tiny-tl", "tf32"),
-    ("cifar-r1", "bf16"),
-]  # models and precisions, to be compared with PyTorch
+STEPS = [("cifar-r1", "tf32"), ("vit-tiny-tl", "tf32"), ("cifar-r1", "bf16")]  # models and precisions to measure
 CHECKS = [
     Section("kernels", 15, sections.kernels_equal_their_references),
     Section("products fp32", 4, partial(sections.products_equal_numpys, "fp32"), needed=True),
@@ -53,10 +49,11 @@ CHECKS = [
     Section("augmentation", 8, sections.augmentation_equals_the_cpus),
     Section("training on images", 10, partial(sections.a_run_equals_the_cpus, "images")),
     Section("training on clips", 15, partial(sections.a_run_equals_the_cpus, "clips")),
-    Section("resuming", 4, sections.a_run_goes_on),
-    Section("a batch too large", 3, sections.a_batch_that_does_not_fit_says_so),
+    Section("resuming", 4, sections.a_run_resumes),
+    Section("a batch too large", 3, sections.full_memory_raises),
 ]
-PLAN = {  # process: its sections. PyTorch compiles in the background during the checks; all else has the GPU to itself
+# process: its sections. PyTorch compiles in the background during the checks; the other processes have the GPU alone
+PLAN = {
     "checks": CHECKS,
     "memory and rates": [
         Section("memory", 5, sections.replays_leave_memory_constant),

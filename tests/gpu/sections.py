@@ -1,7 +1,7 @@
-"""The parts of `python -m tests.gpu`, in the order of the plan. Each returns a phrase for the table, and its figures.
+"""The sections of `python -m tests.gpu`, in the order of the plan. Each returns a phrase for the table and figures.
 
-A check raises an exception where it fails. Only the sections import CuPy, since the process that watches over them has
-to live on when CuPy does not. Times are medians by the GPU's clock.
+A check that fails raises an exception. CuPy is imported only inside the sections, because the supervising process must
+survive if CuPy crashes. Times are medians, measured by CUDA events.
 """
 
 import contextlib
@@ -32,43 +32,46 @@ from minitl.train.presets import preset  # noqa: E402
 from tests.bench import contestant, contestant_cuda, measure, measure_cuda  # noqa: E402
 from tests.bench import model as bench_model  # noqa: E402
 
-RTOL = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}  # of products: the largest error over the largest value
+RTOL = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}  # of products: largest error / largest value
 ATTENTIONS = [(5, 9, 3, 6), (5, 49, 3, 16), (3, 64, 4, 64), (3, 65, 3, 8), (2, 197, 3, 64)]  # B, N, heads, d
-SUMS = [(65536, 768), (100_003, 33), (8192, 128), (4097, 1021), (257, 1)]  # rows and columns that are added up
-FOLLOWED_STEPS = 20  # that are taken captured and eager
-REPLAYS = 100  # that must leave memory as it is
-SCRIBBLES = (10**4, 10**6, 10**7)  # numbers that are written between replays
-DATA = {  # small sets, as a whole one takes long to draw
+SUMS = [(65536, 768), (100_003, 33), (8192, 128), (4097, 1021), (257, 1)]  # rows and columns of the arrays to sum
+FOLLOWED_STEPS = 20  # captured and eager
+REPLAYS = 100  # during which memory use must not grow
+SCRIBBLES = (10**4, 10**6, 10**7)  # sizes of the arrays that are written between replays
+DATA = {  # small sets, as generating a whole one takes long
     "clutter": lambda: data.clutter(400, 200),
     "actors": lambda: data.actors(80, 40),
     "cifar10": lambda: noise(LOOP_STEPS * LOOP.batch_size, 32),
 }
-RUNS = {  # training runs of 20 steps, and which share of a loss may differ from the CPU's
+RUNS = {  # training runs of 20 steps, and the tolerated relative difference of a loss from the CPU's
     "images": (train.TrainConfig(batch_size=100, epochs=5, warmup=0.2), 1e-3),
-    # in a convolutional model a ReLU at the edge makes more of a rounding error than it was
+    # larger for a convolutional model: near 0, a ReLU amplifies rounding errors
     "clips": (train.TrainConfig("actors", nn.X21DConfig(), batch_size=20, epochs=5, lr=1e-3, warmup=0.2), 1e-2),
 }
 LOOP = replace(preset("cifar-r1"), epochs=1, mix_until=1.0, device="cuda", precision="tf32")
-LOOP_STEPS = 60  # of which the first third does not count
-FORMS = {"plain": "cuda-plain", "cuda": "cuda and not cuda-plain"}  # of ops on CuPy, as test_ops.py calls its cases
+LOOP_STEPS = 60  # the first third is not timed
+FORMS = {
+    "plain": "cuda-plain",
+    "cuda": "cuda and not cuda-plain",
+}  # forms of ops on CuPy, as `pytest -k` selects them in test_ops.py
 
-earlier = {}  # results of the sections before, by name
+earlier = {}  # results of earlier sections, by name
 
 
 class NotRun(Exception):
-    """The reason why a section cannot run on this machine."""
+    """Raised with the reason why a section cannot run on this machine."""
 
 
 # --- tools ---
 
 
 def model(name):
-    """Return configuration, DataSpec and batch size of a model of the benchmark."""
+    """Return the configuration, DataSpec and batch size of a model of the benchmark."""
     return measure_cuda.MODELS[name]
 
 
 def make(config, spec, batch, device="cuda", lr=1e-3, **options):
-    """Return a side of `python -m tests.bench` with a learning rate that moves the weights."""
+    """Return a contestant of `python -m tests.bench` with a learning rate large enough to move the weights."""
     kind = contestant.Minitl if device == "cpu" else contestant_cuda.Minitl
     side = contestant.side_of(kind, config, spec, batch, 1, **options)
     side.optimizer.lr = lr
@@ -77,7 +80,7 @@ def make(config, spec, batch, device="cuda", lr=1e-3, **options):
 
 @contextlib.contextmanager
 def computing_in(precision):
-    """Multiply in this precision inside, and in fp32 afterwards."""
+    """Use this precision inside, and fp32 afterwards."""
     from minitl.fast import cuda
 
     cuda.use(precision)
@@ -87,34 +90,34 @@ def computing_in(precision):
         cuda.use("fp32")
 
 
-def real(x):
-    """Return an array on the host, in float32 if it is in bfloat16, which uint16 stands for."""
+def from_bf16(x):
+    """Return a host array, in float32 if ``x`` holds bfloat16 as uint16."""
     x = to_numpy(x)
     return (x.astype("uint32") << 16).view("float32") if x.dtype == "uint16" else x
 
 
 def close(own, expected, rtol, what):
-    """Return the largest error over the largest value; raise AssertionError where it is above ``rtol``."""
-    own, expected = real(own), np.asarray(expected)
+    """Return the largest error / the largest value. Raises AssertionError if that is above ``rtol``."""
+    own, expected = from_bf16(own), np.asarray(expected)
     error = float(np.abs(own - expected).max() / max(np.abs(expected).max(), 1e-30)) if own.size else 0.0
     assert error <= rtol, f"{what}: error {error:.2e}, allowed {rtol:.0e}"
     return error
 
 
 def relative(pairs):
-    """Return the largest difference of pairs of numbers as a share of the first; NaN if one of them is."""
+    """Return the largest relative difference within pairs of numbers; NaN if any of them is NaN."""
     a, b = np.array(pairs, dtype="float64").T
     return float((abs(a - b) / abs(a)).max())
 
 
 def largest(errors):
-    """Return the phrase and the figures of a check, from {what: error}."""
+    """Return the phrase and the figures of a check from {what: error}."""
     what = max(errors, key=errors.get)
     return f"largest error {errors[what]:.1e} ({what})", errors
 
 
 def median_ms(call, count=50):
-    """Return the milliseconds of a call."""
+    """Return the median time of a call in milliseconds."""
     import cupy
 
     clock = types.SimpleNamespace(event=cupy.cuda.Event, between=cupy.cuda.get_elapsed_time)
@@ -130,7 +133,7 @@ def noise(count, size, channels=3):
 
 @contextlib.contextmanager
 def small_runs():
-    """Train on DATA inside, in the folder that this yields, without pictures, which would take matplotlib."""
+    """Train on DATA inside, without pictures, which need matplotlib; yields a temporary folder."""
     small = mock.patch.object(data, "load", lambda name, *_, **__: DATA[name]())
     with small, mock.patch.object(train.Trainer, "_draw"), tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
@@ -140,7 +143,7 @@ def small_runs():
 
 
 def kernels_equal_their_references():
-    """Every row of test_cuda.py, in float32 and, where there is such a kernel, in float64."""
+    """Check every row of test_cuda.py in float32 and, where the kernel supports it, in float64."""
     import cuda_reference
     import cupy
     from test_cuda import ROWS, prepared
@@ -151,7 +154,7 @@ def kernels_equal_their_references():
     for name, args, blocks, *constants in ROWS:
         sizes = constants[0] if constants else {}
         stored = any(getattr(a, "dtype", None) == "uint16" for a in args)
-        single = stored or sizes.get("TOKENS", 0) > 32  # what test_cuda.py does not compile in double either
+        single = stored or sizes.get("TOKENS", 0) > 32  # not compiled for double in test_cuda.py either
         for dtype, rtol in (("float32", 3e-5), ("float64", 1e-10))[: 1 if single else 2]:
             expected, own = prepared(args, dtype), prepared(args, dtype)
             with np.errstate(all="ignore"):
@@ -162,9 +165,9 @@ def kernels_equal_their_references():
                 if not np.ndim(b):
                     continue
                 what, allowed = f"{name} bf16" if stored else name, rtol
-                if b.dtype == "uint16":  # a calculation may round the last bit otherwise
+                if b.dtype == "uint16":  # the last bit may be rounded differently
                     allowed = 0 if name == "to_bf16" else 2**-7
-                a, b = real(a), real(b)
+                a, b = from_bf16(a), from_bf16(b)
                 np.testing.assert_allclose(a, b, rtol=allowed, atol=min(rtol, allowed), err_msg=f"{name} {dtype}")
                 if b.dtype == "float32" and np.isfinite(b).all():
                     worst[what] = max(worst.get(what, 0), close(a, b, math.inf, what))
@@ -172,7 +175,7 @@ def kernels_equal_their_references():
 
 
 def products_equal_numpys(precision):
-    """Every layout of test_cuda.py."""
+    """Check the products of all layouts of test_cuda.py."""
     import cupy
     from test_cuda import PRODUCTS, strided
 
@@ -193,7 +196,7 @@ def products_equal_numpys(precision):
 
 
 def attention_equals_the_cpus():
-    """Forward and backward, also of odd batches, three heads and odd numbers of tokens, in each precision."""
+    """Check attention in each precision, forward and backward, also for odd batch sizes, heads and tokens."""
     import cupy
 
     worst = {}
@@ -214,7 +217,7 @@ def attention_equals_the_cpus():
 
 
 def sums_are_the_same_each_time():
-    """The same bits each time, whichever block is last, also in a graph; and NumPy's, for chunks that are not full."""
+    """Check that sums are equal bit for bit each time, eager and captured, and agree with NumPy's."""
     import cupy
 
     from minitl.fast import cuda
@@ -235,7 +238,7 @@ def sums_are_the_same_each_time():
         found += [[a.copy() for a in captured(*given)] for _ in range(10)]
         own, *others = [[to_numpy(a) for a in arrays] for arrays in found]
         same = [(a == b).all() for arrays in others for a, b in zip(own, arrays, strict=True)]
-        assert all(same), f"{rows} x {C}: {same.count(False)} of {len(same)} are others"
+        assert all(same), f"{rows} x {C}: {same.count(False)} of {len(same)} differ"
         n = x - x.mean(1, keepdims=True, dtype="float64")
         n /= np.sqrt((n * n).mean(1, keepdims=True) + 1e-6)
         for a, b in zip(own, (x.sum(0, dtype="float64"), (dy * n).sum(0), dy.sum(0, dtype="float64")), strict=True):
@@ -247,7 +250,10 @@ def sums_are_the_same_each_time():
 
 
 def follow(eager, captured, batches, graphs=1):
-    """Take the same steps both ways, each with another learning rate; ``batches`` are (inputs, targets, labels)."""
+    """Take the same steps eager and captured, each with its own learning rate; compare losses and weights.
+
+    ``batches`` are (inputs, targets, labels), and ``graphs`` is the expected number of graphs.
+    """
     pairs = []
     for i, batch in enumerate(batches):
         eager.optimizer.lr = captured.optimizer.lr = 1e-3 / (1 + i)
@@ -255,13 +261,17 @@ def follow(eager, captured, batches, graphs=1):
             side.take_step(*batch, i)
         pairs.append([side.take_step.read()[-1] for side in (eager, captured)])
     worst = relative([(a, b) for (a, *_), (b, *_) in pairs])
-    assert worst < 1e-4, f"a loss differs by {worst:.1e} of it: {pairs}"
+    assert worst < 1e-4, f"the losses differ by {worst:.1e}: {pairs}"
     made = len(captured.take_step.compute.graphs)
-    assert made == graphs, f"{made} graphs were made, and {graphs} expected"
+    assert made == graphs, f"{made} graphs were recorded, expected {graphs}"
     own, expected = (to_numpy(side.optimizer.flat.data) for side in (captured, eager))
     weights = close(own, expected, 1e-2, "weights")
     same = "bit for bit" if worst == weights == 0 else f"losses within {worst:.1e}, weights within {weights:.1e}"
-    return f"as eager, {same}", {"losses": pairs, "worst": worst, "weights": weights}
+    return f"equal to eager steps, {same}" if same == "bit for bit" else f"like eager steps, {same}", {
+        "losses": pairs,
+        "worst": worst,
+        "weights": weights,
+    }
 
 
 def captured_equals_eager(config, spec, batch, **options):
@@ -270,13 +280,13 @@ def captured_equals_eager(config, spec, batch, **options):
 
 
 def captured_tiny(precision):
-    """Steps with dropout."""
+    """Check captured steps with dropout."""
     config, spec, batch = model("vit-tiny-tl")
     return captured_equals_eager(replace(config, dropout=0.1, drop_path=0.1), spec, batch // 2, precision=precision)
 
 
 def captured_r1():
-    """The model of a recipe as it is trained: labels mixed, then not, and each epoch's last batch is a small one."""
+    """Check captured steps of a recipe: with and without mixed labels, and with a smaller last batch."""
     config, spec, batch = model("cifar-r1")
     config, batch = replace(config, drop_path=0.1), min(batch, 256)
     eager, captured = (make(config, spec, batch, precision="tf32", graph=graph) for graph in (False, True))
@@ -290,7 +300,7 @@ def captured_r1():
 
 
 def captured_muon():
-    """Ten layers, so that ten matrices of one shape are updated together."""
+    """Check captured steps with Muon; ten layers, so that ten matrices of one shape are updated together."""
     config, spec, batch = model("vit-tiny-tl")
     return captured_equals_eager(replace(config, layers=10), spec, batch // 2, optimizer="muon")
 
@@ -299,10 +309,10 @@ def captured_muon():
 
 
 def augmentation_equals_the_cpus():
-    """Augmented bytes, bit for bit, and the batch that the recipe makes of them."""
+    """Check augmented images bit for bit, and the batch that the recipe makes from them."""
     import cupy
 
-    from minitl.fast import cuda  # noqa: F401  (its kernels then do this)
+    from minitl.fast import cuda  # noqa: F401  (registers the kernels)
 
     (train_set, _), rng = noise(64, 32), np.random.default_rng
     images, labels = train_set.images, train_set.labels
@@ -323,7 +333,7 @@ def augmentation_equals_the_cpus():
 
 
 def losses_of(trainer):
-    """Return that of each step, from here to the end of the run."""
+    """Train to the end of the run and return the loss of each step."""
     found, read = [], trainer.take_step.read
 
     def reading():
@@ -337,22 +347,22 @@ def losses_of(trainer):
 
 
 def a_run_equals_the_cpus(name):
-    """20 captured steps, and `minitl eval` of what they left."""
+    """Check a run of 20 captured steps and the evaluation of its checkpoint."""
     config, allowed = RUNS[name]
     with small_runs() as folder:
         host, device = (train.start(replace(config, device=where), folder / where) for where in ("cpu", "cuda"))
         pairs = list(zip(losses_of(host), losses_of(device), strict=True))
         worst = relative(pairs)
-        assert len(pairs) == 20 and worst < allowed, f"a loss differs by {worst:.1e} of it, allowed {allowed}: {pairs}"
+        assert len(pairs) == 20 and worst < allowed, f"the losses differ by {worst:.1e}, allowed {allowed}: {pairs}"
         tests = [trainer.rows[-1]["test_loss"] for trainer in (host, device)]
         assert abs(tests[0] - tests[1]) < 10 * allowed * tests[0], f"losses on the test set: {tests}"
         again = train.evaluate(*train.load_run(device.folder))["loss"]
-        assert abs(again - tests[1]) < 1e-5 * tests[1], f"evaluated again, the loss is {again} in place of {tests[1]}"
+        assert abs(again - tests[1]) < 1e-5 * tests[1], f"evaluated again, the loss is {again} instead of {tests[1]}"
         return f"20 losses within {worst:.1e} of the CPU's", {"worst": worst, "losses": pairs, "test losses": tests}
 
 
-def a_run_goes_on():
-    """A run stopped after 7 of 20 steps and resumed. Its first steps are then eager, so bits may differ."""
+def a_run_resumes():
+    """Check a run stopped after 7 of 20 steps and resumed, whose first steps are eager again, so bits may differ."""
     with small_runs() as folder:
         config = replace(RUNS["images"][0], device="cuda")
         whole, parts = (train.start(config, folder / name) for name in ("whole", "parts"))
@@ -371,11 +381,11 @@ def a_run_goes_on():
         assert parts.fit()
         a, b = (to_numpy(trainer.optimizer.flat.data) for trainer in (whole, parts))
         error = close(b, a, 1e-3, "weights")
-        return f"weights within {error:.1e} of a run without a stop", {"weights": error}
+        return f"weights within {error:.1e} of an uninterrupted run", {"weights": error}
 
 
-def a_batch_that_does_not_fit_says_so():
-    """A step whose memory has a limit."""
+def full_memory_raises():
+    """Check the error message of a step whose memory is limited."""
     with small_runs() as folder:
         trainer = train.start(replace(RUNS["images"][0], device="cuda"), folder / "run")
         trainer.take_step.compute.pool.set_limit(size=1 << 10)
@@ -384,15 +394,15 @@ def a_batch_that_does_not_fit_says_so():
         except InputError as error:
             start = f"the memory of the GPU is full at batch_size {trainer.config.batch_size}: "
             assert re.match(f"{start}.* choose a smaller batch_size, or recompute", str(error)), error
-            return "in a sentence", {"sentence": str(error)}
-    raise AssertionError("1 kB was enough")
+            return "raises the intended error", {"error": str(error)}
+    raise AssertionError("a step fits into 1 kB")
 
 
 # --- memory, rates, and what a step consists of ---
 
 
 def replays_leave_memory_constant():
-    """The pool's and the GPU's, over many replays; and other memory is written to in between, to no effect."""
+    """Check that memory use is constant over many replays, and that other arrays written in between do no harm."""
     import cupy
 
     def memory(side):
@@ -407,33 +417,34 @@ def replays_leave_memory_constant():
     for _ in range(REPLAYS):
         x = clean.loss()
     after = memory(clean)
-    assert before == after, f"bytes of the pool, of them in use, and free on the GPU: {before}, later {after}"
+    assert before == after, f"bytes of the pool, in use, and free on the GPU: {before}, later {after}"
     for _ in range(REPLAYS):
         for n in SCRIBBLES:
             cupy.full(n, np.nan, "float32")  # takes and frees memory that a graph must not share
         y = scribbled.loss()
-    assert x == y, f"with others at work the loss is {y} in place of {x}"
+    assert x == y, f"with other arrays written in between, the loss is {y} instead of {x}"
     return f"a pool of {after[0] / 1e6:.0f} MB", {"pool bytes": after[0], "used bytes": after[1], "loss": x}
 
 
 def rates():
-    """Bandwidth of a copy (bytes read and written) and rate of large products."""
+    """Measure the bandwidth of a copy (bytes read and written) and the rate of large products."""
     found = {}
     for precision in RTOL:
         copy, products = contestant_cuda.rates(30, make(*model("vit-tiny-tl"), precision=precision))
         found |= {"copy TB/s": copy / 1e12, f"{precision} TFLOP/s": products / 1e12}
-    return ", ".join(f"{name} {value:.3g}" for name, value in found.items()), found
+    copy, *products = (f"{value:.3g}" for value in found.values())
+    return f"copy {copy} TB/s; products {', '.join(RTOL)}: {', '.join(products)} TFLOP/s", found
 
 
 def parts_of_a_step(precision, fn, key):
-    """Take an eager step of cifar-r1 with another function in place of ``fn``, which times each new kind of call.
+    """Time each kind of call of ``fn`` in an eager step of cifar-r1.
 
-    ``key(*args)`` is its kind and the work that it does. Returns {kind: {"calls", "us", "work per s"}}, the most
-    expensive first. A call that is shorter than its launch counts as long as that.
+    ``key(*args)`` returns the kind of a call and its work. Returns {kind: {"calls", "us", "work per s"}}, the most
+    expensive kind first. A call shorter than its launch is measured as the time of the launch.
     """
     side, found = make(*model("cifar-r1"), precision=precision, graph=False), {}
     for _ in range(2):
-        side.step()  # compiles what there is to compile
+        side.step()  # compile all kernels
 
     def timed(*args, **options):
         kind, work = key(*args)
@@ -461,11 +472,11 @@ def in_all(parts, unit, scale):
     share = most["calls"] * most["us"] / 1e3 / ms
     rate = f"{most['work per s'] / scale:.3g} {unit}"
     calls = sum(part["calls"] for part in parts.values())
-    return f"{ms:.3g} ms in {calls} calls; {share:.0%} in {most['calls']} of {first} at {rate}", parts
+    return f"{ms:.3g} ms in {calls} calls; most, {share:.0%}, in {most['calls']} of {first} at {rate}", parts
 
 
 def kernels_of_a_step(precision):
-    """Each of minitl's own kernels that R1 launches, at each size, and the bytes that it reads and writes."""
+    """Time each of minitl's kernels in a step of R1, at each size; its work is the bytes that it reads and writes."""
     import cupy
 
     from minitl.fast.cuda import kernels
@@ -478,7 +489,7 @@ def kernels_of_a_step(precision):
 
 
 def products_of_a_step(precision):
-    """Each of R1's matrix products, by shape and by how its factors lie in memory."""
+    """Time R1's matrix products by shape and by layout of the factors (N row-major, T transposed)."""
     from minitl.fast.cuda import gemm
 
     def key(a, b, *_):
@@ -500,12 +511,12 @@ def job(framework, name, **options):
 
 
 def block(calls):
-    """Return median and quartiles of the seconds of a step."""
+    """Return the median and the quartiles of the time of a step in seconds."""
     return measure.spread(np.array([calls["train"](measure_cuda.STEPS) for _ in range(measure_cuda.ROUNDS)]))
 
 
 def minitl_step(model, precision):
-    """A step as a graph and eager, with launches, floor and the time of each op."""
+    """Measure a step as a graph and eager, with its launches, its floor and the time of each op."""
     graph, eager = (
         contestant_cuda.prepare(job("minitl", model, precision=precision, graph=graph)) for graph in (True, False)
     )
@@ -516,42 +527,42 @@ def minitl_step(model, precision):
     row |= measure_cuda.floor(*measure_cuda.MODELS[model], row["copy"], row["products"])
     row["ops"] = measure.shares(eager["profile"](measure_cuda.ROUNDS))
     ms = {name: f"{1e3 * row[name]['seconds']:.3g} ms" for name in ("graph", "eager")}
-    words = f"graph {ms['graph']} of {row['launches']} launches, eager {ms['eager']}, floor {1e3 * row['floor']:.3g} ms"
+    words = f"graph {ms['graph']} ({row['launches']} launches), eager {ms['eager']}, floor {1e3 * row['floor']:.3g} ms"
     return words, row
 
 
 def pytorch_step(model, precision, compiled):
-    """The same step, with the same losses."""
+    """Measure the same step in PyTorch, and check that it has the same losses."""
     if not measure.installed("PyTorch"):
         raise NotRun("PyTorch is not installed")
     try:
         calls = contestant_cuda.prepare(job("PyTorch", model, precision=precision, compiled=compiled))
         losses = calls["losses"](measure.CHECKED_STEPS)
     except Exception as error:  # PyTorch built without CUDA, no compiler, no memory
-        raise NotRun(f"PyTorch cannot: {type(error).__name__}: {error}"[:300]) from error
+        raise NotRun(f"PyTorch fails: {type(error).__name__}: {error}"[:300]) from error
     ours = earlier.get(f"{model} {precision}, minitl", {}).get("figures", {}).get("losses")
     if ours:
         measure.check_losses(model, {"minitl": ours, "PyTorch": losses}, measure_cuda.RTOL[precision])
     row = {"losses": losses, "seconds": block(calls)}
-    same = "with minitl's losses" if ours else "its losses were not compared, as minitl's are missing"
+    same = "same losses as minitl" if ours else "losses not compared, as minitl's are missing"
     return f"{1e3 * row['seconds']['seconds']:.3g} ms, {same}", row
 
 
-def foresee(model, precision):
-    """Print the estimated time of a step, then fill the cache of PyTorch's compiler; for a process of its own."""
+def estimate(model, precision):
+    """Print the estimated time of a step, then fill the cache of PyTorch's compiler."""
     (row,) = bench_model.costs([model], precision)
     times = (f"{1e3 * seconds:.3g} ms on an {gpu}" for gpu, seconds in row["seconds"].items())
     print(f"estimated {', '.join(times)}", flush=True)
     began = time.time()
     contestant_cuda.prepare(job("PyTorch", model, precision=precision, compiled=True))["losses"](1)
-    print(f"compiled in the background in {time.time() - began:.0f} s")
+    print(f"PyTorch's compiled in {time.time() - began:.0f} s")
 
 
 # --- the loop, and the op tests ---
 
 
 def loop():
-    """Images per second of R1's training from data to update, once all is compiled and captured."""
+    """Measure the images per second of R1's training, from data to update, after compilation and capture."""
     with small_runs() as folder:
         trainer, marks = train.start(LOOP, folder / "run"), []
         read, every = trainer.take_step.read, LOOP_STEPS // 6
@@ -574,10 +585,10 @@ def loop():
 
 
 def op_tests():
-    """tests/test_ops.py on CuPy: with the plain forms, and with the CUDA forms. Both at the same time."""
+    """Run tests/test_ops.py on CuPy with the plain forms and with the CUDA forms, both at the same time."""
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--tb=short", "-p", "no:cacheprovider"]
     how = {"cwd": TESTS.parent, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    how["env"] = os.environ | {"CUPY_NVRTC_USE_PCH": "1"}  # hundreds of kernels are compiled, each in half the time
+    how["env"] = os.environ | {"CUPY_NVRTC_USE_PCH": "1"}  # halves the time to compile each of hundreds of kernels
     running = {
         name: subprocess.Popen([*command, "tests/test_ops.py", "-k", form], **how) for name, form in FORMS.items()
     }

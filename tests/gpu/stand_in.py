@@ -1,6 +1,6 @@
-"""What `python -m tests.gpu --stand-in` runs on: the stand-in for CuPy, models and data of a few numbers, no GPU.
+"""The setting of `python -m tests.gpu --stand-in`: the stand-in for CuPy, and tiny models and data.
 
-Whatever a section does on a GPU it does here too, so that no minute of one is lost to a typing error.
+Each section runs the code that it runs on a GPU, so that a mistake in it costs no time on one.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ TINY = nn.ViTConfig(dim=8, heads=2, layers=1, mlp_dim=8, hidden=8, num_tokens=2,
 
 @contextlib.contextmanager
 def stand_in():
-    """Let sections run on a CPU inside."""
+    """Run sections on a CPU inside."""
     import fake_cupy
 
     models = {name: measure.lookup(name, True, measure_cuda.MODELS) for name in measure_cuda.MODELS}
@@ -48,8 +48,8 @@ def stand_in():
         yield
 
 
-def join(plan):
-    """Let all that follows the checks run in one process: on a GPU each has its own, but it takes seconds to begin."""
+def merge(plan):
+    """Merge the processes after the checks into one: on a GPU they are separate, but each takes seconds to start."""
     plan["all else"] = [section for name in list(plan) if name != "checks" for section in plan.pop(name)]
 
 
@@ -57,7 +57,7 @@ SHAPES = {"clutter": (40, 8, 8, 3), "actors": (40, 4, 8, 8, 3), "cifar10": (60, 
 
 
 def small(*shape):
-    """Return a function that makes both splits of a data set; clips have several labels."""
+    """Return a function that makes both splits of a data set of this shape; clips have several labels."""
     labels = np.arange(shape[0]) % 3
     labels = np.eye(3, dtype="uint8")[labels] if len(shape) == 5 else labels
     pixels = np.random.default_rng(0).integers(256, size=shape, dtype="uint8")
@@ -65,14 +65,14 @@ def small(*shape):
 
 
 def run(name):
-    """Return the TrainConfig of a run with a model and batches of this size."""
+    """Return the entry of RUNS with a tiny model and small batches."""
     config, _ = sections.RUNS[name]
     small_model = {"images": TINY, "clips": nn.X21DConfig(widths=(4, 6), num_tokens=2)}[name]
     return replace(config, model=small_model, batch_size=10)
 
 
 def pytorch_on_cpu(stack):
-    """Let PyTorch's side run here, without its compiler, until the ``stack`` is closed."""
+    """Run PyTorch on the CPU and without its compiler until the ``stack`` is closed."""
     import torch
 
     from tests.bench.torch_twin import TorchOnGPU

@@ -6,11 +6,11 @@
 import cupy
 
 from . import overrides
-from .adamw import side_by_side, update, zero_grad
+from .adamw import concatenate, update, zero_grad
 from .gemm import PRECISIONS, use
 from .graph import capture
 
-__all__ = ["PRECISIONS", "capture", "memory", "side_by_side", "update", "use", "zero_grad"]
+__all__ = ["PRECISIONS", "capture", "concatenate", "memory", "update", "use", "zero_grad"]
 
 
 def memory():

@@ -32,7 +32,7 @@ def zero_grad(optimizer):
         p.grad = PendingGradient()
 
 
-def side_by_side(arrays, out=None):
+def concatenate(arrays, out=None):
     """Copy arrays into the flat array ``out``, by default a new one, by one launch; an integer is a number of zeros."""
     arrays = [x if isinstance(x, int) else contiguous(x) for x in arrays]
     sizes = [x if isinstance(x, int) else x.size for x in arrays]
@@ -50,7 +50,7 @@ def _gather(flat):
     if not all(isinstance(p.grad, PendingGradient) for p, _, _ in flat.views):
         return flat.gather()
     flat.check()
-    side_by_side([p.size if p.grad.array is None else p.grad.array for p, _, _ in flat.views], flat.grad)
+    concatenate([p.size if p.grad.array is None else p.grad.array for p, _, _ in flat.views], flat.grad)
     for p, _, grad in flat.views:
         p.grad = grad
 

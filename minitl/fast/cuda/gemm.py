@@ -7,8 +7,10 @@ dimension) and between matrices, and can be captured once it has a workspace. So
 cuBLAS stores matrices by columns, arrays here are stored by rows. A row-major matrix read by columns is its transpose,
 so instead of C = A B we ask for Cᵀ = Bᵀ Aᵀ and no transpose is ever written.
 
-``use("tf32")`` rounds the factors to 10 bits of mantissa inside the product, ``use("bf16")`` to 7 bits when they are
-stored; sums and results are always float32. float64 arrays are always multiplied in full precision.
+``use("tf32")`` rounds the factors to 10 bits of mantissa inside the product; sums and results are float32. With
+``use("bf16")`` activations between layers, and their gradients, are stored in bfloat16, which has 7 bits, and weights
+are rounded for each product. Weights and their gradients, residual sums, statistics and losses remain float32, and all
+sums are accumulated in it. float64 arrays are always multiplied in full precision.
 """
 
 import ctypes
@@ -77,11 +79,11 @@ def _check(name, *args):
 
 
 def to_precision(x):
-    """Return ``x`` as ``product`` takes it: itself, or with "bf16" rounded and stored in two bytes (as uint16).
+    """Return ``x`` as ``product`` takes it: itself, or with "bf16" rounded to bfloat16 (as uint16).
 
-    An array that enters several products is rounded once, and only the rounded one need be kept.
+    An array that enters several products is rounded only once, and only the rounded copy has to be kept.
     """
-    if stored(x.dtype) == x.dtype:
+    if activation_dtype(x.dtype) == x.dtype:
         return x
     x = contiguous(x)
     y = cupy.empty(x.shape, BF16)
@@ -89,8 +91,23 @@ def to_precision(x):
     return y
 
 
-def stored(dtype):
-    """Return the dtype in which activations of ``dtype`` that enter products are stored."""
+def is_bf16(x):
+    """Return True for an array in bfloat16."""
+    return isinstance(x, cupy.ndarray) and x.dtype == BF16
+
+
+def to_fp32(x):
+    """Return ``x``, converted to float32 if it is an array in bfloat16."""
+    if not is_bf16(x):
+        return x
+    x = contiguous(x)
+    y = cupy.empty(x.shape, np.float32)
+    launch("to_fp32", blocks_for(x.size), y, x, x.size)
+    return y
+
+
+def activation_dtype(dtype):
+    """Return the dtype in which ops store activations of ``dtype``: BF16 for float32 with the precision "bf16"."""
     return BF16 if _precision == "bf16" and dtype == np.float32 and library() is not None else dtype
 
 
@@ -132,7 +149,7 @@ def product(a, b, out=None, alpha=1.0, tables=None):
             # Tensor cores are fed 16 bytes at a time. Given one address, cuBLAS sees where that is impossible, but not
             # given a table of them. So these are products in float32, which holds all digits of bfloat16.
             if a.dtype == BF16:
-                y = product(_in_float32(a), _in_float32(b), alpha=alpha)
+                y = product(to_fp32(a), to_fp32(b), alpha=alpha)
                 out[...] = to_precision(y) if out.dtype == BF16 else y
                 return out
             compute = COMPUTE_64F if out.dtype == np.float64 else COMPUTE_32F
@@ -162,11 +179,6 @@ def _matrix(x):
 def _aligned(x, step, batch):
     """Return True if all matrices, and all their rows, start at multiples of 16 bytes."""
     return not any(n % 16 for n in (x.data.ptr, step * x.itemsize, *(stride for _, stride in _axes(x, batch))))
-
-
-def _in_float32(x):
-    """Return bfloat16 numbers in four bytes."""
-    return (x.astype(np.uint32) << 16).view(np.float32)
 
 
 def _axes(x, batch):

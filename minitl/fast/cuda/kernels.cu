@@ -331,7 +331,7 @@ KERNEL adamw(real* w, real* m, real* v, real* average, const real* grad, const r
 // --- for matrix products ---
 
 // y = x
-KERNEL to_real(real* y, const stored* x, int n) {
+KERNEL to_fp32(real* y, const stored* x, int n) {
     int i = THREAD;
     if (i < n) y[i] = x[i];
 }

@@ -95,40 +95,40 @@ def residual_dx(dy, dz, m):
     return _reduce_columns("residual_dx", cupy.empty(C, dz.dtype), (dy, dz, m, rows // len(m)), dz.shape)
 
 
-class Latest:
+class NormGradient:
     """The ``gradient`` that a layer norm computed last, and what its kernel found out on the way.
 
     Its sums down the columns are the gradient of a bias, and its copy in bfloat16 (or None) enters products, if the
     layer whose output the norm's input was gets it unchanged, as at the end of a residual branch.
     """
 
-    gradient = sums = narrow = None
+    gradient = sums = bf16 = None
 
     def sums_of(self, dy, C):
         """(..., C) -> (C): sums over all axes but the last."""
         return self.sums if dy is self.gradient else column_sums(contiguous(dy).reshape(-1, C))
 
-    def narrow_of(self, dy):
+    def bf16_of(self, dy):
         """Return ``dy`` in bfloat16 if it exists so, or else itself."""
-        return self.narrow if dy is self.gradient and self.narrow is not None else dy
+        return self.bf16 if dy is self.gradient and self.bf16 is not None else dy
 
 
-latest = Latest()
+last_norm = NormGradient()
 
 
-def layer_norm_dx(dy, x, arrived, weight, mean, inv_std):
-    """Return (3C): the gradients of weight and bias, and the sums of that of x, which is then ``latest.gradient``.
+def layer_norm_dx(dy, x, accumulated, weight, mean, inv_std):
+    """Return (3C): the gradients of weight and bias, and the sums of that of x, which is then ``last_norm.gradient``.
 
-    ``arrived``, like x or None, is added to it.
+    ``accumulated``, like x or None, is added to it.
     """
     C = weight.size
     rows, dx, sums = x.size // C, cupy.empty_like(x), cupy.empty(3 * C, x.dtype)
     blocks = min(MAX_GROUPED, -(-rows // 8))
     parts = cupy.empty((blocks, 3 * C), x.dtype)
-    narrow = cupy.empty(x.shape, BF16) if dy.dtype == BF16 else None
-    arrays = dx, narrow, sums, parts, tickets(), dy, x, arrived, weight, mean, inv_std
+    dx_bf16 = cupy.empty(x.shape, BF16) if dy.dtype == BF16 else None
+    arrays = dx, dx_bf16, sums, parts, tickets(), dy, x, accumulated, weight, mean, inv_std
     launch("layer_norm_dx", blocks, *arrays, rows, C=C)
-    latest.gradient, latest.sums, latest.narrow = dx, sums[2 * C :], narrow
+    last_norm.gradient, last_norm.sums, last_norm.bf16 = dx, sums[2 * C :], dx_bf16
     return sums
 
 

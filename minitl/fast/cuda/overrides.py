@@ -11,10 +11,10 @@ import math
 import cupy
 import numpy as np
 
-from ...autograd import OVERRIDES, PLAIN, Onto, Tensor, no_grad, unbroadcast
+from ...autograd import OVERRIDES, PLAIN, Accumulator, Tensor, no_grad, unbroadcast
 from ...backend import FLOATS, default_rng, describe
 from ...ops.conv import pair
-from .gemm import matrix_addresses, product, stored, to_precision
+from .gemm import activation_dtype, is_bf16, matrix_addresses, product, to_fp32, to_precision
 from .graph import host_values, remember_host_values
 from .kernels import (
     BF16,
@@ -23,7 +23,7 @@ from .kernels import (
     blocks_for_rows,
     column_sums,
     contiguous,
-    latest,
+    last_norm,
     launch,
     layer_norm_dx,
     norm_columns,
@@ -34,38 +34,38 @@ from .kernels import (
 MAX_NORM_COLUMNS = 1024  # of a layer norm, in the registers of 32 threads
 
 
-def override(fits, narrow=()):
+def override(fits, bf16=()):
     """Decorate the CUDA form of the op of the same name; it is used if ``fits(*arrays, **options)``.
 
-    ``narrow`` are the positions of the arguments that it also takes in bfloat16; others become float32 first.
+    ``bf16`` are the positions of the arguments that it also takes in bfloat16; others become float32 first.
     """
 
     def register(fn):
-        OVERRIDES["cuda"][fn.__name__] = functools.partial(_run, fn.__name__, fn, fits, narrow)
+        OVERRIDES["cuda"][fn.__name__] = functools.partial(_run, fn.__name__, fn, fits, bf16)
         return fn
 
     return register
 
 
-def _run(name, fn, fits, narrow, /, *arrays, **options):
+def _run(name, fn, fits, bf16, /, *arrays, **options):
     """Return what ``fn`` or, if it does not fit, the plain form returns, for arrays that may be in bfloat16."""
-    wide = [a if i in narrow else to_real(a) for i, a in enumerate(arrays)]
-    given = [a for a in wide if a is not None]
+    inputs = [a if i in bf16 else to_fp32(a) for i, a in enumerate(arrays)]
+    given = [a for a in inputs if a is not None]
     usable = all(isinstance(a, cupy.ndarray) and a.size for a in given)
-    dtypes = {np.dtype("float32") if is_narrow(a) else a.dtype for a in given if a.dtype.kind in "fu"} if usable else ()
-    if len(dtypes) == 1 and dtypes <= {*FLOATS} and fits(*wide, **options):
-        value, backward = fn(*wide, **options)
+    dtypes = {np.dtype("float32") if is_bf16(a) else a.dtype for a in given if a.dtype.kind in "fu"} if usable else ()
+    if len(dtypes) == 1 and dtypes <= {*FLOATS} and fits(*inputs, **options):
+        value, backward = fn(*inputs, **options)
     else:
         if fn is not PLAIN[name]:
             _tell(f"{name}({', '.join(map(describe, arrays))}) does not fit its CUDA form and runs in the plain one")
-        value, backward = PLAIN[name](*map(to_real, arrays), **options)
-    if not any(map(is_narrow, arrays)):
+        value, backward = PLAIN[name](*map(to_fp32, arrays), **options)
+    if not any(map(is_bf16, arrays)):
         return value, backward
 
     def pull(dy):
         grads = backward(dy)
         grads = grads if isinstance(grads, tuple) else (grads,)
-        return tuple(_onto(g, a.shape) if is_narrow(a) else g for g, a in zip(grads, arrays, strict=False))
+        return tuple(_accumulator(g, a.shape) if is_bf16(a) else g for g, a in zip(grads, arrays, strict=False))
 
     return value, pull
 
@@ -75,34 +75,19 @@ def _tell(text):
     logging.getLogger("minitl").info(text)
 
 
-def is_narrow(x):
-    """Return True for an array in bfloat16."""
-    return isinstance(x, cupy.ndarray) and x.dtype == BF16
-
-
-def to_real(x):
-    """Return ``x`` itself, or in float32 if it is in bfloat16."""
-    if not is_narrow(x):
-        return x
-    x = contiguous(x)
-    y = cupy.empty(x.shape, np.float32)
-    launch("to_real", blocks_for(x.size), y, x, x.size)
-    return y
-
-
-def as_stored(dy, dtype):
+def to_dtype(dy, dtype):
     """Return the gradient ``dy`` of an array of ``dtype``, contiguous and, if that is bfloat16, in bfloat16 too."""
     return contiguous(to_precision(dy) if dtype == BF16 else dy)
 
 
-def _onto(grad, shape):
+def _accumulator(grad, shape):
     """Return the gradient of an array in bfloat16, which the engine cannot add to another one."""
 
-    def add(arrived=None):
+    def add(accumulated=None):
         g = unbroadcast(grad() if callable(grad) else grad, shape)
-        return g if arrived is None else to_real(arrived) + to_real(g)
+        return g if accumulated is None else to_fp32(accumulated) + to_fp32(g)
 
-    return None if grad is None else Onto(add)
+    return None if grad is None else Accumulator(add)
 
 
 # --- element by element ---
@@ -121,7 +106,7 @@ def add(x, y):
     return x + y, lambda dz: (dz, column_sums(contiguous(dz).reshape(-1, size)).reshape(shape))
 
 
-@override(lambda x: True, narrow=(0,))
+@override(lambda x: True, bf16=(0,))
 def relu(x):
     """y = max(x, 0): one launch in each direction."""
     y = cupy.empty(x.shape, x.dtype)
@@ -129,13 +114,13 @@ def relu(x):
 
     def backward(dy):
         dx = cupy.empty_like(y)
-        launch("relu_dx", blocks_for(y.size), dx, as_stored(dy, y.dtype), y, y.size)
+        launch("relu_dx", blocks_for(y.size), dx, to_dtype(dy, y.dtype), y, y.size)
         return dx
 
     return y, backward
 
 
-@override(lambda x, approximate="tanh": approximate in ("tanh", "none"), narrow=(0,))
+@override(lambda x, approximate="tanh": approximate in ("tanh", "none"), bf16=(0,))
 def gelu(x, *, approximate="tanh"):
     """y = x Φ(x); backward computes Φ again, so only x is kept."""
     x, exact = contiguous(x), approximate == "none"
@@ -144,7 +129,7 @@ def gelu(x, *, approximate="tanh"):
 
     def backward(dy):
         dx = cupy.empty_like(x)
-        launch("gelu_dx", blocks_for(x.size), dx, as_stored(dy, x.dtype), x, x.size, exact)
+        launch("gelu_dx", blocks_for(x.size), dx, to_dtype(dy, x.dtype), x, x.size, exact)
         return dx
 
     return y, backward
@@ -169,7 +154,7 @@ def _linear_fits(x, W, b=None):
     return W.ndim == 2 and x.shape[-1:] == W.shape[:1] and (b is None or b.shape == W.shape[1:])
 
 
-@override(_linear_fits, narrow=(0,))
+@override(_linear_fits, bf16=(0,))
 def linear(x, W, b=None):
     """y = x W + b: one product, and b added in place. y is stored as x is."""
     y, backward = _product(x, W)
@@ -178,13 +163,13 @@ def linear(x, W, b=None):
         launch("bias_drop_path", blocks_for(y.size), y, y, contiguous(b), None, y.size, outputs, 1)
 
     def pull(dy):
-        db = None if b is None else latest.sums_of(dy, outputs)
-        return *backward(latest.narrow_of(dy)), db
+        db = None if b is None else last_norm.sums_of(dy, outputs)
+        return *backward(last_norm.bf16_of(dy)), db
 
     return y.reshape(*x.shape[:-1], outputs), pull
 
 
-@override(_linear_fits, narrow=(0,))
+@override(_linear_fits, bf16=(0,))
 def linear_gelu(x, W, b):
     """y = GELU(u + b), u = x W; backward computes du and its sums down the columns, db, in one launch."""
     u, backward = _product(x, W)
@@ -192,7 +177,7 @@ def linear_gelu(x, W, b):
     launch("bias_gelu", blocks_for_rows(len(u)), y, u, b, *sizes)
 
     def pull(dy):
-        dy = as_stored(dy, u.dtype).reshape(sizes)
+        dy = to_dtype(dy, u.dtype).reshape(sizes)
         du = cupy.empty_like(u)
         db = bias_gelu_dx(du, dy, u, b)
         return *backward(du), db
@@ -212,7 +197,7 @@ def _product(x, W):
     return product(x, W, cupy.empty((len(x), W.shape[1]), dtype)), backward
 
 
-@override(lambda x, y: x.ndim > 1 and y.ndim > 1 and x.shape[-1] == y.shape[-2], narrow=(0, 1))
+@override(lambda x, y: x.ndim > 1 and y.ndim > 1 and x.shape[-1] == y.shape[-2], bf16=(0, 1))
 def matmul(x, y):
     """z = x y"""
     x, y = to_precision(x), to_precision(y)
@@ -226,7 +211,7 @@ def matmul(x, y):
 
 @override(
     lambda A, x, mean=False: A.ndim == x.ndim == 3 and len(A) in (1, len(x)) and A.shape[2] == x.shape[1],
-    narrow=(0, 1),
+    bf16=(0, 1),
 )
 def token_pool(A, x, *, mean=False):
     """Z = κ A x as a batch of products with the factor κ; transposes are flags."""
@@ -271,22 +256,26 @@ def layer_norm(x, weight, bias, *, eps=1e-6):
     x, weight = contiguous(x), contiguous(weight)
     C = x.shape[-1]
     count = x.size // C
-    y, mean, inv_std = cupy.empty(x.shape, stored(x.dtype)), cupy.empty(count, x.dtype), cupy.empty(count, x.dtype)
+    y, mean, inv_std = (
+        cupy.empty(x.shape, activation_dtype(x.dtype)),
+        cupy.empty(count, x.dtype),
+        cupy.empty(count, x.dtype),
+    )
     arrays = y, mean, inv_std, x, weight, contiguous(bias)
     launch("layer_norm", blocks_for_rows(count), *arrays, count, float(eps), C=C)
 
     def backward(dy):
         found = []
 
-        def dx(arrived=None):
-            found.append(layer_norm_dx(contiguous(dy), x, arrived, weight, mean, inv_std))
-            return latest.gradient
+        def dx(accumulated=None):
+            found.append(layer_norm_dx(contiguous(dy), x, accumulated, weight, mean, inv_std))
+            return last_norm.gradient
 
         def sums(part):
             found or dx()
             return found[0][part * C : (part + 1) * C]
 
-        return Onto(dx), functools.partial(sums, 0), functools.partial(sums, 1)
+        return Accumulator(dx), functools.partial(sums, 0), functools.partial(sums, 1)
 
     return y, backward
 
@@ -323,7 +312,7 @@ def _attention_fits(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
     return fits and (b is None or b.shape == qkv.shape[2:])
 
 
-@override(_attention_fits, narrow=(0,))
+@override(_attention_fits, bf16=(0,))
 def attention(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
     """y = A v per head. One launch in each direction for few tokens, whose weights need not be stored."""
     mask = Mask(dropout, rng, qkv.dtype) if dropout else None
@@ -334,7 +323,7 @@ def attention(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
         return _attention_in_a_block(qkv, b, num_heads, d, mask)
     limit = f"one kernel takes up to {most} tokens and heads of up to 64"
     _tell(f"attention over {tokens} tokens, with heads of {d}, runs as matrix products; {limit}")
-    return _attention_by_products(to_real(qkv), b, num_heads, d, mask)
+    return _attention_by_products(to_fp32(qkv), b, num_heads, d, mask)
 
 
 def _attention_in_a_block(qkv, b, num_heads, d, mask):
@@ -346,7 +335,7 @@ def _attention_in_a_block(qkv, b, num_heads, d, mask):
 
     def backward(dy):
         dqkv, sums = cupy.empty_like(qkv), None if b is None else cupy.empty((B, qkv.shape[2]), b.dtype)
-        launch("attention_dx", B * num_heads, dqkv, sums, as_stored(dy, qkv.dtype), qkv, b, *options, **sizes)
+        launch("attention_dx", B * num_heads, dqkv, sums, to_dtype(dy, qkv.dtype), qkv, b, *options, **sizes)
         return dqkv, None if b is None else column_sums(sums)
 
     return y, backward
@@ -428,17 +417,17 @@ class Mask:
         return m
 
 
-@override(lambda x, p, rng=None: 0 < p < 1, narrow=(0,))
+@override(lambda x, p, rng=None: 0 < p < 1, bf16=(0,))
 def dropout(x, *, p, rng=None):
     """y = m x, and dx = m dy with the mask drawn again."""
     mask = Mask(p, rng, x.dtype)
     return mask(contiguous(x)), lambda dy: mask(contiguous(dy))
 
 
-@override(lambda x, p, rng=None: x.ndim > 0 and 0 < p < 1, narrow=(0,))
+@override(lambda x, p, rng=None: x.ndim > 0 and 0 < p < 1, bf16=(0,))
 def drop_path(x, *, p, rng=None):
     """y = m x with one entry of m for each sample."""
-    dtype = np.dtype("float32") if is_narrow(x) else x.dtype
+    dtype = np.dtype("float32") if is_bf16(x) else x.dtype
     m, group = Mask(p, rng, dtype).numbers(len(x), dtype), x.size // len(x)
 
     def masked(x):
@@ -454,7 +443,7 @@ def _residual_fits(x, y, b=None, p=0.0, rng=None):
     return y.ndim == x.ndim > 1 and same and (b is None or b.shape == y.shape[-1:]) and 0 <= p < 1
 
 
-@override(_residual_fits, narrow=(1,))
+@override(_residual_fits, bf16=(1,))
 def residual(x, y, b=None, *, p=0.0, rng=None):
     """z = x + m (y + b) in one launch, and dy and db in another; none if nothing is dropped and a norm knows db."""
     shape, C, y = x.shape, x.shape[-1], contiguous(y)
@@ -467,7 +456,7 @@ def residual(x, y, b=None, *, p=0.0, rng=None):
     def backward(dz):
         dx = dz if dz.shape == shape else column_sums(contiguous(dz).reshape(len(dz), -1)).reshape(shape)
         if m is None:
-            return dx, dz, None if b is None else latest.sums_of(dz, C)
+            return dx, dz, None if b is None else last_norm.sums_of(dz, C)
         dy = cupy.empty(dz.shape, kind)
         db = residual_dx(dy.reshape(-1, C), contiguous(dz).reshape(-1, C), m)
         return dx, dy, None if b is None else db
@@ -520,7 +509,7 @@ def _window_sizes(x, Ho, Wo, kh, kw, sh, sw, ph, pw):
     return sizes | {"STRIDE_H": sh, "STRIDE_W": sw, "PAD_H": ph, "PAD_W": pw, "CHANNELS": C, "GROUPS": 1}
 
 
-@override(_kernel_fits, narrow=(0,))
+@override(_kernel_fits, bf16=(0,))
 def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     """Windows gathered into rows, then one product for each group; backward gathers them again.
 
@@ -545,7 +534,7 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
         launch("bias_drop_path", blocks_for(y.size), y, y, contiguous(b), None, y.size, out, 1)
 
     def backward(dy):
-        dy = as_stored(dy, x.dtype)
+        dy = to_dtype(dy, x.dtype)
         db = None if b is None else column_sums(dy.reshape(P, out))
         dy = dy.reshape(P, groups, part).swapaxes(0, 1)
         dW = cupy.empty((K, groups, part), W.dtype)
@@ -555,7 +544,7 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
             dx, columns = cupy.empty_like(x), cupy.empty((groups, P, K), x.dtype)
             product(dy, kernel.swapaxes(1, 2), columns)
             launch("col2im", blocks_for(dx.size), dx, columns, dx.size, B, **sizes)
-            return dx if given == BF16 else to_real(dx)
+            return dx if given == BF16 else to_fp32(dx)
 
         return dx, dW.reshape(kh, kw, Cg, out), db
 
@@ -569,7 +558,7 @@ def _window_fits(x, kernel_size, stride=None, padding=0):
     return inside and 2 * ph <= kh and 2 * pw <= kw and kh * kw <= 256  # an offset is kept in a byte
 
 
-@override(_window_fits, narrow=(0,))
+@override(_window_fits, bf16=(0,))
 def max_pool2d(x, *, kernel_size, stride=None, padding=0):
     """A thread for each window; one byte is kept, the place of its largest entry."""
     (kh, kw), (ph, pw) = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0)
@@ -582,7 +571,7 @@ def max_pool2d(x, *, kernel_size, stride=None, padding=0):
 
     def backward(dy):
         dx = cupy.empty(shape, dtype)
-        launch("max_pool_dx", blocks_for(dx.size), dx, as_stored(dy, dtype), best, dx.size, **sizes)
+        launch("max_pool_dx", blocks_for(dx.size), dx, to_dtype(dy, dtype), best, dx.size, **sizes)
         return dx
 
     return y, backward

@@ -28,11 +28,11 @@ __device__ void add_up(real* total, const real* parts, int count, int step, int 
     }
 }
 
-// dx = inv_std (g - mean g - n mean(g n)) + arrived,  g = dy weight    where arrived is a gradient of x from elsewhere
+// dx = inv_std (g - mean g - n mean(g n)) + accumulated,  g = dy weight    where accumulated is a gradient of x from elsewhere
 // sums = (sum of dy n, sum of dy, sum of dx) over the rows: dweight, dbias, and for the layer that made x its dbias
-// arrived and narrow, a copy of dx as it is stored, may be null; sums (3C), parts (blocks, 3C) is scratch
-KERNEL layer_norm_dx(real* dx, stored* narrow, real* sums, real* parts, unsigned* tickets, const stored* dy,
-                     const real* x, const real* arrived, const real* weight, const real* mean, const real* inv_std,
+// accumulated and dx_bf16, a copy of dx as it is stored, may be null; sums (3C), parts (blocks, 3C) is scratch
+KERNEL layer_norm_dx(real* dx, stored* dx_bf16, real* sums, real* parts, unsigned* tickets, const stored* dy,
+                     const real* x, const real* accumulated, const real* weight, const real* mean, const real* inv_std,
                      int rows) {
     real dweight[OWN], dbias[OWN], total[OWN];
     FOR_OWN(k, c) dweight[k] = dbias[k] = total[k] = 0;
@@ -47,9 +47,9 @@ KERNEL layer_norm_dx(real* dx, stored* narrow, real* sums, real* parts, unsigned
         sum = warp_sum(sum) / C, dot = warp_sum(dot) / C;
         FOR_OWN(k, c) {
             real d = inv * (g[k] - sum - n[k] * dot);
-            if (arrived) d += arrived[row * C + c];
+            if (accumulated) d += accumulated[row * C + c];
             dx[row * C + c] = d, total[k] += d;
-            if (narrow) narrow[row * C + c] = d;
+            if (dx_bf16) dx_bf16[row * C + c] = d;
         }
     }
     real* own = parts + blockIdx.x * 3 * C;
