@@ -159,12 +159,12 @@ def _attention(qkv, b, key, p, scale, N, d, heads):
     return q, k, v, A, m
 
 
-def attention(y, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS):
+def attention(y, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS, TF32=0):
     _, _, v, A, m = _attention(qkv, b, key, p, scale, TOKENS, HEAD, HEADS)
     store(y, ((m * A) @ v).swapaxes(1, 2))
 
 
-def attention_dx(dqkv, sums, dy, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS):
+def attention_dx(dqkv, sums, dy, qkv, b, key, p, scale, *, TOKENS, HEAD, HEADS, TF32=0):
     q, k, v, A, m = _attention(qkv, b, key, p, scale, TOKENS, HEAD, HEADS)
     dy = from_bf16(dy).reshape(-1, TOKENS, HEADS, HEAD).swapaxes(1, 2)
     dA = m * (dy @ v.swapaxes(2, 3))

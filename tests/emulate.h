@@ -9,6 +9,7 @@
 #include <math.h>
 #include <ucontext.h>
 
+#define EMULATED
 #define __global__
 #define __device__ inline
 #define __shared__ static
@@ -73,6 +74,24 @@ static float __uint_as_float(unsigned bits) {
     float x;
     memcpy(&x, &bits, 4);
     return x;
+}
+
+// As cvt.rna.tf32.f32 and mma.sync.m16n8k8 (PTX ISA) define them
+static unsigned to_tf32(float x) { return (__float_as_uint(x) + 0x1000) & ~0x1fffu; }
+
+static void multiply_add(float c[4], const unsigned a[4], const unsigned b[2]) {
+    static unsigned left[MOST][4], right[MOST][2];
+    int lane = threadIdx.x % 32, first = threadIdx.x - lane, g = lane / 4, t = lane % 4;
+    memcpy(left[threadIdx.x], a, 16), memcpy(right[threadIdx.x], b, 8);
+    wait(warp[threadIdx.x / 32]);
+    for (int i = 0; i < 4; i++) {
+        int row = g + i / 2 * 8, column = 2 * t + i % 2;
+        for (int k = 0; k < 8; k++) {
+            unsigned x = left[first + row % 8 * 4 + k % 4][row / 8 + k / 4 * 2], y = right[first + column * 4 + k % 4][k / 4];
+            c[i] += __uint_as_float(x) * __uint_as_float(y);
+        }
+    }
+    wait(warp[threadIdx.x / 32]);
 }
 
 extern "C" { unsigned stride = 1; } // with a large prime number, an order of blocks that is none

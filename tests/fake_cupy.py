@@ -549,13 +549,14 @@ class RawModule:
         arrays = [a.host for a in args if isinstance(a, ndarray)]
         tokens, head = (-(-self.constants.get(size, 0) // TILE) * TILE for size in ("TOKENS", "HEAD"))
         macs = PRODUCTS_INSIDE.get(name, 0) * grid[0] * tokens**2 * head
+        kind = "tiles" if self.constants.get("TF32") else "kernel"
         emulated = self.emulate and not State.counting
         library = compiled(self.code, self.types, tuple(self.constants)) if emulated else None
         if library is None:
             pointers = [kind.endswith("*") for kind, _ in parameters]
             hosts = [None if p and not isinstance(a, np.ndarray) else a for p, a in zip(pointers, hosts, strict=True)]
             work = functools.partial(getattr(cuda_reference, name), *hosts, **self.constants)
-            return launch(name, work, arrays, macs, "kernel")
+            return launch(name, work, arrays, macs, kind)
         pointer = [isinstance(a, np.ndarray) and not a.dtype.names for a in hosts]
         values = [np.array(a.ctypes.data if p else a) for p, a in zip(pointer, hosts, strict=True)]
         places = (ctypes.c_void_p * len(args))(*(v.ctypes.data for v in values))
@@ -566,7 +567,7 @@ class RawModule:
                 ctypes.c_int.in_dll(library, constant).value = value
             getattr(library, f"run_{name}")(x, y, block[0], places)
 
-        launch(name, lambda: (values, run()), arrays, macs, "kernel")  # the values must stay
+        launch(name, lambda: (values, run()), arrays, macs, kind)  # the values must stay
 
 
 class Cublas:

@@ -37,8 +37,10 @@ from minitl.train import run, step
 FOLDER = Path(minitl.__file__).parent / "fast" / "cuda"
 COMMON = (FOLDER / "common.cuh").read_text()
 SOURCES = {path.name: COMMON + path.read_text() for path in sorted(FOLDER.glob("*.cu"))}
+SOURCES["attention.cu, TF32"] = SOURCES["attention.cu"]
 CONSTANTS = {  # sizes for which a file is compiled, as an example
-    "attention.cu": {"TOKENS": 64, "HEAD": 64, "HEADS": 3},
+    "attention.cu": {"TOKENS": 64, "HEAD": 64, "HEADS": 3, "TF32": 0},
+    "attention.cu, TF32": {"TOKENS": 64, "HEAD": 64, "HEADS": 3, "TF32": 1},
     "augment.cu": {"H": 5, "W": 7, "C": 3},
     "rows.cu": {"C": 256},
     "conv.cu": {
@@ -298,11 +300,11 @@ ROWS = [  # kernel, arguments: results first; blocks; and sizes for which it is 
     ("vector_attention", (*nothing(2, 2, 9, 20), *9 * numbers(3, 2, 9, 20), 360, 9, 20), 2),
     ("vector_attention_dx", (*nothing(3, 2, 9, 20), *numbers(5, 2, 9, 20), 3 + numbers(2, 9, 20), 360, 9, 20), 2),
     *(("attention", (nothing(B, N, h * d), numbers(B, N, 3 * h * d), numbers(3 * h * d) if b else None,
-       *((KEY, 0.3, 1 / 0.7) if m else (None, 0.0, 1.0))), B * h, {"TOKENS": N, "HEAD": d, "HEADS": h})
+       *((KEY, 0.3, 1 / 0.7) if m else (None, 0.0, 1.0))), B * h, {"TOKENS": N, "HEAD": d, "HEADS": h, "TF32": 0})
       for B, N, d, h, b, m in ATTENTIONS),
     *(("attention_dx", (nothing(B, N, 3 * h * d), nothing(B, 3 * h * d) if b else None, numbers(B, N, h * d),
        numbers(B, N, 3 * h * d), numbers(3 * h * d) if b else None,
-       *((KEY, 0.3, 1 / 0.7) if m else (None, 0.0, 1.0))), B * h, {"TOKENS": N, "HEAD": d, "HEADS": h})
+       *((KEY, 0.3, 1 / 0.7) if m else (None, 0.0, 1.0))), B * h, {"TOKENS": N, "HEAD": d, "HEADS": h, "TF32": 0})
       for B, N, d, h, b, m in ATTENTIONS),
     ("bias_drop_path", (nothing(300), numbers(300), numbers(30), numbers(5), 300, 30, 60), 2),
     ("bias_drop_path", (nothing(300), numbers(300), numbers(30), None, 300, 30, 1), 2),
@@ -543,6 +545,28 @@ def test_attention_by_products(N, d, bias, kernels):
         found.append([to_numpy(y), *(to_numpy(t.grad) for t in tensors)])
     for own, generic in zip(*found, strict=True):
         np.testing.assert_allclose(own, generic, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+@pytest.mark.parametrize("B, N, d, h", [(1, 16, 8, 2), (1, 32, 24, 1), (1, 48, 64, 1), (2, 64, 64, 1)])
+def test_attention_on_tensor_cores(B, N, d, h, dtype, cuda):
+    """The kernels multiply as their references do, but for factors of 10 bits; with bias and dropout."""
+    if not HAVE_CPP:
+        pytest.skip("there is no g++ to compile kernels for the CPU")
+    sizes, mask = {"TOKENS": N, "HEAD": d, "HEADS": h}, (KEY, 0.3, 1 / 0.7)
+    qkv, b, dy = numbers(B, N, 3 * h * d), numbers(3 * h * d), numbers(N, B, h * d).reshape(B, N, h * d)
+    for name, args in (
+        ("attention", (nothing(B, N, h * d), qkv, b, *mask)),
+        ("attention_dx", (nothing(B, N, 3 * h * d), nothing(B, 3 * h * d), dy, qkv, b, *mask)),
+    ):
+        expected, own, exact = (prepared(args, dtype, name) for _ in range(3))
+        getattr(cuda_reference, name)(*expected, **sizes)
+        for tf32, args in ((1, own), (0, exact)):
+            arrays = (fake_cupy.wrap(a) if np.ndim(a) else a for a in args)
+            cuda.kernels.launch(name, B * h, *arrays, **sizes, TF32=tf32)
+        found = [cuda_reference.from_bf16(a[0]) for a in (own, exact, expected)]
+        assert abs(found[0] - found[2]).max() < (4e-3 if dtype == "float32" else 2e-2) * abs(found[2]).max()
+        assert (found[0] != found[1]).any()
 
 
 def test_attention_of_few_tokens_is_accurate(cuda):

@@ -21,18 +21,69 @@ struct Matrix {
 __device__ Matrix plain(const real* x) { return {x, PITCH, 1}; }
 __device__ Matrix transposed(const real* x) { return {x, 1, PITCH}; }
 
-// z = x y    (TOKENS, depth) (depth, columns)
-__device__ void multiply(real z[4][4], Matrix x, Matrix y, int columns, int depth) {
+#ifndef EMULATED
+// A float rounded to the 10 bits of mantissa of TF32
+__device__ unsigned to_tf32(float x) {
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+}
+
+// c += a b    (16, 8) (8, 8) by a warp on a tensor core. With g = LANE / 4 and t = LANE % 4 a thread holds
+// a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4);  b: (t, g), (t + 4, g);  c: (g, 2t), (g, 2t + 1), and 8 rows below
+__device__ void multiply_add(float c[4], const unsigned a[4], const unsigned b[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+// Z = x y on tensor cores, for TOKENS that are a multiple of 16, columns and depth of 8; Z may be x or y
+// A warp computes tiles of 16 rows and 8 columns. In a run of 8, which number is the k-th is free: here those of a thread
+// are neighbors
+__device__ void multiply_in_tiles(real* Z, Matrix x, Matrix y, int columns, int depth) {
+    const int down = TF32 ? TOKENS / 16 : 1, step = 8 / down; // tiles below each other, and warps beside each other
+    const int most = (columns / 8 + step - 1) / step; // tiles of a warp
+    const int g = LANE / 4, t = LANE % 4, row = WARP % down * 16 + g;
+    bool busy = WARP < step * down;
+    float c[4][4];
+    for (int j = 0; j < most; j++)
+        for (int i = 0; i < 4; i++) c[j][i] = 0;
+    for (int k = 2 * t; k < depth && busy; k += 8) {
+        unsigned a[4], b[2];
+        for (int i = 0; i < 4; i++) a[i] = to_tf32(x.start[(row + i % 2 * 8) * x.row + (k + i / 2) * x.column]);
+        for (int j = 0; j < most; j++) {
+            int column = (WARP / down + j * step) * 8 + g;
+            if (column - g >= columns) break;
+            for (int i = 0; i < 2; i++) b[i] = to_tf32(y.start[(k + i) * y.row + column * y.column]);
+            multiply_add(c[j], a, b);
+        }
+    }
+    __syncthreads(); // until all have read x and y
+    for (int j = 0; j < most; j++) {
+        int column = (WARP / down + j * step) * 8;
+        if (column >= columns || !busy) break;
+        for (int i = 0; i < 4; i++) Z[(row + i / 2 * 8) * PITCH + column + 2 * t + i % 2] = c[j][i];
+    }
+    __syncthreads();
+}
+
+// z = x y    (TOKENS, depth) (depth, columns); if TF32, on tensor cores by way of Z, which may be x or y
+__device__ void multiply(real z[4][4], Matrix x, Matrix y, int columns, int depth, real* Z) {
     for (int i = 0; i < TILES(TOKENS); i++)
         for (int j = 0; j < TILES(columns); j++) z[i][j] = 0;
+    if (TF32) multiply_in_tiles(Z, x, y, columns, depth);
 #pragma unroll 4
-    for (int k = 0; k < depth; k++) {
+    for (int k = 0; k < (TF32 ? 0 : depth); k++) {
         real left[4], right[4];
         for (int i = 0; i < TILES(TOKENS); i++) left[i] = x.start[TOKEN(i) * x.row + k * x.column];
         for (int j = 0; j < TILES(columns); j++) right[j] = y.start[k * y.row + COLUMN(j) * y.column];
         for (int i = 0; i < TILES(TOKENS); i++)
             for (int j = 0; j < TILES(columns); j++) z[i][j] += left[i] * right[j];
     }
+    for (int i = 0; i < (TF32 ? TILES(TOKENS) : 0); i++)
+        for (int j = 0; j < TILES(columns); j++) z[i][j] = Z[TOKEN(i) * PITCH + COLUMN(j)];
 }
 
 // X[n, c] = x[n, c] + b[c]    rows of x at a distance of `step`; b may be null
@@ -71,7 +122,7 @@ __device__ void weights(real A[4][4], real* X, real* Y, const stored* qkv, const
     load_part(X, 0, qkv, b);
     load_part(Y, 1, qkv, b);
     __syncthreads();
-    multiply(A, plain(X), transposed(Y), TOKENS, HEAD);
+    multiply(A, plain(X), transposed(Y), TOKENS, HEAD, X);
     for (int i = 0; i < TILES(TOKENS); i++) {
         real top = -INFINITY, sum = 0;
         for (int j = 0; j < TILES(TOKENS); j++)
@@ -115,7 +166,7 @@ KERNEL attention(stored* y, const stored* qkv, const real* b, const u64* key, re
             X[TOKEN(i) * PITCH + COLUMN(j)] = key ? A[i][j] * mask(keep, TOKEN(i), COLUMN(j), scale) : A[i][j];
     load_part(Y, 2, qkv, b);
     __syncthreads();
-    multiply(z, plain(X), plain(Y), HEAD, TOKENS);
+    multiply(z, plain(X), plain(Y), HEAD, TOKENS, X);
     store(y, WIDTH, 0, z);
 }
 
@@ -135,7 +186,7 @@ KERNEL attention_dx(stored* dqkv, real* sums, const stored* dy, const stored* qk
     load(X, dy, WIDTH, 0);
     load_part(Y, 2, qkv, b);
     __syncthreads();
-    multiply(dS, plain(X), transposed(Y), TOKENS, HEAD);
+    multiply(dS, plain(X), transposed(Y), TOKENS, HEAD, Y);
     __syncthreads();
     for (int i = 0; i < TILES(TOKENS); i++) {
         real dot = 0;
@@ -149,18 +200,18 @@ KERNEL attention_dx(stored* dqkv, real* sums, const stored* dy, const stored* qk
         for (int j = 0; j < TILES(TOKENS); j++) dS[i][j] = A[i][j] * (dS[i][j] - dot) * SCALE;
     }
     __syncthreads();
-    multiply(z, transposed(Y), plain(X), HEAD, TOKENS);
+    multiply(z, transposed(Y), plain(X), HEAD, TOKENS, X);
     store(dqkv + 2 * WIDTH, 3 * WIDTH, sums ? sums + 2 * WIDTH : sums, z);
     __syncthreads();
     for (int i = 0; i < TILES(TOKENS); i++)
         for (int j = 0; j < TILES(TOKENS); j++) X[TOKEN(i) * PITCH + COLUMN(j)] = dS[i][j];
     load_part(Y, 1, qkv, b);
     __syncthreads();
-    multiply(z, plain(X), plain(Y), HEAD, TOKENS);
+    multiply(z, plain(X), plain(Y), HEAD, TOKENS, Y);
     store(dqkv, 3 * WIDTH, sums, z);
     __syncthreads();
     load_part(Y, 0, qkv, b);
     __syncthreads();
-    multiply(z, transposed(X), plain(Y), HEAD, TOKENS);
+    multiply(z, transposed(X), plain(Y), HEAD, TOKENS, Y);
     store(dqkv + WIDTH, 3 * WIDTH, sums ? sums + WIDTH : sums, z);
 }

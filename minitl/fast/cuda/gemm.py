@@ -106,6 +106,11 @@ def to_fp32(x):
     return y
 
 
+def allows_tf32(dtype):
+    """Return True if products of ``dtype`` may round their factors to TF32."""
+    return _precision != "fp32" and dtype != np.float64
+
+
 def activation_dtype(dtype):
     """Return the dtype in which ops store activations of ``dtype``: BF16 for float32 with the precision "bf16"."""
     return BF16 if _precision == "bf16" and dtype == np.float32 and library() is not None else dtype

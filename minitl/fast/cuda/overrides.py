@@ -14,7 +14,7 @@ import numpy as np
 from ...autograd import OVERRIDES, PLAIN, Accumulator, Tensor, no_grad, unbroadcast
 from ...backend import FLOATS, default_rng, describe
 from ...ops.conv import pair
-from .gemm import activation_dtype, is_bf16, matrix_addresses, product, to_fp32, to_precision
+from .gemm import activation_dtype, allows_tf32, is_bf16, matrix_addresses, product, to_fp32, to_precision
 from .graph import host_values, remember_host_values
 from .kernels import (
     BF16,
@@ -329,7 +329,8 @@ def attention(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
 def _attention_in_a_block(qkv, b, num_heads, d, mask):
     B, N, _ = qkv.shape
     options = (mask.key, mask.p, mask.scale) if mask else (None, 0.0, 1.0)
-    sizes = {"TOKENS": N, "HEAD": d, "HEADS": num_heads}
+    tensor_cores = int(allows_tf32(qkv.dtype) and N % 16 == 0 and d % 8 == 0)
+    sizes = {"TOKENS": N, "HEAD": d, "HEADS": num_heads, "TF32": tensor_cores}
     y = cupy.empty((B, N, num_heads * d), qkv.dtype)
     launch("attention", B * num_heads, y, qkv, b, *options, **sizes)
 
