@@ -33,7 +33,8 @@ from tests.bench import contestant, contestant_cuda, measure, measure_cuda  # no
 from tests.bench import model as bench_model  # noqa: E402
 
 RTOL = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}  # of products: largest error / largest value
-ATTENTIONS = [(5, 9, 3, 6), (5, 49, 3, 16), (3, 64, 4, 64), (3, 65, 3, 8), (2, 197, 3, 64)]  # B, N, heads, d
+ATTENTIONS = [(5, 9, 3, 6), (5, 49, 3, 16), (3, 65, 3, 8), (2, 197, 3, 64)]  # B, N, heads, d
+ATTENTIONS += [(5, 48, 2, 24), (3, 16, 4, 64), (3, 64, 4, 64)]  # on tensor cores
 SUMS = [(65536, 768), (100_003, 33), (8192, 128), (4097, 1021), (257, 1)]  # rows and columns of the arrays to sum
 FOLLOWED_STEPS = 20  # captured and eager
 REPLAYS = 100  # during which memory use must not grow
