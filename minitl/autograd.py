@@ -46,7 +46,7 @@ def form(name, device):
 
 
 class Accumulator(functools.partial):
-    """A gradient to call if needed, which takes the one that arrived before, if any, and returns the sum."""
+    """A gradient to call if needed (rule 2 of ``op``) that takes the sum so far, if any, and returns the new sum."""
 
 
 class Node:
@@ -142,7 +142,7 @@ def op(fn):
     """Make an op, a function of Tensors, from ``fn(*arrays, **options) -> value, backward``. The rules for ``fn``:
 
     1. Its arguments are arrays or numbers (for the op, Tensors as well); its options are keyword-only.
-    2. ``backward(dy)`` returns one gradient per argument: an array, a function to call if needed, or None if never.
+    2. ``backward(dy)`` returns one gradient per argument: an array, a function that returns it if needed, or None.
     3. A gradient may be larger than its argument along broadcast axes: ``unbroadcast`` sums it.
     4. It never writes into an argument or into ``dy``.
     5. The arrays that ``backward`` names stay in memory until it runs, so it names only those that it needs.

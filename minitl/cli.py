@@ -54,7 +54,7 @@ class TrainOptions(TrainConfig):
     seeds: int | None = None
     """number of runs, with this seed and the next ones, in folders below --out; repeat the command to continue"""
     verbose: bool = False
-    """print to stderr which ops do not run in their fastest form on a GPU"""
+    """print to stderr the ops that do not run in their fastest form on a GPU"""
 
 
 @dataclass(frozen=True)
@@ -109,24 +109,24 @@ class FlopsOptions:
 
 @dataclass(frozen=True)
 class AblateOptions:
-    kind: Positional[str]
+    kind: Positional[Annotated[str, arg(metavar="KIND")]]
     """location, tokens, fuser, pooling, back, tokenizer, video; recipe, overfit (CIFAR-10); a preset with variants"""
     dataset: str | None = None
     """another data set, as for `minitl train`"""
     seeds: int | None = None
-    """number of seeds for each model; by default 2, or 1 if quick"""
+    """number of seeds for each model; by default 2, or 1 with --quick"""
     quick: bool = False
     """train one epoch on few images, to check that everything runs"""
     epochs: int | None = None
     """passes over the training images in each run"""
     minutes: float | None = None
-    """train in each run for as many epochs as fit into this time"""
+    """train each run for as many epochs as fit into this time"""
     subset: int | None = None
     """train on at most this many images"""
     device: Literal["cpu", "cuda"] | None = None
     """device to compute on"""
     precision: Literal["fp32", "tf32", "bf16"] | None = None
-    """precision of a GPU"""
+    """precision on a GPU, as for `minitl train`"""
     out: Path | None = None
     """folder for the runs and results; by default runs/ablate-KIND"""
 

@@ -1,6 +1,6 @@
-"""The kernels of ``kernels.cu`` in NumPy, each with the kernel's own name and arguments.
+"""The kernels of ``minitl/fast/cuda/*.cu`` in NumPy, each with the name and the arguments of the kernel.
 
-The first arrays are written to. Tests hold the kernels to these functions, and these to the plain forms of the ops.
+The first arrays are written to. Tests compare the kernels with these functions, and these with the plain ops.
 """
 
 import ctypes
@@ -12,12 +12,12 @@ from minitl.data import transforms
 
 
 def from_bf16(x):
-    """The numbers of an array that may hold bfloat16."""
+    """Return ``x``, or its numbers in float32 if it holds bfloat16 as uint16."""
     return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
 
 
 def store(y, x):
-    """Write ``x`` to ``y``, rounded if that holds bfloat16."""
+    """Write ``x`` to ``y``, rounded if ``y`` holds bfloat16."""
     if y.dtype != np.uint16:
         y[...] = x.reshape(y.shape)
         return
@@ -217,10 +217,10 @@ def squares(sum, parts, tickets, x, n):
     sum[...] = parts.sum()
 
 
-def gather(grad, table, count):
+def gather(y, table, count):
     for source, start, size in table.reshape(count, 3).tolist():
-        there = (ctypes.c_char * (size * grad.itemsize)).from_address(source) if source else bytes(size * grad.itemsize)
-        grad[start : start + size] = np.frombuffer(there, grad.dtype)
+        there = (ctypes.c_char * (size * y.itemsize)).from_address(source) if source else bytes(size * y.itemsize)
+        y[start : start + size] = np.frombuffer(there, y.dtype)
 
 
 def adamw(w, m, v, average, grad, norm2, now, n, decayed, max_norm, decay, beta1, rest1, beta2, rest2, eps, ema, rest):

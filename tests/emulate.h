@@ -1,8 +1,8 @@
-// Lets a C++ compiler run the kernels on a CPU, so that its code can be tested where there is no GPU.
+// Compiles the kernels for a CPU, so that their code can be tested without a GPU.
 //
 // The threads of a block take turns: each runs until it waits for others (a barrier, a shuffle) or ends. Blocks run one
-// after the other, every `stride`-th of them, so shared memory can be static. Slow, and blind to races between warps and
-// to what a block sees of another one too early; right otherwise.
+// after the other, in steps of `stride`, so shared memory can be static. This is slow, and does not detect races between
+// warps or between blocks.
 
 #include <algorithm>
 #include <cstring>
@@ -94,7 +94,7 @@ static void multiply_add(float c[4], const unsigned a[4], const unsigned b[2]) {
     wait(warp[threadIdx.x / 32]);
 }
 
-extern "C" { unsigned stride = 1; } // with a large prime number, an order of blocks that is none
+extern "C" { unsigned stride = 1; } // a large prime number mixes the order of the blocks
 static void (*kernel)(void**);
 static void** arguments;
 

@@ -1,21 +1,20 @@
-"""A stand-in for CuPy on machines without a GPU: it computes with NumPy, and is stricter than CuPy.
+"""A stand-in for CuPy on machines without a GPU, which computes with NumPy and is stricter than CuPy.
 
-- It has only the names that the real CuPy has. They are in ``cupy_names.txt``, made by
+- It has no names that CuPy does not have. CuPy's are in ``cupy_names.txt``, written by
 
       python tests/fake_cupy.py > tests/cupy_names.txt      (with CuPy installed; needs no GPU)
 
-- Within ``strict()`` nothing may go from one side to the other: no ``float(x)``, ``bool(x)``, ``x.item()``,
-  ``np.asarray(x)``, ``cupy.asarray(host)`` of more than a table of addresses. On a GPU each of them waits, and none
-  can be captured into a graph.
-- It counts launches: each call that computes or copies is one. Views and allocations are free, as they are in CuPy.
-- Its memory pools give freed memory to the next array that fits, also within a capture, as those of CuPy do.
+- Within ``strict()`` nothing may be copied between host and device: no ``float(x)``, ``bool(x)``, ``x.item()``,
+  ``np.asarray(x)``, and no ``cupy.asarray(host)`` of more than a table of addresses. On a GPU each of these waits, and
+  none can be captured in a graph.
+- It counts launches: each call that computes or copies is one. Views and allocations are free, as in CuPy.
+- Its memory pools reuse freed memory for the next array that fits, also during a capture, as CuPy's do.
 - ``RawModule`` checks the arguments of a kernel against its signature in the source, then runs that source, compiled
   for the CPU (``emulate.h``), or the kernel's NumPy reference where there is no C++ compiler.
-- ``Cublas`` reads its matrices from the addresses, leading dimensions and flags that it is given, and checks their
-  alignment.
-- A captured stream notes what would be launched, by addresses, and its graph does it. What CuPy or CUDA cannot capture
-  is refused there: CuPy's own matrix products, copies from and to the host, waiting, a list of many arrays.
-- Within ``counting()`` launches are counted and not done, so arrays may be larger than the memory.
+- ``Cublas`` reads its matrices by address, leading dimension and flags, and checks their alignment.
+- A stream that captures records launches with their addresses, and its graph runs them. It refuses what CuPy or CUDA
+  cannot capture: CuPy's own matrix products, copies from and to the host, synchronization, joins of many arrays.
+- Within ``counting()`` launches are counted but not run, so arrays may be larger than the memory.
 """
 
 import bisect
@@ -58,7 +57,7 @@ def real_names():
     return sorted(names)
 
 
-NAMES = set((HERE / "cupy_names.txt").read_text().split())  # empty while the command above makes it anew
+NAMES = set((HERE / "cupy_names.txt").read_text().split())  # empty while the command above rewrites it
 
 
 def expect(name):
@@ -72,7 +71,7 @@ class State:
 
 @contextlib.contextmanager
 def strict():
-    """Nothing may be copied to or from the host within; gives an object whose ``launches`` counts."""
+    """Forbid copies to or from the host inside; yields an object with the number of ``launches``."""
     State.launches, State.strict = 0, True
     try:
         yield State
@@ -82,7 +81,7 @@ def strict():
 
 @contextlib.contextmanager
 def counting():
-    """Launches within are counted, and noted if a stream is captured, but not done; arrays are not filled."""
+    """Count launches inside, and record those of a capture, but do not run them; arrays are not filled."""
     State.launches, State.counting = 0, True
     try:
         yield State
@@ -91,25 +90,30 @@ def counting():
 
 
 def crossing(what):
-    """Called for everything at which the host and the GPU would wait for one another."""
+    """Raise if ``what``, for which the host would wait for the GPU, is forbidden now."""
     if State.strict or State.recorded is not None:
         raise AssertionError(f"{what} within a step: the host would wait for the GPU")
 
 
 def not_captured(what):
-    """Called for what CuPy or CUDA refuse while a stream is captured."""
+    """Raise if a stream is being captured, as CuPy or CUDA do for ``what``."""
     if State.recorded is not None:
         raise AssertionError(f"{what} cannot be captured")
 
 
 Launch = collections.namedtuple("Launch", "name work bytes macs kind")
-Launch.__doc__ = """A node of a graph: ``work`` does it. ``kind`` is that of a product's factors, such as "tf32"."""
-PRODUCTS_INSIDE = {"attention": 2, "attention_dx": 5}  # of each block of a kernel: (TOKENS, HEAD) by (HEAD, TOKENS)
-TILE = 16  # to a multiple of which these sizes are rounded
+Launch.__doc__ = (
+    """A node of a graph: ``work()`` runs it; ``kind`` is the type of a product's factors, such as "tf32"."""
+)
+PRODUCTS_INSIDE = {
+    "attention": 2,
+    "attention_dx": 5,
+}  # products (TOKENS, HEAD) (HEAD, TOKENS) in each block of a kernel
+TILE = 16  # TOKENS and HEAD are rounded up to a multiple
 
 
 def launch(name, work, arrays, macs=0, kind=None):
-    """Do ``work``, or note it where a stream is captured. ``arrays`` are those that it reads and writes."""
+    """Run ``work``, or record it during a capture; ``arrays`` are those that it reads and writes, or their bytes."""
     State.launches += 1
     if State.recorded is not None:
         State.recorded.append(Launch(name, work, sum(map(traffic, arrays)), macs, kind))
@@ -119,7 +123,7 @@ def launch(name, work, arrays, macs=0, kind=None):
 
 
 def traffic(x):
-    """The bytes of a host array, without those that are the same for all of a broadcast axis; or a number of bytes."""
+    """Return the bytes of a host array, in which a broadcast axis counts once; or ``x`` itself, a number of bytes."""
     if isinstance(x, int):
         return x
     return x.itemsize * math.prod(n for n, stride in zip(x.shape, x.strides, strict=True) if stride)
@@ -128,16 +132,16 @@ def traffic(x):
 # --- memory ---
 
 GRANULARITY_BYTES = 512
-MEMORIES = weakref.WeakSet()  # all there are
+MEMORIES = weakref.WeakSet()  # all that exist
 
 
 class Memory:
-    """Memory outside of all pools: full of garbage, and aligned as on a GPU."""
+    """Memory outside of pools, filled with garbage and aligned as on a GPU."""
 
     def __init__(self, size):
         if not MemoryPool.growing:
             not_captured("an allocation outside of the pools")
-        host = np.empty(size + GRANULARITY_BYTES, np.uint8)  # the system maps pages when they are written to
+        host = np.empty(size + GRANULARITY_BYTES, np.uint8)  # the system allocates pages when they are written
         start = -host.ctypes.data % GRANULARITY_BYTES
         self.host, self.size, self.leased = host[start : start + size], size, 0
         self.ptr = self.host.ctypes.data
@@ -152,7 +156,7 @@ class MemoryPointer:
 
 
 class Lease:
-    """A part of a pool's memory as long as arrays lie in it: their base. Then the pool may give it away again."""
+    """A part of a pool's memory, the base of the arrays in it; once they are gone, the pool reuses it."""
 
     __slots__ = ("__array_interface__", "part", "pool")
 
@@ -164,12 +168,12 @@ class Lease:
 
 
 class MemoryPool:
-    """CuPy's: for each stream, an array gets the smallest free part that fits, the one last freed, and leaves the rest.
+    """A pool like CuPy's: an array gets the smallest free part of its stream that fits, the last freed one first.
 
     Parts are (stream, memory, offset, size). ``free`` is {stream: (sizes in order, {size: parts})}.
     """
 
-    growing = False  # a pool is asking for memory
+    growing = False  # True while a pool allocates memory
 
     def __init__(self, allocator=None):
         self.allocator = allocator or (lambda size: MemoryPointer(Memory(size), 0))
@@ -180,7 +184,7 @@ class MemoryPool:
         raise NotImplementedError("the stand-in takes memory from a pool by `using_allocator` only")
 
     def lease(self, shape, dtype, strides=None):
-        """A new host array; its memory is as it was left."""
+        """Return a new host array, whose memory is not cleared."""
         dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else tuple(map(int, shape))
         part = self._take(-(-math.prod(shape) * dtype.itemsize // GRANULARITY_BYTES) * GRANULARITY_BYTES)
         place = {"data": (part[1].ptr + part[2], False), "strides": strides, "version": 3}
@@ -208,7 +212,7 @@ class MemoryPool:
         parts[part[3]].append(part)
 
     def _collect(self):
-        """Take back what was returned: not at once, as arrays may die at any time."""
+        """Take back returned parts: later than they were returned, as arrays may be freed at any time."""
         while self.returned:
             part = self.returned.popleft()
             part[1].leased -= part[3]
@@ -227,7 +231,7 @@ class MemoryPool:
         return self.memories[-1]
 
     def free_all_blocks(self):
-        """Give all memory back in which no array lies."""
+        """Free all memory without arrays."""
         self._collect()
         self.memories = [memory for memory in self.memories if memory.leased]
         for _, parts in self.free.values():
@@ -246,7 +250,7 @@ class MemoryPool:
 
 
 def spoil(pool):
-    """Write garbage to all memory of a pool that is free."""
+    """Overwrite all free memory of a pool."""
     pool._collect()
     for _, parts in pool.free.values():
         for _, memory, offset, size in itertools.chain(*parts.values()):
@@ -266,14 +270,14 @@ MemoryPool.current = MemoryPool()
 
 
 class Address:
-    """The memory of an array as a graph knows it: it may be given away meanwhile."""
+    """The memory of an array as a graph knows it, by address: it may have been freed since."""
 
     def __init__(self, x):
         self.__array_interface__ = x.__array_interface__
 
 
 def by_address(x):
-    """Host arrays, also in lists, as what is launched takes them."""
+    """Return host arrays, also in lists, by address if a stream is being captured."""
     if isinstance(x, list | tuple):
         return type(x)(map(by_address, x))
     return np.asarray(Address(x)) if isinstance(x, np.ndarray) and State.recorded is not None else x
@@ -286,7 +290,7 @@ BLAS += np.ndarray.dot, np.ndarray.__matmul__, np.ndarray.__rmatmul__
 OF_UNKNOWN_SIZE = np.nonzero, np.flatnonzero, np.argwhere, np.unique, np.extract, np.compress
 OF_UNKNOWN_SIZE += np.ndarray.nonzero, np.ndarray.compress
 JOINING = np.concatenate, np.stack, np.hstack, np.vstack, np.column_stack
-POINTERS = 8  # more arrays than these are joined by a list of pointers that is copied from the host
+POINTERS = 8  # CuPy joins more arrays than these by a list of pointers copied from the host
 
 
 def wrap(x):
@@ -302,7 +306,7 @@ def unwrap(x):
 
 
 def arrays_in(*values):
-    """All host arrays among the values, also in lists."""
+    """Yield all host arrays among the values, also in lists."""
     for x in values:
         if isinstance(x, list | tuple):
             yield from arrays_in(*x)
@@ -315,7 +319,7 @@ def is_one_of(fn, functions):
 
 
 def call(fn, *args, **options):
-    """``fn`` of host arrays, on device arrays; what it writes to is ``out``."""
+    """Launch ``fn``, a function of host arrays, on device arrays."""
     for name in ("where", "initial"):
         if name in options:
             raise TypeError(f"Wrong arguments: {name}")
@@ -341,7 +345,7 @@ def call(fn, *args, **options):
     result = np.asarray(result)
     if any(np.may_share_memory(a, result) for a in inputs):
         return ndarray(result)
-    strides = None if is_elementwise(fn) else result.strides  # CuPy's are C-contiguous, whatever the arguments are
+    strides = None if is_elementwise(fn) else result.strides  # CuPy's results are C-contiguous
     y = MemoryPool.current.lease(result.shape, result.dtype, strides)
     if State.recorded is None:
         launch(title, lambda: np.copyto(y, result), [*inputs, y])
@@ -349,7 +353,7 @@ def call(fn, *args, **options):
         place = by_address(y)
         launch(title, lambda: np.copyto(place, fn(*fixed, **fixed_options)), [*inputs, y])
     if is_one_of(fn, JOINING) and len(args[0]) <= POINTERS:
-        for _ in args[0][1:]:  # each is copied by a launch of its own
+        for _ in args[0][1:]:  # CuPy copies each by its own launch
             launch(title, lambda: None, [])
     return ndarray(y)
 
@@ -359,7 +363,7 @@ def is_elementwise(fn):
 
 
 def outline(fn, args, options):
-    """An array like the result, whose numbers do not matter."""
+    """Return an array with the shape and dtype of the result."""
     if not is_elementwise(fn):
         return fn(*args, **options)
     one = [np.ones((1,) * a.ndim, a.dtype) if isinstance(a, np.ndarray) else a for a in args]
@@ -376,7 +380,7 @@ def check_index(index):
 
 
 class ndarray:
-    """A device array; ``host`` is what it stands for."""
+    """A device array, whose numbers are in the array ``host``."""
 
     __array_ufunc__ = None
     __hash__ = None
@@ -402,7 +406,7 @@ class ndarray:
 
     def __setitem__(self, index, value):
         if isinstance(value, ndarray) and value.ndim:
-            check_index(index)  # a number is written where a mask says so, without knowing how often
+            check_index(index)  # a number may be written by a mask: how often need not be known
         index, value = unwrap(index), unwrap(value)
         host, fixed, given = by_address(self.host), by_address(index), by_address(value)
         arrays = [self.host[index], *arrays_in(index, value)]
@@ -487,8 +491,8 @@ def structures(source):
 def compiled(source, types, constants=()):
     """The kernels of a .cu file as a library for the CPU, or None without g++.
 
-    ``types`` are those of real and stored; the names in ``constants`` become variables, so that one library does for
-    all sizes.
+    ``types`` are those of real and stored; the names in ``constants`` become variables, so that one library serves all
+    sizes.
     """
     if shutil.which("g++") is None:
         return None
@@ -519,7 +523,7 @@ def compiled(source, types, constants=()):
 
 
 class RawModule:
-    """``launched`` notes the names of all kernels that ran; ``emulate = False`` runs the references instead."""
+    """``launched`` has the names of all kernels that ran; ``emulate = False`` runs their NumPy references instead."""
 
     emulate, launched = True, set()
 
@@ -544,7 +548,7 @@ class RawModule:
             assert a.dtype == wanted, f"{name}: {parameter} is {a.dtype}, not {wanted}"
             assert kind.endswith("*") or not np.ndim(a), f"{name}: {parameter} is an array"
         RawModule.launched.add(name)
-        # a structure goes by its value
+        # structures are passed by value
         hosts = [a.copy() if isinstance(a, np.ndarray) else by_address(unwrap(a)) for a in args]
         arrays = [a.host for a in args if isinstance(a, ndarray)]
         tokens, head = (-(-self.constants.get(size, 0) // TILE) * TILE for size in ("TOKENS", "HEAD"))
@@ -567,13 +571,13 @@ class RawModule:
                 ctypes.c_int.in_dll(library, constant).value = value
             getattr(library, f"run_{name}")(x, y, block[0], places)
 
-        launch(name, lambda: (values, run()), arrays, macs, kind)  # the values must stay
+        launch(name, lambda: (values, run()), arrays, macs, kind)  # keeps the values alive
 
 
 class Cublas:
-    """The part of libcublas that is used, on host addresses: everything lies in columns, as cuBLAS counts.
+    """The part of libcublas that minitl uses, on host addresses; matrices are column-major, as in cuBLAS.
 
-    ``handles`` are the streams and workspaces of the handles there are.
+    ``handles`` has the stream and the workspace of each handle.
     """
 
     def __init__(self):
@@ -638,7 +642,7 @@ class Cublas:
         return 0
 
     def _check_addresses(self, table, count):
-        """Addresses that are none would end the process."""
+        """Raise for addresses outside of all memory, which would crash the process."""
         addresses = np.ctypeslib.as_array(ctypes.cast(table, ctypes.POINTER(ctypes.c_uint64)), (count,))
         memories = sorted((memory.ptr, memory.size) for memory in MEMORIES)
         starts, sizes = np.array(memories, np.uint64).T
@@ -646,7 +650,7 @@ class Cublas:
         assert (i >= 0).all() and (addresses < (starts + sizes)[i]).all(), "an illegal memory access was encountered"
 
     def _check_alignment(self, table, kind, step, _, count, compute):
-        """As cuBLAS demands of a table of pointers, behind which it cannot look, where it uses tensor cores."""
+        """Raise for a table of pointers, or matrices in it, whose alignment does not suffice for tensor cores."""
         assert table.value % 16 == 0, "CUBLAS_STATUS_NOT_SUPPORTED: the table of pointers is not aligned to 16 bytes"
         addresses = np.ctypeslib.as_array(ctypes.cast(table.value, ctypes.POINTER(ctypes.c_uint64)), (count,))
         fine = compute not in (68, 77) or (compute == 68 and kind != 14)
@@ -685,7 +689,7 @@ ITEMSIZES = {0: 4, 1: 8, 14: 2}  # of cudaDataType
 
 
 class Stream:
-    """Its ``ptr`` may be that of a stream that died before."""
+    """A stream; its ``ptr`` may be that of an earlier stream that was freed."""
 
     def __init__(self, non_blocking=False):
         self.before, self.ptr = [], id(self)
@@ -717,13 +721,13 @@ class Stream:
 
 
 class Graph:
-    """It keeps neither arrays nor memory alive."""
+    """A graph, which keeps neither arrays nor memory alive."""
 
     def __init__(self, work, pool):
         self.work, self.memories = work, [weakref.ref(memory) for memory in pool.memories]
 
     def launch(self, stream=None):
-        assert all(memory() for memory in self.memories), "a graph writes to memory that was given back"
+        assert all(memory() for memory in self.memories), "a graph writes to memory that was freed"
         State.launches += 1
         if not State.counting:
             with np.errstate(all="ignore"):
@@ -732,7 +736,7 @@ class Graph:
 
 
 class Event:
-    """Its clock is the number of launches: each takes a millisecond."""
+    """An event, whose clock is the number of launches: each takes a millisecond."""
 
     def __init__(self, disable_timing=False):
         pass
@@ -752,7 +756,7 @@ class Device:
 
 
 class Module(types.ModuleType):
-    """Names that are set, or else NumPy's of the same name, as long as the real module has them."""
+    """A module with its own names, or NumPy's functions of the same name, if the real module has them."""
 
     def __init__(self, name, numpy=None, **own):
         super().__init__(name)
@@ -782,7 +786,7 @@ def ascontiguousarray(x):
 
 
 def on_device(x):
-    """A device array with the numbers of a host array."""
+    """Return a device array with the numbers of a host array."""
     y = MemoryPool.current.lease(x.shape, x.dtype)
     y[...] = x
     return ndarray(y)
@@ -791,7 +795,7 @@ def on_device(x):
 def empty(shape, dtype=float):
     host = MemoryPool.current.lease(shape, dtype)
     if not State.counting:
-        host[...] = 1e30 if host.dtype.kind == "f" else 99  # whoever reads it before writing shall notice
+        host[...] = 1e30 if host.dtype.kind == "f" else 99  # reading it before writing shall be noticed
     return ndarray(host)
 
 
@@ -807,7 +811,7 @@ cuda = Module(
     get_elapsed_time=lambda start, end: float(end.at - start.at),
     runtime=types.SimpleNamespace(
         memGetInfo=lambda: (1 << 30, 4 << 30),
-        getDeviceProperties=lambda i: {"name": b"made up"},
+        getDeviceProperties=lambda i: {"name": b"a stand-in whose times mean nothing"},
         driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 12090,
         memset=ctypes.memset,

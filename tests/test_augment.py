@@ -437,7 +437,7 @@ def test_operations_on_a_gpu_are_those_of_the_cpu(stand_in, size):
         indices = np.arange(i, N, len(amounts) + 1)  # and some images stay as they are
         chosen = None if amount is None else amount[indices]
         expected[indices] = getattr(transforms, name)(x[indices], *([] if amount is None else [chosen]))
-        operations.append((name, indices, transforms.fixed(chosen) if name == "affine" else chosen))
+        operations.append((name, indices, transforms.fixed_point(chosen) if name == "affine" else chosen))
     images = stand_in.asarray(x)
     with fake_cupy.strict() as state:
         found = augment.transform(images, operations)

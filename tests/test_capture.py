@@ -1,4 +1,4 @@
-"""Training steps as graphs on the stand-in for CuPy, whose pools give freed memory away; and what it refuses there."""
+"""Captured training steps on the stand-in for CuPy, whose pools reuse freed memory, and what cannot be captured."""
 
 import dataclasses
 import gc
@@ -17,7 +17,7 @@ from minitl.train.presets import R1
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """``minitl.fast.cuda`` on the stand-in, with the kernels' references, which are faster than their code."""
+    """``minitl.fast.cuda`` on the stand-in, with NumPy references of the kernels, which are faster."""
     monkeypatch.setattr(fake_cupy.RawModule, "emulate", False)
     with fake_cupy.installed() as module:
         yield module
@@ -66,7 +66,7 @@ def training_step(config, options, spec, size, graph):
 
 
 def batches(spec, size):
-    """Batches of two kinds, with labels and with a mixture of them, in turns once both are recorded; then a smaller."""
+    """Batches with labels and with mixed labels, alternating once both are recorded; the last one is smaller."""
     rng, frames = np.random.default_rng(1), [spec["frames"]] if "frames" in spec else []
     for i, mixed in enumerate([0, 0, 1, 1, 0, 1, 0]):
         n = size - 1 if i == 6 else size
@@ -77,7 +77,7 @@ def batches(spec, size):
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_captured_step_equals_an_eager_one(name, cuda):
-    """Bit for bit, with other learning rates, masks and inputs at each step, whatever lies in memory that is free."""
+    """Bit for bit, with new learning rates, masks and inputs in each step, and garbage in all free memory."""
     *_, spec, size = STEPS[name]
     eager, captured = (training_step(*STEPS[name], graph) for graph in (False, True))
     captured.compute.warmup = 1
@@ -104,7 +104,7 @@ def attention(x):
 
 
 def test_tables_of_addresses_are_made_at_each_replay(cuda):
-    """For the heads of more tokens than one kernel takes: the memory of the tables is used again by then."""
+    """For the heads of attention over more tokens than one kernel takes; their memory is reused within a step."""
     x = numbers(3, 70, 36).astype("float32")
     captured = cuda.capture(attention, warmup=1)
     for i in range(1, 4):
@@ -116,7 +116,7 @@ def test_tables_of_addresses_are_made_at_each_replay(cuda):
 
 
 def test_a_full_gpu_takes_no_memory_from_a_graph(cuda):
-    """CuPy returns all free memory of a pool where an allocation fails, and with it what recorded steps write to."""
+    """If an allocation fails, CuPy frees all unused memory of a pool, to which recorded steps would still write."""
     captured = cuda.capture(lambda x: (x + 1) * x, warmup=1)
     for _ in range(2):
         captured(np.ones(1000))
@@ -127,7 +127,7 @@ def test_a_full_gpu_takes_no_memory_from_a_graph(cuda):
 
 
 def test_a_captured_step_owns_its_handle_and_counters(cuda, monkeypatch):
-    """They are gone with it, and the next one inherits nothing by an address that is used again."""
+    """They are freed with it, and the next step inherits nothing through a reused address."""
     blas, x = cuda.gemm.library(), numbers(700, 33)
     sums = ops.linear(x, x.T[:, :5]).data.sum(0)
 
@@ -144,18 +144,18 @@ def test_a_captured_step_owns_its_handle_and_counters(cuda, monkeypatch):
             np.testing.assert_allclose(to_numpy(captured(x)), sums)
         found.append((len(blas.handles), len(MEMORIES)))
         with captured._on_own_stream():
-            cuda.kernels._counts().host[:] = 77  # as after a kernel that was stopped
+            cuda.kernels._counts().host[:] = 77  # as if a kernel had been aborted
         del captured
         gc.collect()
     assert found[0] == found[1] == found[2]
     assert len(blas.handles) < found[0][0] and len(MEMORIES) < found[0][1]
 
 
-# --- products that tensor cores cannot do ---
+# --- products for which tensor cores cannot be used ---
 
 
 def heads(B, N, count, d, dtype="float32"):
-    """Two arrays (B, heads, N, d) that lie in one of (B, N, 2, heads, d), at two distances."""
+    """Two arrays (B, heads, N, d), views of one array (B, N, 2, heads, d), at two distances."""
     x = cupy.asarray(numbers(B, N, 2 * count * d).astype(dtype)).reshape(B, N, 2, count, d)
     return x.transpose(2, 0, 3, 1, 4)
 
@@ -163,7 +163,7 @@ def heads(B, N, count, d, dtype="float32"):
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("sizes", [(3, 8, 3, 8), (2, 9, 3, 8), (2, 8, 3, 6), (3, 7, 5, 5), (2, 6, 3, 8)], ids=str)
 def test_matrices_at_odd_addresses(sizes, precision, cuda):
-    """An odd number of matrices, an odd number of rows, few columns: cuBLAS must not see an odd address in a table."""
+    """With odd numbers of matrices and rows, and few columns, cuBLAS must not get misaligned addresses."""
     cuda.use(precision)
     q, k = map(cuda.gemm.to_precision, heads(*sizes))
     q, k = (x.reshape(sizes[0], sizes[1], 1, sizes[2], -1).transpose(2, 0, 3, 1, 4)[0] for x in (packed(q), packed(k)))
@@ -176,7 +176,7 @@ def test_matrices_at_odd_addresses(sizes, precision, cuda):
 
 
 def packed(x):
-    """(B, heads, N, d) in one array (B, N, heads, d)."""
+    """Return (B, heads, N, d) as a contiguous array (B, N, heads, d)."""
     return cupy.ascontiguousarray(x.swapaxes(1, 2))
 
 
@@ -185,8 +185,8 @@ def from_bf16(x):
     return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
 
 
-def test_tensor_cores_do_what_is_aligned(cuda, monkeypatch):
-    """And only for tables of addresses do the addresses matter."""
+def test_tensor_cores_compute_aligned_products(cuda, monkeypatch):
+    """Alignment matters only for tables of addresses."""
     kinds, launch = [], fake_cupy.launch
 
     def noted(name, work, arrays, macs=0, kind=None):
@@ -208,7 +208,7 @@ def test_tensor_cores_do_what_is_aligned(cuda, monkeypatch):
 
 
 def test_an_output_with_gaps_along_both_axes(cuda):
-    """Nothing can be written there; a copy would be filled and lost."""
+    """Refused, because a copy would be filled and lost."""
     a, b = (cupy.asarray(numbers(*shape)) for shape in ((5, 3), (3, 4)))
     for out in (cupy.empty((10, 8))[::2, ::2], cupy.empty((4, 5)).T):
         with pytest.raises(ValueError, match="the rows of out are not contiguous"):
@@ -245,7 +245,7 @@ def test_freed_memory_goes_to_the_next_array_that_fits(cuda):
 
 
 def test_a_graph_works_in_memory_that_was_freed_since(cuda):
-    """Its temporaries and its results are where they were, and hold what was written last."""
+    """Its temporaries and results keep their addresses, which hold what was written last."""
     addresses = []
 
     def compute(x):
@@ -262,7 +262,7 @@ def test_a_graph_works_in_memory_that_was_freed_since(cuda):
     table = {}
 
     def wrong(x):
-        """The second part reads what the first one freed."""
+        """Reads memory that it has freed."""
         table["at"] = (x + 1).data.ptr
         freed = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_double * 5).from_address(table["at"]))
         y = x * 3
@@ -316,7 +316,7 @@ def test_what_cannot_be_captured(name, cuda):
     assert (to_numpy(cupy.stack([cupy.asarray(np.ones(5))] * 9)) == 1).all()
 
 
-def test_what_is_done_at_an_address_that_is_none(cuda):
+def test_an_address_outside_of_all_memory_raises(cuda):
     table = cupy.asarray(np.full(2, 4096, "uint64"))
     c = fake_cupy.ctypes
     one, zero, at = c.c_float(1), c.c_float(0), (c.c_void_p(table.data.ptr), 0, 4)
@@ -327,7 +327,7 @@ def test_what_is_done_at_an_address_that_is_none(cuda):
 
 
 def test_muons_matrices_in_one_array():
-    """Those of one shape are orthogonalized together, as each of them is alone."""
+    """Matrices of one shape are orthogonalized together, with the result of each alone."""
     params = [Tensor(numbers(4, 6 + i // 10), True) for i in range(11)]
     optimizer = optim.Muon(params, 0.1)
     for p in params:

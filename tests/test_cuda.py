@@ -585,7 +585,7 @@ def test_attention_of_few_tokens_is_accurate(cuda):
 
 def test_what_does_not_fit_a_kernel_is_told(cuda, caplog):
     """Once, to those who ask by `minitl train --verbose`."""
-    cuda.overrides._tell.cache_clear()
+    cuda.overrides._log_once.cache_clear()
     with caplog.at_level("INFO", "minitl"):
         for _ in range(2):
             ops.attention(numbers_on(1, 65, 6), num_heads=1)
@@ -896,7 +896,7 @@ def test_gradients_wait_for_the_update(kernels, cuda):
     for p, grad in zip(params, expected, strict=True):
         np.testing.assert_allclose(to_numpy(p.grad), grad)
     assert (to_numpy(optimizer.flat.data) != before)[:-2].all() and optimizer.flat.check() is None
-    optimizer.zero_grad()  # the usual way goes on as before
+    optimizer.zero_grad()  # the usual way still works
     x.sum().backward()
     assert (to_numpy(optimizer.flat.grad)[:12] == 1).all()
 

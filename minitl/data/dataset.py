@@ -66,7 +66,7 @@ class Dataset:
         return replace(self, images=self.images[indices], labels=self.labels[indices], boxes=boxes)
 
     def to(self, device):
-        """Return the Dataset with its images and labels on ``"cpu"`` or ``"cuda"``, where a Loader cuts its batches."""
+        """Return the Dataset with its images and labels on ``"cpu"`` or ``"cuda"``, where a Loader indexes them."""
         return replace(self, images=to_device(self.images, device), labels=to_device(self.labels, device))
 
     def subset(self, n, rng):

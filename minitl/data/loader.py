@@ -7,7 +7,7 @@ from ..errors import InputError
 
 
 class Loader:
-    """Iterate over batches ``(images, labels)`` of a Dataset, cut from its arrays; each pass is one epoch.
+    """Iterate over batches ``(images, labels)`` of a Dataset, on the device of its arrays; each pass is one epoch.
 
     shuffle  draw a new order from ``rng`` at the start of each epoch; otherwise keep the order of the data set
     rng      a NumPy generator, by default minitl's own. Its state between two epochs determines all later batches,

@@ -101,7 +101,7 @@ def _apply(images, ops, levels):
     """Return the images after the operations numbered ``ops`` at ``levels``; both (B,), on the host.
 
     On a CPU each operation runs once, on all images that have drawn it: 14 times less work than computing all
-    operations for every image. On a GPU one kernel gives each image its own.
+    operations for every image. On a GPU one kernel applies all of them.
     """
     t.expect_1_or_3_channels(images)
     groups = []
@@ -113,7 +113,8 @@ def _apply(images, ops, levels):
     if array_module(images) is not np:
         from ..fast.cuda import augment
 
-        return augment.transform(images, [(f.__name__, i, t.fixed(a) if f is t.affine else a) for f, i, a in groups])
+        groups = [(f.__name__, i, t.fixed_point(a) if f is t.affine else a) for f, i, a in groups]
+        return augment.transform(images, groups)
     images = images.copy()
     for transform, indices, amount in groups:
         images[indices] = transform(images[indices], *([] if amount is None else [amount]))

@@ -1,7 +1,7 @@
-"""The operations of augmentation policies, each image by its own amount: warps, lookup tables and blends.
+"""The operations of augmentation policies, with an amount for each image: warps, lookup tables and blends.
 
 Images are uint8 NumPy arrays (B, H, W, C) with 1 or 3 channels; an amount is one number per image, (B,), or one for
-all. Each function returns a new array, bit for bit what Pillow returns for the images one by one, and what the kernel
+all. Each function returns a new array, equal bit for bit to what Pillow returns for each image, and to what the kernel
 in ``fast/cuda/augment.cu`` computes on a GPU. Other arrays raise TypeError.
 """
 
@@ -24,7 +24,7 @@ def affine(images, matrix):
     if matrix.shape not in ((len(images), 3, 3), (1, 3, 3)):
         raise ValueError(f"the matrices for these images are ({len(images)}, 3, 3), got {describe(matrix)}")
     B, H, W, C = images.shape
-    a, b, c, d, e, f = fixed(matrix).T[:, :, None, None]
+    a, b, c, d, e, f = fixed_point(matrix).T[:, :, None, None]
     x, y = np.arange(W), np.arange(H)[:, None]
     column = (a * x + c) + b * y >> 16  # (B, H, W): the source of each pixel
     row = (d * x + f) + e * y >> 16
@@ -34,8 +34,8 @@ def affine(images, matrix):
     return pixels.take(np.where(inside, source, len(pixels) - 1), axis=0)
 
 
-def fixed(matrix):
-    """Return the upper two rows in units of 2⁻¹⁶ pixel, int64 (B, 6); pixel n has its center at n + 1/2."""
+def fixed_point(matrix):
+    """Return the upper two rows in units of 2⁻¹⁶ pixels, int64 (B, 6), for pixels with centers at n + 1/2."""
     rows = matrix[:, :2].astype("float64")
     rows[:, :, 2] = rows[:, :, 2] + 0.5 * rows[:, :, 0] + 0.5 * rows[:, :, 1]
     return np.floor(65536 * rows + 0.5).astype("int64").reshape(-1, 6)

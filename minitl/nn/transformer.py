@@ -21,9 +21,9 @@ class Attention(Module):
         return self.proj(self.heads(x))
 
     def heads(self, x):
-        """Return the outputs of the heads side by side, (B, N, dim), which ``proj`` mixes."""
+        """Return the concatenated outputs of the heads, (B, N, dim): the input of ``proj``."""
         p = self.dropout if self.training else 0.0
-        qkv = ops.linear(x, self.qkv.weight)  # without the bias, which the op adds
+        qkv = ops.linear(x, self.qkv.weight)  # ops.attention adds the bias
         return ops.attention(qkv, self.qkv.bias, num_heads=self.num_heads, dropout=p, rng=self.rng)
 
 
@@ -55,11 +55,11 @@ class EncoderBlock(Module):
         self.drop, self.drop_path = Dropout(dropout, rng), DropPath(drop_path, rng)
 
     def forward(self, x):
-        x = self._add(x, self.attn.heads(self.norm1(x)), self.attn.proj)
-        return self._add(x, self.mlp.hidden(self.norm2(x)), self.mlp.fc2)
+        x = self._residual(x, self.attn.heads(self.norm1(x)), self.attn.proj)
+        return self._residual(x, self.mlp.hidden(self.norm2(x)), self.mlp.fc2)
 
-    def _add(self, x, y, last):
-        """Return x + drop_path(drop(last(y))) for the last layer of a branch, whose bias is added with x."""
+    def _residual(self, x, y, last):
+        """Return x + drop_path(drop(last(y))); ``ops.residual`` adds the bias of the layer ``last`` if it can."""
         if self.training and self.drop.p:
             y, b = self.drop(last(y)), None
         else:

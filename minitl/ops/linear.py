@@ -29,7 +29,7 @@ def linear(x, W, b=None):
 
 @op
 def linear_gelu(x, W, b):
-    """y = GELU(x W + b): the ops linear and gelu in turn. On a GPU, fewer kernels compute both."""
+    """y = GELU(x W + b): linear, then gelu, as one op because a GPU computes both in fewer launches"""
     device = "cpu" if isinstance(x, np.ndarray) else "cuda"
     u, linear_backward = form("linear", device)(x, W, b)
     y, gelu_backward = form("gelu", device)(u)

@@ -39,7 +39,7 @@ def drop_path(x, *, p, rng=None):
 
 @op
 def residual(x, y, b=None, *, p=0.0, rng=None):
-    """z = x + m (y + b): a residual branch ends, with the bias b of its last layer, and drop path (m, p) as above
+    """z = x + m (y + b): the end of a residual branch, with the bias b of its last layer and the mask m of drop_path
 
     y (B, ..., C), b (C), and x like y or broadcast to it.  dx = dz,  dy = m dz,  db = Σ dy
     """

@@ -1,4 +1,4 @@
-"""The paper's ablations at toy size, ablations of a training recipe, and presets beside their twins: tables of runs.
+"""The paper's ablations at toy size, ablations of a training recipe, and presets beside their variants: tables of runs.
 
 Each model is trained with each seed in a run folder of its own, and the results are read from those folders. So the
 same call continues where it was stopped and does not repeat finished runs.
@@ -160,8 +160,8 @@ class Run:
     def finish(self, on_start=lambda trainer: None, on_epoch=lambda trainer, row: None):
         """Train until the run is finished. Returns ``result()``: None after Ctrl-C, with everything saved.
 
-        ``on_start`` is called with the Trainer, if there is anything to train; ``on_epoch`` is that of ``Trainer.fit``,
-        after the Trainer. Raises InputErrors of ``train`` and ``result``, with the name of the run.
+        ``on_start`` is called with the Trainer, if there is anything to train; ``on_epoch`` with the Trainer and
+        each new row, as in ``Trainer.fit``. Raises InputErrors of ``train`` and ``result``, with the name of the run.
         """
         try:
             if row := self.result():
@@ -173,7 +173,7 @@ class Run:
             raise InputError(f"{self.name}, seed {self.seed}, in {self.folder}: {error}") from error
 
     def own_config(self):
-        """Return the TrainConfig of the run in ``folder``; with ``minutes`` it has measured its number of epochs."""
+        """Return the TrainConfig saved in ``folder``, in which a run with ``minutes`` has its measured ``epochs``."""
         return replace(self.config, epochs=load_config(self.folder).epochs) if self.config.minutes else self.config
 
     def _exists(self):
@@ -184,7 +184,7 @@ def plan(kind, folder, seeds=2, dataset=None, quick=False, **changes):
     """Return the Runs of an ablation in folders below ``folder``: all models with seed 0, then all with seed 1, etc.
 
     ``dataset`` replaces the generated one. ``quick`` is one epoch on few images, only to show that all models run.
-    ``changes`` are other fields of all TrainConfigs, such as ``device``; those that are None stay as they are. Raises
+    ``changes`` are other fields of all TrainConfigs, such as ``device``; None leaves a field unchanged. Raises
     InputError for an unknown kind, fewer than one seed, and a data set that does not fit.
     """
     if kind not in KINDS:

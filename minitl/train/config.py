@@ -23,9 +23,9 @@ class TrainConfig:
     epochs: int = 10
     """passes over the training images"""
     minutes: float = 0.0
-    """train for as many epochs as fit into this time, according to the first steps; 0 for the given number"""
+    """train for as many epochs as fit into this time, measured on some steps; 0 for the given number of epochs"""
     save_every: int = 0
-    """epochs from one evaluation and checkpoint to the next; 0 means 1 on a CPU and about a minute on a GPU"""
+    """epochs between evaluations, each with a checkpoint; 0: every epoch on a CPU, about every minute on a GPU"""
     batch_size: int = 100
     """images per step"""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -75,7 +75,8 @@ class TrainConfig:
     threads: int = 0
     """threads that share a batch on the CPU; 0 chooses one per processor, at most 8, if there is enough work"""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """factors of matrix products on a GPU: float32, or rounded to 10 or 7 bits of mantissa; sums are in float32"""
+    """fp32; on a GPU also tf32, which rounds the factors of matrix products to 10 bits of mantissa, or bf16, which
+    rounds them to 7 and stores activations in bfloat16; weights and sums are in float32"""
     graph: bool = True
     """replay each step on a GPU as one CUDA graph"""
 

@@ -1,10 +1,9 @@
 """Recipes for CIFAR by name: ``minitl train cifar10 --preset cifar-r1``.
 
 r1, r2 and r3 are for a GPU: a convolutional stem and 64 tokens, reduced to 16 before block 7; the same with 256 tokens
-and fewer blocks; and the textbook ViT on patches, with 8 tokens from block 6 on. ``cifar-r1-muon`` is r1 with Muon,
-at twice AdamW's learning rate because Muon's steps are as large; nobody has measured it on a GPU yet. ``cifar-cpu`` is
-for a laptop. Each has two variants that differ only in the tokens: ``-all`` keeps all of them, and ``-grid`` averages
-over the cells of a grid instead of using TokenLearner.
+and fewer blocks; and the textbook ViT on patches, with 8 tokens from block 6 on. ``cifar-r1-muon`` is r1 with Muon
+and twice the learning rate, not measured yet. ``cifar-cpu`` is for a laptop. Each has two variants that differ only in
+the tokens: ``-all`` keeps all of them, and ``-grid`` averages over the cells of a grid instead of using TokenLearner.
 """
 
 from dataclasses import replace

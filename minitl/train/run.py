@@ -33,8 +33,8 @@ from .step import AUGMENTATION, build_model, enough_memory, seed_of, training_st
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 CHECKPOINT, CURVES = "checkpoint.safetensors", "curves.png"
 PROGRESS = ("step", "seconds", "rows", "sums")  # attributes of a Trainer that a checkpoint keeps
-SAVE_SECONDS = 60  # between checkpoints on a GPU, where an epoch may take less than to evaluate and save
-WARMUP_STEPS = 4  # before steps are timed: on a GPU two are eager, the third is recorded, the fourth replays it
+SAVE_SECONDS = 60  # between checkpoints on a GPU, where an epoch may take less time than an evaluation
+WARMUP_STEPS = 4  # not timed; on a GPU two are eager, the third is recorded, the fourth is the first replay
 TIMED_STEPS = 64
 
 
@@ -222,10 +222,10 @@ class Trainer:
         return finished
 
     def choose_epochs(self):
-        """Set ``config.epochs`` to as many as fit into ``config.minutes``, by the time of some steps and evaluations.
+        """Set ``config.epochs`` to the number that fits into ``config.minutes``, by timing some steps and evaluations.
 
-        These leave no trace: the run is that of a ``config`` with this number of epochs. Raises InputError, with the
-        time that one epoch takes, if not even one fits.
+        They leave no trace: the run equals one started with this number of epochs. Raises InputError, with the time of
+        an epoch, if not even one fits.
         """
         state = {name: array.copy() for name, array in checkpoint.collect(self._parts()).items()}
         available, count, taken = 60 * self.config.minutes, 1, 0.0
@@ -235,7 +235,7 @@ class Trainer:
             while count < TIMED_STEPS and taken < available / 100:
                 count *= 2
                 images, taken = self._time(batches, count)
-            for _ in range(1 if self.config.device == "cpu" else 2):  # on a GPU the first one compiles
+            for _ in range(1 if self.config.device == "cpu" else 2):  # on a GPU the first one also compiles
                 began = time.perf_counter()
                 self.evaluate()
             evaluation = time.perf_counter() - began
@@ -300,7 +300,7 @@ class Trainer:
         for images, labels in self._rest_of_epoch():
             self._train_batch(images, labels)
             if not stop and self.step % self.take_step.every and self.step % self.epoch_steps:
-                continue  # to read is to wait for a GPU: every few steps, at the end of an epoch, when stopping
+                continue  # reading waits for the GPU: only every few steps, at the end of an epoch, and when stopping
             self._read()
             self.seconds = time.perf_counter() - began
             loss, accuracy = self._means()
@@ -315,7 +315,7 @@ class Trainer:
         for batch in itertools.islice(batches, count):
             self._train_batch(*batch)
             images += len(batch[1])
-        self.take_step.read()  # waits for a GPU
+        self.take_step.read()  # waits for the GPU
         return images, time.perf_counter() - began
 
     def _evaluation_is_due(self):

@@ -102,12 +102,12 @@ class OnGPU(TrainingStep):
         self.xp, self.unread = self.optimizer.flat.xp, []
         self.compute = cuda.capture(self._compute) if config.graph else self._compute
         self.inference = {"batch_size": config.batch_size}
-        if config.graph:  # one serves the whole run: weights, and their average, stay in the same arrays
+        if config.graph:  # serves the whole run, as weights and their average stay in the same arrays
             self.inference["forward"] = cuda.capture(lambda images: model(images).data)
         self.where = f"cuda ({config.precision}, {'one graph a step' if config.graph else 'eager'})"
 
     def __call__(self, inputs, targets, labels, step):
-        seed = seed_of(self.config, DROPOUT, step).spawn(1)[0]  # like that of a single shard on a CPU
+        seed = seed_of(self.config, DROPOUT, step).spawn(1)[0]  # as for a single shard on a CPU
         self.rng.bit_generator.state = np.random.PCG64(seed).state
         self.unread.append((self.compute(inputs, targets).copy(), labels))  # the next step overwrites its result
 
@@ -129,13 +129,13 @@ class OnGPU(TrainingStep):
         return rows
 
     def resident(self, dataset):
-        """Return the Dataset on the GPU if that takes a quarter of the free memory at most; the step needs the rest."""
+        """Return the Dataset, on the GPU if it takes at most a quarter of the free memory; the step needs the rest."""
         free, _ = self.xp.cuda.runtime.memGetInfo()
         return dataset.to("cuda") if dataset.images.nbytes <= free / 4 else dataset
 
 
 def use_precision(precision):
-    """Set the precision of the GPU. Raises InputError if it does not have it."""
+    """Set the precision on the GPU. Raises InputError if the GPU does not support it."""
     import cupy
 
     from ..fast import cuda
@@ -151,7 +151,7 @@ def use_precision(precision):
 
 @contextlib.contextmanager
 def enough_memory(config):
-    """Turn a MemoryError of a GPU into an InputError that says how full it is, at which batch size, and what to do."""
+    """Turn a MemoryError of a GPU into an InputError with its memory in use, the batch size, and what to do."""
     try:
         yield
     except MemoryError as error:

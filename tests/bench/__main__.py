@@ -30,7 +30,7 @@ class BenchOptions:
     device: Literal["cpu", "cuda"] = "cpu"
     """where to compute"""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """precision of matrix products on a GPU"""
+    """precision on a GPU, as for `minitl train`"""
     threads: int | None = None
     """threads of each framework; by default one for each core, at most 8, as in `minitl train`"""
     ops: bool = False
@@ -38,8 +38,8 @@ class BenchOptions:
     scale: bool = False
     """measure time and memory of minitl alone against batch size, number of tokens, depth and place of TokenLearner"""
     model: bool = False
-    """with --device cuda, but without a GPU: count launches, bytes and multiply-adds of a training step by kernel, and
-    estimate its time on an H100 and an H200; by default of vit-tiny-tl in tf32 and cifar-r1 in tf32 and bf16"""
+    """with --device cuda, but needs no GPU: count launches, bytes and multiply-adds of a training step by kernel, and
+    estimate its time on an H100 and an H200; by default for vit-tiny-tl in tf32 and cifar-r1 in tf32 and bf16"""
     quick: bool = False
     """tiny models and few rounds, to see that everything runs"""
     json: bool = False

@@ -1,10 +1,10 @@
-"""What a training step on a GPU costs, counted without one, and the time that this takes by measured rates.
+"""A cost model of a training step on a GPU, which needs no GPU: launches, bytes, multiply-adds and estimated time.
 
-The stand-in for CuPy records the step as a graph (tests/fake_cupy.py), so launches, sizes of arrays and sizes of
-products are those of the real step. The estimate is a sum over the launches: each takes as long as its bytes or the
-multiply-adds of its product, whichever is more, and NODE_SECONDS on top. All arrays count as larger than the caches,
-each argument is read or written once, and arithmetic in kernels counts as free, except for products. So it is too high
-for small models, and too low for kernels that compute much.
+The stand-in for CuPy (tests/fake_cupy.py) records the step as a graph, so launches, sizes of arrays and sizes of
+products are those of the real step. The estimated time is a sum over the launches: each takes the time of its bytes or
+of its multiply-adds, whichever is longer, plus NODE_SECONDS. The model ignores caches, assumes that each argument is
+read or written once, and counts no arithmetic but products. So the estimate is too high for small models, whose arrays
+fit in the caches, and too low for kernels that compute a lot.
 """
 
 import collections
@@ -16,29 +16,29 @@ from pathlib import Path
 from . import contestant_cuda, measure, measure_cuda
 from .contestant import side_of
 
-STEPS = [("vit-tiny-tl", "tf32"), ("cifar-r1", "tf32"), ("cifar-r1", "bf16")]  # of which the cost is told by default
-SHARE = 0.8  # of the bandwidth of a copy that a launch reaches: between 0.72 and 0.85
+STEPS = [("vit-tiny-tl", "tf32"), ("cifar-r1", "tf32"), ("cifar-r1", "bf16")]  # estimated by default
+SHARE = 0.8  # of the bandwidth of a copy that kernels reach: typically 0.72 to 0.85
 NODE_SECONDS = 1e-6  # from the end of one kernel in a graph to the start of the next
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes a second in a copy, and operations a second in large products by the kind of their factors."""
+    """Bytes per second in a copy, and operations per second in large products by the kind of their factors."""
 
     copy: float
     products: dict
 
 
 PRODUCTS = {"fp64": 50e12, "fp32": 45e12, "tf32": 300e12, "bf16": 550e12}
-PRODUCTS["kernel"] = 30e12  # in kernels without tensor cores: half of the peak, as each factor is read but 4 times
+PRODUCTS["kernel"] = 30e12  # in kernels without tensor cores: half of the peak, as a factor is used only 4 times
 PRODUCTS["tiles"] = 100e12  # in kernels on tensor cores, which wait for shared memory most of the time
 GPUS = {"H100": Rates(3.0e12, PRODUCTS), "H200": Rates(4.3e12, PRODUCTS)}  # SXM; the H200 has only faster memory
 
 
 def costs(names=(), precision="fp32", quick=False):
-    """Yield a dict for each model, ``names`` in a precision or those of STEPS: ``launches``, ``bytes``, ``macs``.
+    """Yield a dict for each model, ``names`` in a precision or by default STEPS: ``launches``, ``bytes``, ``macs``.
 
-    ``seconds`` is {GPU: estimated seconds of a step}, and ``kernels`` are such dicts for each kernel, the slowest
+    ``seconds`` is {GPU: estimated seconds of a step}, and ``kernels`` has such a dict for each kernel, the slowest
     first. Raises InputError for an unknown name.
     """
     for name, kind in [(name, precision) for name in dict.fromkeys(names)] or STEPS:
@@ -66,7 +66,7 @@ def recorded(config, spec, batch, precision):
 
 @contextlib.contextmanager
 def stand_in():
-    """Put the stand-in in CuPy's place, also where there is a GPU, and return its module."""
+    """Replace CuPy by the stand-in, even if CuPy is installed, and yield its module."""
     folder = str(Path(__file__).parents[1])
     sys.path.insert(0, folder)
     try:
@@ -78,7 +78,7 @@ def stand_in():
 
 
 def cost(launches):
-    """Return number, bytes, multiply-adds and seconds of some launches."""
+    """Return a dict of the number, bytes, multiply-adds and estimated seconds of some launches."""
     seconds = {gpu: sum(_seconds(launch, rates) for launch in launches) for gpu, rates in GPUS.items()}
     moved, macs = (sum(getattr(launch, key) for launch in launches) for key in ("bytes", "macs"))
     return {"launches": len(launches), "bytes": moved, "macs": macs, "seconds": seconds}

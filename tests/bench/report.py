@@ -99,7 +99,7 @@ def cuda_notes(rows):
             f"{row['times'][ours]['seconds'] / row['times'][label]['seconds']:.2f} of {label}" for label in others
         ]
         if ratios:
-            lines.append(f"{row['name']}: {ours} takes {', '.join(ratios)}")
+            lines.append(f"{row['name']}: time of {ours}: {', '.join(ratios)}")
         lines += [f"{row['name']}: no {label}: {why}" for label, why in row["missing"].items()]
         if "estimate" in row:
             cost = row["estimate"]
@@ -109,15 +109,15 @@ def cuda_notes(rows):
             )
             lines.append(f"{row['name']}: estimated from {sizes}: {', '.join(amounts)}")
     last = rows[-1]
-    rate = f"{short(last['products'])}operations/s in large {last['precision']} products"
-    return [*lines, f"floor: {rate}, {short(last['copy'], 'B')}/s in a copy; activations as flops counts them"]
+    rate = f"{short(last['products'], 'FLOP/s')} in large {last['precision']} products"
+    return [*lines, f"floor: {rate}, {short(last['copy'], 'B')}/s in a copy; activations as counted by minitl.flops"]
 
 
 def cost_table(row):
-    """A row of ``model.costs`` as lines of text: a line for each kernel, and the sums above."""
+    """A row of ``model.costs`` as lines of text: the sums, then a line for each kernel, with estimated times."""
     text = "{:34}{:>10}{:>10}{:>16}{:>11}{:>11}"
     title = f"{row['name']}, batch {row['batch']}, {row['precision']}"
-    lines = [text.format(title, "launches", "bytes", "multiply-adds", *row["seconds"])]
+    lines = [text.format(title, "launches", "bytes", "multiply-adds", *(f"{gpu}, est." for gpu in row["seconds"]))]
     for kernel in ({"name": "training step"} | {key: x for key, x in row.items() if key != "name"}, *row["kernels"]):
         sizes = short(kernel["bytes"], "B"), short(kernel["macs"]) if kernel["macs"] else ""
         lines.append(

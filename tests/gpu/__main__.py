@@ -151,7 +151,7 @@ def table(results):
         ours, *theirs = (entries.get(f"{name}, {who}", {}).get("figures") for who in CONTESTANTS)
         times = {who: row["seconds"]["seconds"] for who, row in zip(CONTESTANTS[1:], theirs, strict=True) if row}
         ratios = [f"{ours['graph']['seconds'] / time:.2f} of {who}" for who, time in times.items() if ours]
-        measured = f"; a graph takes {', '.join(ratios)}" if ratios else ""
+        measured = f"; time of a graph: {', '.join(ratios)}" if ratios else ""
         lines.append(f"{name}: {results['estimates'].get(name, 'not estimated')}{measured}")
     return "\n".join(lines)
 

@@ -14,6 +14,6 @@ __all__ = ["PRECISIONS", "capture", "concatenate", "memory", "update", "use", "z
 
 
 def memory():
-    """Return a phrase on how full the GPU's memory is."""
+    """Return a phrase that says how much of the GPU's memory is in use."""
     free, total = cupy.cuda.runtime.memGetInfo()
     return f"{(total - free) / 2**30:.1f} of the GPU's {total / 2**30:.1f} GB are in use"

@@ -1,7 +1,7 @@
-"""Clipping, AdamW or Muon, and the average of weights, on the optimizer's flat arrays and without waiting for the GPU.
+"""Clipping, AdamW or Muon, and the average of the weights, on the optimizer's flat arrays, without waiting for the GPU.
 
 A model has many small parameters, and adding to the gradient of each would take one launch per parameter. So gradients
-stay where they were computed until all are there, and a single launch copies them into the flat array.
+stay where they were computed until backward ends, and a single launch copies them into the flat array.
 """
 
 import math
@@ -27,13 +27,13 @@ class PendingGradient:
 
 
 def zero_grad(optimizer):
-    """Take the place of ``optimizer.zero_grad()`` before a ``backward`` that ``update`` follows; writes nothing."""
+    """Replace ``optimizer.zero_grad()`` before ``backward`` and ``update``, without writing zeros."""
     for p, _, _ in optimizer.flat.views:
         p.grad = PendingGradient()
 
 
 def concatenate(arrays, out=None):
-    """Copy arrays into the flat array ``out``, by default a new one, by one launch; an integer is a number of zeros."""
+    """Copy arrays into the flat array ``out``, by default a new one, in one launch; an integer n stands for n zeros."""
     arrays = [x if isinstance(x, int) else contiguous(x) for x in arrays]
     sizes = [x if isinstance(x, int) else x.size for x in arrays]
     out = cupy.empty(sum(sizes), arrays[0].dtype) if out is None else out
@@ -46,7 +46,7 @@ def concatenate(arrays, out=None):
 
 
 def _gather(flat):
-    """Copy gradients into the flat array: by one launch if all are pending, else as ``Flat.gather`` does it."""
+    """Copy gradients into the flat array, in one launch if all are pending, else as ``Flat.gather`` does."""
     if not all(isinstance(p.grad, PendingGradient) for p, _, _ in flat.views):
         return flat.gather()
     flat.check()
@@ -58,9 +58,9 @@ def _gather(flat):
 def update(optimizer, max_norm=math.inf, ema=None):
     """Do ``clip_grad_norm(max_norm)``, ``step()`` and ``ema.update()`` of ``optim`` at once.
 
-    With AdamW that takes two launches, and one to gather the gradients, which may come from any ``backward``.
-    Returns the squared norm of the gradient as a device array (1,). The host reads nothing back, so a graph can capture
-    it; if the norm is not finite, the weights stay as they are. The gradients themselves are not scaled.
+    With AdamW this takes two launches, and one to gather the gradients. Returns the squared norm of the gradient as a
+    device array (1,): the host reads nothing back, so a graph can capture it. If the norm is not finite, the weights do
+    not change. The gradients themselves are not scaled.
     """
     flat, (beta1, beta2) = optimizer.flat, optimizer.betas
     _gather(flat)
@@ -92,7 +92,7 @@ def update(optimizer, max_norm=math.inf, ema=None):
 
 
 def _move_matrices(optimizer, norm2, lr, max_norm):
-    """Update matrices as ``optimizer.step`` does, but leave them as they are if the gradient is not finite."""
+    """Update matrices as ``optimizer.step`` does, but leave them unchanged if the gradient is not finite."""
     norm = cupy.sqrt(norm2)
     finite = norm < math.inf
     factor = cupy.minimum(max_norm / (norm + 1e-6), 1)

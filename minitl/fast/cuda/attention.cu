@@ -1,14 +1,14 @@
 // --- attention over few tokens: a block for each head of each sample, B HEADS in all ---
 //
-// TOKENS <= 64 (32 in double) and HEAD <= 64 numbers of a head fit in shared memory, so the scores never go to global
-// memory. The threads of a block form 16 x 16 tiles, and each computes up to 4 x 4 numbers of a product: it uses each
-// number that it reads four times, so that it multiplies most of the time. What threads compute for tokens and columns
-// that do not exist is not stored, and no result depends on it.
+// TOKENS <= 64 (32 in double) and HEAD <= 64 numbers of a head fit in shared memory, so scores never go to global
+// memory. The threads of a block form a grid of 16 x 16, and each computes up to 4 x 4 numbers of a product, so each
+// number read from shared memory is used up to four times. What is computed beyond the last token or column is not
+// stored, and no result depends on it.
 
-#define TILES(n) ((n + 15) / 16) // rows or columns of each thread
-#define TOKEN(i) int(threadIdx.x / 16 * TILES(TOKENS) + i) // its i-th row: all are neighbors, and read together
-#define COLUMN(j) int(threadIdx.x % 16 + 16 * j) // its j-th column: neighboring threads have neighboring columns
-#define PITCH 68 // from row to row of a buffer: 64, and 4 more to spread each column over the banks
+#define TILES(n) ((n + 15) / 16) // rows or columns per thread
+#define TOKEN(i) int(threadIdx.x / 16 * TILES(TOKENS) + i) // the i-th row of this thread, whose rows are adjacent
+#define COLUMN(j) int(threadIdx.x % 16 + 16 * j) // the j-th column; neighboring threads have neighboring columns
+#define PITCH 68 // of rows in a buffer: 64, and 4 more against bank conflicts along columns
 #define BUFFER (64 * PITCH * 4 / sizeof(real))
 #define WIDTH (HEADS * HEAD)
 #define SCALE (1 / sqrt(real(HEAD)))
@@ -87,7 +87,7 @@ __device__ void multiply(real z[4][4], Matrix x, Matrix y, int columns, int dept
 }
 
 // X[n, c] = x[n, c] + b[c]    rows of x at a distance of `step`; b may be null
-// Surplus threads repeat the last number: without a branch, eight loads wait for memory at the same time
+// Surplus threads load the last number again: without a branch, eight loads are in flight at the same time
 __device__ void load(real* X, const stored* x, int step, const real* b) {
 #pragma unroll 8
     for (int first = 0; first < TOKENS * HEAD; first += 256) {
@@ -96,12 +96,12 @@ __device__ void load(real* X, const stored* x, int step, const real* b) {
     }
 }
 
-// X = q, k or v, which are part 0, 1 and 2    qkv and b (may be null) begin at the head
+// X = q, k or v, the parts 0, 1 and 2 of qkv    qkv and b (may be null) start at the head
 __device__ void load_part(real* X, int part, const stored* qkv, const real* b) {
     load(X, qkv + part * WIDTH, 3 * WIDTH, b ? b + part * WIDTH : b);
 }
 
-// y[n, c] = z[n, c]    rows of y at a distance of `step`;  sums[c] = sum of z[n, c] over n, unless it is null
+// y[n, c] = z[n, c]    rows of y at a distance of `step`;  sums[c] = sum of z[n, c] over n; sums may be null
 __device__ void store(stored* y, int step, real* sums, real z[4][4]) {
     for (int j = 0; j < TILES(HEAD); j++) {
         int c = COLUMN(j);
@@ -117,7 +117,7 @@ __device__ void store(stored* y, int step, real* sums, real z[4][4]) {
     }
 }
 
-// A = softmax of q kT / sqrt(HEAD) over each row;  X = q and Y = k are filled for it
+// A = softmax of q kT / sqrt(HEAD) over each row;  leaves X = q and Y = k
 __device__ void weights(real A[4][4], real* X, real* Y, const stored* qkv, const real* b) {
     load_part(X, 0, qkv, b);
     load_part(Y, 1, qkv, b);
@@ -137,7 +137,7 @@ __device__ void weights(real A[4][4], real* X, real* Y, const stored* qkv, const
     }
 }
 
-// The mask of this block, a bit for each weight: see keep_bits. It begins anywhere within the 8 numbers of a counter
+// The mask of this block, a bit for each weight (see keep_bits); its first bit may lie inside a byte
 __device__ void draw(unsigned char* keep, const u64* key, real p) {
     u64 first = u64(blockIdx.x) * (TOKENS * TOKENS), end = first + TOKENS * TOKENS;
     for (u64 i = first / 8 + threadIdx.x; 8 * i < end; i += blockDim.x) keep[i - first / 8] = keep_bits(i, key[0], p);

@@ -1,10 +1,10 @@
-// --- augmentation of uint8 images (B, H, W, C), bit for bit that of minitl/data: a block for each image ---
+// --- augmentation of uint8 images (B, H, W, C), equal to minitl/data bit for bit: a block for each image ---
 
 enum { IDENTITY, CROP, AFFINE, BRIGHTNESS, CONTRAST, COLOR, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE,
        INVERT };
 
-// base + factor (v - base) between 0 and 255, without its fraction; __fmul_rn keeps the product from becoming part of a
-// multiply-add, which rounds only once
+// base + factor (v - base), clipped to 0 ... 255 and truncated. __fmul_rn prevents a fused multiply-add, which
+// would round only once
 __device__ int blend(int base, int v, float factor) {
     float mixed = __fmul_rn(v - base, factor) + base;
     return mixed < 0 ? 0 : mixed < 255 ? (int)mixed : 255;
@@ -15,7 +15,7 @@ __device__ int gray(const unsigned char* pixel) {
     return C == 1 ? pixel[0] : (19595 * pixel[0] + 38470 * pixel[1] + 7471 * pixel[2] + 32768) >> 16;
 }
 
-// The mean of the 3 x 3 neighborhood of a value, with itself counted five times; on the border, the value itself
+// The mean of the 3 x 3 neighborhood of a value, with itself counted five times; at the border, the value itself
 __device__ int smooth(const unsigned char* x, int row, int column, int c) {
     x += (row * W + column) * C + c;
     if (row == 0 || row == H - 1 || column == 0 || column == W - 1) return *x;
@@ -36,8 +36,8 @@ __device__ u64 as_double(u64 x) {
     return (x + (1ull << surplus - 1) - 1 + (x >> surplus & 1)) >> surplus << surplus;
 }
 
-// v s - low s without its fraction, s = 255 / range. Each step is rounded to a double, as in NumPy: exact steps would
-// sometimes give one more. Integers do it, since doubles are slow on many GPUs
+// v s - low s, truncated, with s = 255 / range. Each step is rounded to a double, as in NumPy: exact arithmetic would
+// sometimes give one more. In integers, because doubles are slow on many GPUs
 __device__ int stretched(int v, int low, int range) {
     u64 ratio = as_double((255ull << 55) / range | 1); // in units of 2⁻⁵⁵; the last bit stands for the remainder
     int zeros = 11 - __clzll(ratio);
@@ -58,7 +58,7 @@ __device__ int changed(int v, const int* count, int operation, float factor) {
     return step ? min((below + step / 2) / step, 255) : v;
 }
 
-// y[b] = the operation chosen[b, 0] on x[b], with the numbers chosen[b, 1:7]; an amount is there as a float's bits
+// y[b] = the operation chosen[b, 0] on x[b] with the numbers chosen[b, 1:7]; amounts are the bits of floats
 KERNEL augment(unsigned char* y, const unsigned char* x, const int* chosen) {
     __shared__ int count[3][256]; // atomic additions of integers give the same sum in any order
     __shared__ unsigned char table[3][256];

@@ -1,4 +1,4 @@
-"""Crops and the operations of augmentation policies on a GPU: one launch for a batch, whatever each image has drawn."""
+"""Crops and the operations of augmentation policies on a GPU, in one launch for a batch of different operations."""
 
 import cupy
 import numpy as np
@@ -6,14 +6,14 @@ import numpy as np
 from .kernels import contiguous, launch
 
 NAMES = "identity crop affine brightness contrast color sharpness posterize solarize autocontrast equalize invert"
-NUMBERS = {name: i for i, name in enumerate(NAMES.split())}  # those of augment.cu
+NUMBERS = {name: i for i, name in enumerate(NAMES.split())}  # the enum of augment.cu
 
 
 def transform(images, operations):
     """Return uint8 images (B, H, W, C) after at most one operation on each; nothing waits for the GPU.
 
-    operations  for each, its name, the indices of its n images, and its amounts: integers (n, 3), down, right and
-                mirrored for crop, ``transforms.fixed`` of the matrices for affine, else numbers (n,), or None
+    operations  triples (name, indices of n images, amounts). Amounts are integers (n, 3) for crop: down, right,
+                mirrored; ``transforms.fixed_point`` of the matrices for affine; else numbers (n,), or None
     """
     B, H, W, C = images.shape
     chosen = np.zeros((B, 7), "int32")

@@ -1,15 +1,15 @@
-// What the kernels of all .cu files share; each file is compiled with this one in front. Each kernel has its formula
-// above it, and a NumPy function of the same name and arguments in tests/cuda_reference.py that computes the same.
+// Shared by the kernels of all .cu files: each file is compiled with this one prepended. Each kernel has its formula
+// above it, and a NumPy reference with the same name and arguments in tests/cuda_reference.py.
 //
-// `real` is float or double. `stored` is the type of activations in memory: real, or bf16, which becomes a float when it
-// is read. Names in capitals that are not defined here are sizes known when the file is compiled. Arrays are contiguous
-// and row-major; results come first, then inputs, then sizes and options. Pointers that may be null are marked as such.
+// `real`, the type of arithmetic, is float or double. `stored`, the type of activations in memory, is real, or bf16,
+// which is converted to float when it is read. Names in capitals without a definition here are sizes, given as macros.
+// Arrays are contiguous and row-major; results come first, then inputs, then sizes and options. Comments name pointers
+// that may be null.
 //
-// Work is shared in two ways. Where each number stands alone, a thread computes one number. Where a whole row is needed
-// (a mean, a maximum), a warp computes one row: 32 threads that run in step and add up across their registers, so
-// neighbors read neighboring numbers and nothing has to wait for other warps. Sums over rows go down the columns in a
-// fixed order: no number is added atomically, so the same input gives the same bits. Only blocks are counted atomically,
-// so that the last one to finish knows that it is the last, and adds up the results of all.
+// Elementwise kernels use a thread for each number. Kernels that need whole rows (a mean, a maximum) use a warp for a
+// row: its 32 threads read neighboring numbers, exchange results through registers and never wait for other warps. Sums
+// over rows go down the columns in a fixed order. Floats are never added atomically, so the same input gives the same
+// bits; only finished blocks are counted atomically, and the last one adds up the results of all.
 
 #define KERNEL extern "C" __global__ void
 #ifndef INFINITY // the run-time compiler has no math.h
@@ -18,7 +18,7 @@
 #endif
 typedef unsigned long long u64;
 
-// The upper half of a float: 8 bits of exponent, 7 of mantissa; rounded to nearest, ties to even, and NaN stays NaN
+// bfloat16, the upper half of a float: 8 bits of exponent, 7 of mantissa. Rounds to nearest even; NaN stays NaN
 struct bf16 {
     unsigned short bits;
     __device__ bf16(float x) {
@@ -34,7 +34,7 @@ struct bf16 {
 #define WARP (threadIdx.x / 32)
 #define ROW (THREAD / 32)
 
-// The sum, and the maximum, of x over the 32 threads of a warp, or over each `width` neighbors of them
+// The sum and the maximum of x over the 32 threads of a warp, or over each group of `width` neighboring threads
 __device__ real warp_sum(real x, int width = 32) {
     for (int step = width / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffff, x, step);
     return x;
@@ -48,7 +48,7 @@ __device__ real warp_max(real x, int width = 32) {
     return x;
 }
 
-// --- sums down the columns: a block has 32 columns, a strip, and 8 parts of `chunk` rows ---
+// --- sums down the columns: a block sums 32 columns (a strip) of `chunk` rows, of which each warp takes an eighth ---
 
 // The sum of x over the 8 threads of a column
 __device__ real sum_of_column(real x) {
@@ -61,13 +61,13 @@ __device__ real sum_of_column(real x) {
     return sum;
 }
 
-// True for the last of `count` blocks to arrive at this ticket; it sees what all have written
-// A ticket is 0 before and after a kernel: atomicInc goes from count - 1 to 0
+// True in the last of `count` blocks that call this with the same ticket; that block sees what all have written
+// A ticket is 0 before and after each kernel: atomicInc wraps from count - 1 to 0
 __device__ bool last_of(unsigned* ticket, int count) {
     __shared__ bool last;
-    __syncthreads(); // until all threads of this block have written
+    __syncthreads(); // all threads of this block have written
     if (threadIdx.x == 0) {
-        __threadfence(); // other blocks see what was written before the ticket is taken,
+        __threadfence(); // what was written is visible to other blocks before the ticket is taken,
         last = atomicInc(ticket, count - 1) == count - 1;
         __threadfence(); // and nothing is read before it
     }
@@ -75,8 +75,8 @@ __device__ bool last_of(unsigned* ticket, int count) {
     return last;
 }
 
-// The sum of parts[k, c] over the chunks k, in order whichever block is last; 0 for a column that is not `inside`
-// Reads bypass the cache of this processor, which does not see the writes of others
+// The sum of parts[k, c] over the chunks k, in the same order whichever block is last; 0 for a column not `inside`
+// __ldcg bypasses the L1 cache, which may not have the writes of other multiprocessors
 __device__ real sum_of_parts(const real* parts, int width, int c, bool inside) {
     real sum = 0;
     for (int k = WARP; k < gridDim.y && inside; k += 8) sum += __ldcg(parts + k * width + c);
@@ -115,8 +115,8 @@ __device__ real sum_of_block(real x) {
 
 // --- random masks ---
 
-// Four random words from a counter and a key: Philox4x64-10 (Salmon et al., 2011), the generator of numpy.random.Philox.
-// Each round multiplies two of the four words to 128 bits and crosses the halves with the other two and with the key.
+// Four random words from a counter and a key: Philox4x64-10 (Salmon et al., 2011), as in numpy.random.Philox.
+// Each round multiplies two of the four words to 128 bits, and XORs the upper halves with the other two and the key.
 __device__ void philox(u64 counter, u64 key, u64 word[4]) {
     u64 key1 = 0;
     word[0] = counter, word[1] = word[2] = word[3] = 0;
@@ -129,8 +129,8 @@ __device__ void philox(u64 counter, u64 key, u64 word[4]) {
     }
 }
 
-// A bit for each of the 8 numbers that one counter has bits for, from number 8 i of a mask on: 1 if it is kept, which
-// has the probability 1 - p. NumPy counts from 1
+// Bits of the numbers 8 i to 8 i + 7 of a mask, which share a counter: 1, with probability 1 - p, for a number to keep
+// NumPy's counter starts at 1
 __device__ unsigned keep_bits(u64 i, u64 key, real p) {
     u64 word[4];
     philox(1 + i, key, word);

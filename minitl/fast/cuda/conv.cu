@@ -1,8 +1,8 @@
-// --- convolution: windows as rows of a matrix, and back; pooling. All gather: no two threads write to one place ---
+// --- convolution: windows as rows of a matrix, and back; pooling. each thread writes one number ---
 //
-// Sizes known at compilation, so that divisions become multiplications and loops over a window are unrolled: images of
-// IN_H x IN_W pixels and GROUPS x CHANNELS numbers, windows of KERNEL_H x KERNEL_W, STRIDE and PAD in both directions, and
-// OUT_H x OUT_W windows of an image.
+// Sizes are compiled in, so that divisions become multiplications and loops over a window are unrolled: images of
+// IN_H x IN_W pixels with GROUPS x CHANNELS channels, windows of KERNEL_H x KERNEL_W, strides and padding in both
+// directions, and OUT_H x OUT_W windows per image.
 
 // columns[g, (b, i, j), (u, v, c)] = x[b, row, column, g, c], or 0 outside    n numbers of each group g = blockIdx.y
 // row = i STRIDE_H + u - PAD_H,  column = j STRIDE_W + v - PAD_W
@@ -43,8 +43,8 @@ KERNEL col2im(stored* x, const stored* columns, int n, int B) {
     x[index] = sum;
 }
 
-// y[b, i, j, c] = the largest of x[b, row, column, c] over u, v, and best = u KERNEL_W + v of the first such    n numbers
-// What lies outside never wins, NaN always does
+// y[b, i, j, c] = max of x[b, row, column, c] over u, v;  best = u KERNEL_W + v of the first maximum    n numbers
+// Padding is never the largest; NaN always is
 KERNEL max_pool(stored* y, unsigned char* best, const stored* x, int n) {
     int index = THREAD, rest = index;
     if (index >= n) return;
@@ -64,7 +64,7 @@ KERNEL max_pool(stored* y, unsigned char* best, const stored* x, int n) {
     y[index] = top, best[index] = where;
 }
 
-// dx[b, row, column, c] = sum of dy[b, i, j, c] over the windows whose best this pixel is    n numbers of dx
+// dx[b, row, column, c] = sum of dy[b, i, j, c] over the windows in which this pixel is the largest    n numbers of dx
 KERNEL max_pool_dx(stored* dx, const stored* dy, const unsigned char* best, int n) {
     int index = THREAD, rest = index;
     if (index >= n) return;

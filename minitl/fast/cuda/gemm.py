@@ -1,16 +1,17 @@
-"""All matrix products: one function, ``product``, on a cuBLAS handle of its own.
+"""Matrix products: all of them go through ``product``, which calls cuBLAS directly.
 
-CuPy's ``matmul`` copies the transposed factors of a batch, does not use tensor cores for it, and cannot be captured
-into a CUDA graph. cuBLAS can do all three: it takes a transpose as a flag, any distance between rows (the leading
-dimension) and between matrices, and can be captured once it has a workspace. So libcublas is called through ctypes.
+For batches, CuPy's ``matmul`` copies transposed factors and does not use tensor cores, and no product of CuPy can be
+captured in a CUDA graph. cuBLAS itself has none of these limits: a transpose is a flag, the distances between rows (the
+leading dimension) and between matrices are arbitrary, and with a workspace it can be captured. So libcublas is called
+through ctypes.
 
-cuBLAS stores matrices by columns, arrays here are stored by rows. A row-major matrix read by columns is its transpose,
-so instead of C = A B we ask for Cᵀ = Bᵀ Aᵀ and no transpose is ever written.
+cuBLAS expects column-major matrices, and arrays here are row-major. A row-major matrix read as column-major is its
+transpose, so instead of C = A B we compute Cᵀ = Bᵀ Aᵀ, and no transpose is ever written.
 
-``use("tf32")`` rounds the factors to 10 bits of mantissa inside the product; sums and results are float32. With
-``use("bf16")`` activations between layers, and their gradients, are stored in bfloat16, which has 7 bits, and weights
-are rounded for each product. Weights and their gradients, residual sums, statistics and losses remain float32, and all
-sums are accumulated in it. float64 arrays are always multiplied in full precision.
+``use("tf32")`` rounds factors to 10 bits of mantissa inside the product. ``use("bf16")`` rounds them to bfloat16, which
+has 7: activations inside residual branches and convolutional stems, and their gradients, are also stored in it, and
+weights are rounded for each product. Weights, their gradients, residual sums and losses stay in float32, and in every
+precision sums are accumulated in float32. float64 arrays are always multiplied in full precision.
 """
 
 import ctypes
@@ -30,14 +31,16 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 KINDS = {np.dtype("float32"): 0, np.dtype("float64"): 1, np.dtype("uint16"): 14}  # cudaDataType; uint16 holds bfloat16
 COMPUTE_32F, COMPUTE_64F, COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
 PLAIN, TRANSPOSED, ANY_ALGORITHM = 0, 1, -1
-MATRICES = np.dtype([(name, np.uint64, 5) for name in ("start", "outer", "inner")])  # as in kernels.cu
+MATRICES = np.dtype(
+    [(name, np.uint64, 5) for name in ("start", "outer", "inner")]
+)  # the structure of the same name in kernels.cu
 WORKSPACE_BYTES = 32 << 20  # NVIDIA's recommendation for Hopper
 
 _precision = "fp32"
 
 
 def use(precision):
-    """Set the precision of float32 products to "fp32", "tf32" or "bf16". Raises InputError for another name."""
+    """Set the precision of float32 arrays to "fp32", "tf32" or "bf16". Raises InputError for another name."""
     global _precision
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -46,7 +49,7 @@ def use(precision):
 
 @functools.cache
 def library():
-    """Return libcublas, or None if it is not found; CuPy then multiplies, more slowly and without graphs."""
+    """Return libcublas, or None if it is not found; then CuPy multiplies, slower and without graphs."""
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
 
@@ -62,7 +65,7 @@ def _handle():
 
 
 class Handle:
-    """A cuBLAS handle for the current stream: with another, it would lose its workspace and could not be captured."""
+    """A cuBLAS handle for the current stream; changing its stream would drop the workspace that capturing needs."""
 
     def __init__(self):
         self.pointer, self.workspace = ctypes.c_void_p(), cupy.cuda.Memory(WORKSPACE_BYTES)
@@ -117,11 +120,11 @@ def activation_dtype(dtype):
 
 
 def product(a, b, out=None, alpha=1.0, tables=None):
-    """alpha a b over the last two axes, (..., M, K) (..., K, N) -> (..., M, N), with the axes before broadcast.
+    """Return alpha a b, (..., M, K) (..., K, N) -> (..., M, N); leading axes are broadcast.
 
-    ``a`` and ``b`` come from ``to_precision``. They and ``out``, if given, may be transposed or parts of larger arrays;
-    nothing is copied as long as one of the two axes is contiguous. ``tables`` is the dict that ``matrix_addresses``
-    filled; it saves launches for matrices at uneven distances.
+    ``a`` and ``b`` come from ``to_precision``. They may be transposed or parts of larger arrays, and are not copied if
+    one of their last two axes is contiguous; the rows of ``out``, if given, must be contiguous (else ValueError).
+    ``tables`` is a dict filled by ``matrix_addresses``, which saves launches for matrices at uneven distances.
     """
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (M, K), N = a.shape[-2:], b.shape[-1]
@@ -151,8 +154,8 @@ def product(a, b, out=None, alpha=1.0, tables=None):
     else:
         name, last = "cublasGemmBatchedEx", [count]
         if not all(_aligned(x, step, batch) for x, step in operands):
-            # Tensor cores are fed 16 bytes at a time. Given one address, cuBLAS sees where that is impossible, but not
-            # given a table of them. So these are products in float32, which holds all digits of bfloat16.
+            # Tensor cores need rows aligned to 16 bytes. cuBLAS checks a single address for that, but not a table of
+            # them. So these products are computed in float32, in which bfloat16 numbers are exact.
             if a.dtype == BF16:
                 y = product(to_fp32(a), to_fp32(b), alpha=alpha)
                 out[...] = to_precision(y) if out.dtype == BF16 else y
@@ -172,7 +175,7 @@ def product(a, b, out=None, alpha=1.0, tables=None):
 
 
 def _matrix(x):
-    """Return ``(x, flag, step)``, the transpose flag and the leading dimension in numbers; copies ``x`` if need be."""
+    """Return ``(x, flag, step)`` with the transpose flag and the leading dimension; ``x`` is copied if necessary."""
     (rows, columns), (down, along) = x.shape[-2:], (s // x.itemsize for s in x.strides[-2:])
     if (along == 1 or columns == 1) and (down >= columns or rows == 1):
         return x, PLAIN, down if rows > 1 else columns
@@ -182,19 +185,19 @@ def _matrix(x):
 
 
 def _aligned(x, step, batch):
-    """Return True if all matrices, and all their rows, start at multiples of 16 bytes."""
+    """Return True if all matrices and all their rows are aligned to 16 bytes."""
     return not any(n % 16 for n in (x.data.ptr, step * x.itemsize, *(stride for _, stride in _axes(x, batch))))
 
 
 def _axes(x, batch):
-    """(length, stride in bytes) of each axis of the batch that is longer than 1."""
+    """Return (length, stride in bytes) of each axis of the batch longer than 1."""
     own = [s if n > 1 else 0 for n, s in zip(x.shape[:-2], x.strides, strict=False)]  # 0: the same matrix for all
     strides = [0] * (len(batch) - len(own)) + own
     return [(n, s) for n, s in zip(batch, strides, strict=True) if n > 1]
 
 
 def _offsets(x, batch):
-    """Return the distance in numbers from each matrix of the batch to the next, or None if it varies."""
+    """Return the distance in elements from each matrix of the batch to the next, or None if it varies."""
     axes = _axes(x, batch)
     if any(outer != n * inner for (_, outer), (n, inner) in itertools.pairwise(axes)):
         return None
@@ -202,10 +205,10 @@ def _offsets(x, batch):
 
 
 def matrix_addresses(tables, batch, *arrays):
-    """Return a table of the addresses of all matrices for each of up to five arrays, made on the GPU by one launch.
+    """Return a table of the addresses of all matrices for each of up to five arrays, written on the GPU by one launch.
 
-    cuBLAS needs it for the heads of an attention, which lie at two distances: to the next head and to the next sample.
-    The dict ``tables`` keeps those made before by address and strides; with a single distance none is made.
+    cuBLAS needs them for the heads of attention, which have two distances: to the next head and to the next sample.
+    The dict ``tables`` caches tables by address and strides; arrays with a single distance need none.
     """
     keys = [(x.data.ptr, *_axes(x, batch)) for x in arrays]
     new = [key for key in dict.fromkeys(keys) if key not in tables]

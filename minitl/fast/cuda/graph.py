@@ -1,14 +1,14 @@
 """A training step as one CUDA graph: recorded once, then replayed by a single call.
 
-A tiny model computes for microseconds, but Python takes milliseconds to launch its hundreds of kernels. ``capture``
-has the GPU record what a step launches; from then on a step is one launch of that record.
+A small model computes for less than a millisecond, but Python takes several to launch its hundreds of kernels.
+``capture`` records the launches of a step as a graph; from then on, a step is a single launch of that graph.
 
-A record fixes three things, and stays correct all the same:
+A graph fixes three things:
 
-- The addresses of all arrays. The step works in a memory pool of its own, reads its inputs from fixed places, and
-  leaves its results in the same place each time.
-- All numbers passed by value. What changes from step to step (the learning rate, the key of a dropout mask) goes
-  through ``host_values``, lies in device memory, and is written there before each replay.
+- The addresses of all arrays. So the step has a memory pool of its own, reads its inputs from fixed places, and leaves
+  its results in the same place each time.
+- All numbers passed by value. So what changes from step to step (the learning rate, the key of a dropout mask) goes
+  through ``host_values``: it lies in device memory and is written there before each replay.
 - All decisions. Python does not run again: no ``if`` on a loss, no ``float(...)``, no ``print`` of a number.
 """
 
@@ -25,12 +25,12 @@ from ...errors import InputError
 
 _recording = None  # the Recording of the step that is being captured
 _remembered, _returned = None, None  # a list that `host_values` appends to, and an iterator that it returns from
-HOST_VALUES_BYTES = 1 << 16  # room for them in a captured step
+HOST_VALUES_BYTES = 1 << 16  # capacity of a captured step
 _makers, _made = [], {}  # functions under `per_stream`, and {(function, address of a stream): (stream, result)}
 
 
 def host_values(compute, count, dtype):
-    """Return a device array with the ``count`` numbers that ``compute()`` returns; each replay calls it again.
+    """Return a device array of the ``count`` numbers that ``compute()`` returns; each replay calls it again.
 
     ``compute`` runs on the host once per step and in the order of the calls, captured or not, so a captured run draws
     the same random numbers as an eager one.
@@ -47,17 +47,17 @@ def host_values(compute, count, dtype):
 
 
 def per_stream(make):
-    """Decorate ``make()`` so that each stream has its own result, made at the first call or before a recording.
+    """Decorate ``make()`` so that each stream has its own result, made at the first call or before a capture.
 
-    Kernels of two streams may run at the same time and must not share scratch memory. What belongs to the stream of a
-    captured step is freed with that step.
+    Kernels of two streams may run at the same time and must not share scratch memory. The results for the stream of a
+    captured step are freed with that step.
     """
 
     @functools.wraps(make)
     def get():
         stream = cupy.cuda.get_current_stream()
         if (make, stream.ptr) not in _made:
-            _made[make, stream.ptr] = stream, make()  # as long as the stream is kept, no other has its address
+            _made[make, stream.ptr] = stream, make()  # keeping the stream keeps its address unique
         return _made[make, stream.ptr][1]
 
     _makers.append(get)
@@ -66,7 +66,7 @@ def per_stream(make):
 
 @contextlib.contextmanager
 def remember_host_values(values=None):
-    """List what ``host_values`` returns inside, or let it return again what an earlier block listed in ``values``."""
+    """Yield a list of what ``host_values`` returns inside; given such a list, make it return the same arrays again."""
     global _remembered, _returned
     before = _remembered, _returned
     _remembered, _returned = ([], None) if values is None else (None, iter(values))
@@ -80,8 +80,8 @@ def capture(step, warmup=2):
     """Return a function with the arguments and results of ``step`` that replays it as a CUDA graph.
 
     ``step`` takes NumPy or CuPy arrays and returns an array, or a tuple of them, on the GPU. For each shape of the
-    arguments, the first ``warmup`` calls run as they are (what is loaded and compiled at first use must not be
-    recorded), the next one records, and later ones replay. The next call overwrites the results: copy what you keep.
+    arguments, the first ``warmup`` calls run eagerly (loading and compiling cannot be recorded), the next one
+    records, and later ones replay. Each call overwrites the results of the one before: copy what you keep.
 
     Parameters must be updated in place and remain the same arrays. Raises InputError if the step does something that
     cannot be recorded, such as reading a number on the host.
@@ -90,10 +90,10 @@ def capture(step, warmup=2):
 
 
 class Captured:
-    """Result of ``capture``: ``graphs`` has a Recording for each kind of input, ``pool`` their memory.
+    """Result of ``capture``: ``graphs`` has a Recording for each kind of input, and ``pool`` is their memory.
 
-    A replay writes where the recorded step had its arrays, most of which are free by then. So the pool is used for
-    nothing else, and never returns memory to the GPU, not even where an allocation fails: ``memory`` holds all of it.
+    A replay writes to the addresses of the recorded step's arrays, most of which have been freed since. So nothing else
+    uses the pool, and it never returns memory to the GPU, even if an allocation fails: ``memory`` holds all of it.
     """
 
     def __init__(self, step, warmup):
@@ -117,7 +117,7 @@ class Captured:
 
     @contextlib.contextmanager
     def _on_own_stream(self):
-        """Work on the graph's stream and memory, after what the caller has started and before what comes next."""
+        """Use the graph's stream and memory inside, ordered after earlier and before later work of the caller."""
         global _made
         outside, made = cupy.cuda.get_current_stream(), _made
         self.stream.wait_event(outside.record())
@@ -131,13 +131,13 @@ class Captured:
 
 
 def _allocate(kept, size):
-    """Return new memory for a pool, and keep it in the list ``kept``."""
+    """Allocate memory for a pool, and keep it alive in the list ``kept``."""
     kept.append(cupy.cuda.Memory(size))
     return cupy.cuda.MemoryPointer(kept[-1], 0)
 
 
 class Recording:
-    """One graph, with the places of its inputs, of its host values and of its results."""
+    """A graph with the arrays of its inputs, host values and results."""
 
     def __init__(self, step, inputs, stream):
         global _recording
@@ -149,13 +149,13 @@ class Recording:
             get()
         _recording = self
         gc.collect()
-        gc.disable()  # nothing may be destroyed while the GPU listens
+        gc.disable()  # freeing objects of CUDA would break the capture
         try:
             stream.begin_capture()
             try:
                 self.results = step(*self.inputs)
             except Exception:
-                with contextlib.suppress(Exception):  # the stream must leave capture; its own error adds nothing
+                with contextlib.suppress(Exception):  # the stream must stop capturing; its own error adds nothing
                     stream.end_capture()
                 raise
             self.graph = stream.end_capture()
@@ -170,7 +170,7 @@ class Recording:
         self.upload = Upload(self.numbers[: self.used]) if self.slots else None
 
     def slot(self, compute, count, dtype):
-        """Reserve room for ``count`` numbers, aligned to 16 bytes."""
+        """Reserve ``count`` numbers, aligned to 16 bytes, for ``host_values``."""
         start, size = self.used, count * np.dtype(dtype).itemsize
         self.used = -(-(start + size) // 16) * 16
         if self.used > HOST_VALUES_BYTES:
@@ -179,7 +179,7 @@ class Recording:
         return self.numbers[start : start + size].view(dtype)
 
     def replay(self, inputs):
-        """Copy in the inputs and host values of this step and launch the graph; returns without waiting for it."""
+        """Upload the inputs and host values of this step and launch the graph; returns without waiting for it."""
         for i, (place, x) in enumerate(zip(self.inputs, inputs, strict=True)):
             if isinstance(x, np.ndarray):
                 self.uploads[i] = self.uploads[i] or Upload(place)
@@ -196,9 +196,9 @@ class Recording:
 
 
 class Upload:
-    """Copying of host arrays to one place on the GPU without waiting, through two pinned buffers.
+    """Asynchronous copies of host arrays to one device array, through two pinned buffers.
 
-    While one is being read, the other is filled; only a caller two steps ahead has to wait.
+    While one buffer is being read, the other is filled; only a caller two steps ahead has to wait.
     """
 
     def __init__(self, place):

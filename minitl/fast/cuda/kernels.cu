@@ -16,7 +16,7 @@ KERNEL column_sums(real* sums, real* parts, unsigned* tickets, const stored* x, 
 }
 
 // dweight[c] = sum of dy n,  dbias[c] = sum of dy,  n = (x - mean) inv_std    over the rows of dy and x (rows, C)
-// both side by side in sums (2C), parts (chunks, 2C)
+// sums (2C) = (dweight, dbias), parts (chunks, 2C)
 KERNEL norm_columns(real* sums, real* parts, unsigned* tickets, const real* dy, const real* x, const real* mean,
                     const real* inv_std, int rows, int C, int chunk) {
     int c = blockIdx.x * 32 + LANE, first = blockIdx.y * chunk, last = min(first + chunk, rows);
@@ -32,7 +32,7 @@ KERNEL norm_columns(real* sums, real* parts, unsigned* tickets, const real* dy, 
 // --- batch norm: one mean and inv_std for each column of x (rows, C) ---
 
 // inv_std = 1 / sqrt(v / rows + eps),  v = sum of (x - mean)^2    over the rows of x
-// running_mean <- (1 - momentum) running_mean + momentum mean, and so running_var with v / (rows - 1)
+// running_mean <- (1 - momentum) running_mean + momentum mean, and running_var likewise with v / (rows - 1)
 KERNEL batch_statistics(real* inv_std, real* running_mean, real* running_var, const real* mean, const real* v,
                         int rows, int C, real momentum, real eps) {
     int c = THREAD;
@@ -168,7 +168,8 @@ KERNEL vector_attention(real* y, real* lse, const real* q, const real* k, const 
     lse[i] = top + log(total);
 }
 
-// dq_ic = dy_ic sum_j a_ijc k_jc (v_jc - y_ic),  dk_jc = sum_i a_ijc dy_ic q_ic (v_jc - y_ic),  dv_jc = sum_i a_ijc dy_ic
+// dq_ic = dy_ic sum_j a_ijc k_jc (v_jc - y_ic)
+// dk_jc = sum_i a_ijc dy_ic q_ic (v_jc - y_ic),  dv_jc = sum_i a_ijc dy_ic
 // A thread is token i of the first sum, and token j of the other two
 KERNEL vector_attention_dx(real* dq, real* dk, real* dv, const real* dy, const real* q, const real* k, const real* v,
                            const real* y, const real* lse, int n, int N, int C) {
@@ -186,7 +187,7 @@ KERNEL vector_attention_dx(real* dq, real* dk, real* dv, const real* dy, const r
 
 // --- bias and dropout ---
 
-// y_i = m_(i / group) (x_i + b_(i mod C))    a bias, or drop path with one m for each sample; y may be x
+// y_i = m_(i / group) (x_i + b_(i mod C))    a bias, or drop path with one m per sample; y may be x
 // b (C) or null, m (n / group) or null
 KERNEL bias_drop_path(stored* y, const stored* x, const real* b, const real* m, int n, int C, int group) {
     int i = THREAD;
@@ -197,8 +198,8 @@ KERNEL bias_drop_path(stored* y, const stored* x, const real* b, const real* m, 
     y[i] = value;
 }
 
-// z = x + m (y + b)    for each row of y and z (rows, C), by a warp; one m for a sample of `span` rows
-// x (rows, C) or fewer rows that repeat; b (C) or null, m (rows / span) or null
+// z = x + m (y + b)    for each row of y and z (rows, C), by a warp; one m for each sample of `span` rows
+// x (x_rows, C), repeated if x_rows < rows; b (C) or null, m (rows / span) or null
 KERNEL residual(real* z, const real* x, const stored* y, const real* b, const real* m, int rows, int C, int x_rows,
                 int span) {
     int row = ROW, x_row = row % x_rows;
@@ -224,7 +225,7 @@ KERNEL residual_dx(real* db, real* parts, unsigned* tickets, stored* dy, const r
 }
 
 // y_i = m_i x_i,  m_i = 0 where the i-th float of Generator(Philox(key)) is below p, and `scale` elsewhere
-// x (n) may be null, which counts as ones
+// x (n) may be null, which stands for ones
 KERNEL dropout(stored* y, const stored* x, const u64* key, real p, real scale, int n) {
     int thread = THREAD, first = 8 * thread;
     if (first >= n) return;
@@ -237,14 +238,14 @@ KERNEL dropout(stored* y, const stored* x, const u64* key, real p, real scale, i
 
 // --- loss ---
 
-// t_bk of a class (labels not null) or of soft targets, smoothed: keep t + spread
+// The smoothed target keep t_bk + spread, where t is 1 at the label (labels not null) or a soft target
 __device__ real target(const long long* labels, const real* soft, int row, int k, int K, real keep, real spread) {
     return keep * (labels ? real(labels[row] == k) : soft[row * K + k]) + spread;
 }
 
-// loss = sum_bk t_bk (lse_b - x_bk) / B,  lse_b = ln sum_k exp(x_bk)    x (B, K); one of labels (B), soft (B, K) is null
-// parts (B) is scratch. 0 times infinity counts as 0. A label outside 0 to K-1 gives NaN: checking it on the host would
-// stall the GPU
+// loss = sum_bk t_bk (lse_b - x_bk) / B,  lse_b = ln sum_k exp(x_bk)    x (B, K); labels (B) or soft (B, K) is null
+// parts (B) is scratch. 0 times infinity counts as 0. A label outside 0 to K-1 gives NaN, as checking it on the host
+// would stall the GPU
 KERNEL cross_entropy(real* loss, real* parts, unsigned* tickets, real* lse, const real* x, const long long* labels,
                      const real* soft, int B, int K, real keep, real spread) {
     int row = ROW;
@@ -288,8 +289,8 @@ KERNEL cross_entropy_dx(real* dx, real* dsoft, const real* dloss, const real* x,
 
 // --- optimizer ---
 
-// sum = sum of x^2,  parts[k] = the same over runs k, k + blocks, k + 2 blocks, ... of 256 numbers
-// x (n), parts (blocks), at most as many blocks as threads, all in one strip
+// sum = sum of x^2,  parts[k] = the same over the k-th, (k + blocks)-th, (k + 2 blocks)-th, ... 256 numbers
+// x (n), parts (blocks); at most 256 blocks, all along y
 KERNEL squares(real* sum, real* parts, unsigned* tickets, const real* x, int n) {
     real part = 0;
     for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < n; i += gridDim.y * blockDim.x) part += x[i] * x[i];
@@ -300,19 +301,19 @@ KERNEL squares(real* sum, real* parts, unsigned* tickets, const real* x, int n) 
     if (threadIdx.x == 0) sum[0] = part;
 }
 
-// grad[start + i] = source[i] for i < size, or 0 without a source
-// table (count, 3): for each parameter the address of its source (or 0), start and size
-KERNEL gather(real* grad, const u64* table, int count) {
+// y[start + i] = x[i] for i < size, or 0 if x is null
+// table (count, 3): the address of each x (or 0), its start in y, and its size
+KERNEL gather(real* y, const u64* table, int count) {
     const u64* row = table + 3 * blockIdx.y;
-    const real* source = (const real*)row[0];
-    for (int i = THREAD; i < (int)row[2]; i += gridDim.x * blockDim.x) grad[row[1] + i] = source ? source[i] : 0;
+    const real* x = (const real*)row[0];
+    for (int i = THREAD; i < (int)row[2]; i += gridDim.x * blockDim.x) y[row[1] + i] = x ? x[i] : 0;
 }
 
-// g = s grad,  s = max_norm / (norm + 1e-6) where norm = sqrt(norm2) is above max_norm, and 1 elsewhere
+// g = s grad,  s = max_norm / (norm + 1e-6) if norm = sqrt(norm2) is above max_norm, else 1
 // w = (1 - lr decay) w for the first `decayed` numbers;  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
 // w = w - lr (m / fix1) / (sqrt(v) / fix2 + eps),  fix1 = 1 - beta1^t,  fix2 = sqrt(1 - beta2^t)
 // average = ema average + (1 - ema) w    (average may be null)
-// now = (lr, fix1, fix2) lies in device memory, as it changes from step to step. Nothing moves if norm is not finite
+// now = (lr, fix1, fix2) changes from step to step, so it is in device memory. If norm is not finite, nothing changes
 KERNEL adamw(real* w, real* m, real* v, real* average, const real* grad, const real* norm2, const real* now, int n,
              int decayed, real max_norm, real decay, real beta1, real rest1, real beta2, real rest2, real eps,
              real ema, real rest) {
@@ -336,16 +337,16 @@ KERNEL to_fp32(real* y, const stored* x, int n) {
     if (i < n) y[i] = x[i];
 }
 
-// y = x in the type that is stored
+// y = x, rounded
 KERNEL to_bf16(stored* y, const real* x, int n) {
     int i = THREAD;
     if (i < n) y[i] = x[i];
 }
 
-// Addresses of the matrices of up to 5 arrays with two axes of matrices, an outer and an inner one; steps in bytes
+// Up to 5 arrays of matrices along two axes: start addresses, and strides in bytes of the outer and the inner axis
 struct Matrices { u64 start[5], outer[5], inner[5]; };
 
-// at[k, i] = start_k + (i / inner) outer_k + (i mod inner) inner_k    where the i-th matrix of array k begins
+// at[k, i] = start_k + (i / inner) outer_k + (i mod inner) inner_k    the address of the i-th matrix of array k
 KERNEL addresses(u64* at, Matrices m, int inner, int count) {
     int i = THREAD;
     if (i >= count) return;

@@ -1,7 +1,7 @@
-"""Compilation of the .cu files for the present GPU, each at its first launch, and the launch of their kernels.
+"""Compilation of the .cu files for the current GPU, at the first launch of each, and the launch of their kernels.
 
-NVRTC, NVIDIA's run-time compiler, makes the machine code, and CuPy caches it on disk, so only the first run on a
-machine waits for it. ``launch`` alone knows how arguments are passed. One GPU is used.
+NVRTC, NVIDIA's run-time compiler, generates the machine code, and CuPy caches it on disk, so only the first run on a
+machine waits for it. Only ``launch`` knows how arguments are passed. A single GPU is used.
 """
 
 import functools
@@ -16,15 +16,15 @@ from .graph import per_stream
 FOLDER = Path(__file__).parent
 SOURCES = [(FOLDER / "common.cuh").read_text() + path.read_text() for path in sorted(FOLDER.glob("*.cu"))]
 SOURCE_OF = {name: source for source in SOURCES for name in re.findall(r"KERNEL (\w+)\(", source)}  # of each kernel
-BF16 = np.dtype("uint16")  # holds activations in bfloat16, for which NumPy has no type
+BF16 = np.dtype("uint16")  # stands for bfloat16, which NumPy does not have
 THREADS_PER_BLOCK = 256  # 8 warps
-MAX_GROUPED = 256  # blocks of a layer norm's backward: a counter for all, and one for each group of 16
-MAX_STRIPS = 4096  # strips of 32 columns that have a counter; with more, a GPU is busy without chunks of rows
+MAX_GROUPED = 256  # blocks of a layer norm's backward, which counts all of them and each group of 16
+MAX_STRIPS = 4096  # strips of 32 columns that have a counter; more keep a GPU busy without splitting the rows
 
 
 @functools.cache
 def _kernel(name, types, constants):
-    """Return the compiled kernel ``name`` for the types (real, stored) and the sizes ``constants``, pairs."""
+    """Return the kernel ``name``, compiled for the types (real, stored) and the sizes ``constants``, (name, value)."""
     return _module(SOURCE_OF[name], types, constants).get_function(name)
 
 
@@ -35,11 +35,12 @@ def _module(source, types, constants):
 
 
 def launch(name, blocks, *args, **constants):
-    """Launch a kernel on ``blocks`` (a number or a pair) of 256 threads, after all earlier launches.
+    """Launch a kernel with ``blocks`` (a number or a pair) of 256 threads on the current stream.
 
-    Arrays are passed as pointers and must be contiguous, None as the null pointer, integers as ``int`` and floats as
-    ``real``, which is ``double`` if an array is float64. Activations are ``stored`` as bf16 if an array is BF16. NumPy
-    numbers and structures are passed as they are. ``constants`` are the sizes that the kernel is compiled for.
+    Arrays are passed as pointers, None as the null pointer, integers as ``int``, floats as ``real``, and NumPy numbers
+    and structures unchanged. ``real`` is double if an array is float64, else float; ``stored``, the type of activations
+    in memory, is bf16 if an array is BF16, else ``real``. The kernel is compiled for the sizes ``constants``. Raises
+    ValueError for an array that is not contiguous or has 2³¹ numbers or more.
     """
     arrays = [a for a in args if isinstance(a, cupy.ndarray)]
     for a in arrays:
@@ -55,12 +56,12 @@ def launch(name, blocks, *args, **constants):
 
 
 def blocks_for(n):
-    """Number of blocks with ``n`` threads in all."""
+    """Number of blocks for ``n`` threads."""
     return -(-n // THREADS_PER_BLOCK)
 
 
 def blocks_for_rows(n):
-    """Number of blocks with a warp for each of ``n`` rows."""
+    """Number of blocks for ``n`` warps, one per row."""
     return blocks_for(32 * n)
 
 
@@ -71,7 +72,7 @@ def contiguous(x):
 
 @per_stream
 def _counts():
-    """A counter for each strip of columns, for the kernels of one stream, which find and leave it at 0."""
+    """Return memory with a counter for each strip of columns; every kernel of the stream leaves them at 0."""
     memory = cupy.cuda.Memory(4 * MAX_STRIPS)
     cupy.cuda.runtime.memset(memory.ptr, 0, 4 * MAX_STRIPS)
     cupy.cuda.runtime.streamSynchronize(0)
@@ -79,7 +80,7 @@ def _counts():
 
 
 def tickets():
-    """Address of the current stream's counters, for a kernel whose last block adds up the results of all blocks."""
+    """Address of the current stream's counters, for kernels whose last block adds up the results of all blocks."""
     return np.uint64(_counts().ptr)
 
 
@@ -90,16 +91,16 @@ def column_sums(x, mean=None):
 
 
 def residual_dx(dy, dz, m):
-    """(C): the sums down the columns of dy = m dz (rows, C), which is written; m has one number for equal parts."""
+    """Write dy = m dz (rows, C), with m (B) repeated for each sample's rows. Returns its sums down the columns (C)."""
     rows, C = dz.shape
     return _reduce_columns("residual_dx", cupy.empty(C, dz.dtype), (dy, dz, m, rows // len(m)), dz.shape)
 
 
 class NormGradient:
-    """The ``gradient`` that a layer norm computed last, and what its kernel found out on the way.
+    """The last ``gradient`` computed by a layer norm, with by-products of its kernel: column sums and a bfloat16 copy.
 
-    Its sums down the columns are the gradient of a bias, and its copy in bfloat16 (or None) enters products, if the
-    layer whose output the norm's input was gets it unchanged, as at the end of a residual branch.
+    At the end of a residual branch this gradient is also that of the branch's last layer: then ``sums`` is the gradient
+    of its bias, and the copy ``bf16`` (None in other precisions) enters its products.
     """
 
     gradient = sums = bf16 = None
@@ -109,7 +110,7 @@ class NormGradient:
         return self.sums if dy is self.gradient else column_sums(contiguous(dy).reshape(-1, C))
 
     def bf16_of(self, dy):
-        """Return ``dy`` in bfloat16 if it exists so, or else itself."""
+        """Return the bfloat16 copy of ``dy`` if there is one, else ``dy``."""
         return self.bf16 if dy is self.gradient and self.bf16 is not None else dy
 
 
@@ -117,9 +118,9 @@ last_norm = NormGradient()
 
 
 def layer_norm_dx(dy, x, accumulated, weight, mean, inv_std):
-    """Return (3C): the gradients of weight and bias, and the sums of that of x, which is then ``last_norm.gradient``.
+    """Compute dx, plus ``accumulated`` (like x, or None), as ``last_norm.gradient``.
 
-    ``accumulated``, like x or None, is added to it.
+    Returns the gradients of weight and bias and the column sums of dx, side by side: (3C).
     """
     C = weight.size
     rows, dx, sums = x.size // C, cupy.empty_like(x), cupy.empty(3 * C, x.dtype)
@@ -133,17 +134,17 @@ def layer_norm_dx(dy, x, accumulated, weight, mean, inv_std):
 
 
 def norm_columns(dy, x, mean, inv_std):
-    """(2C): the sums of dy n and of dy down the columns of (rows, C), where n = (x - mean) inv_std."""
+    """(rows, C) -> (2C): sums of dy n and of dy down the columns, n = (x - mean) inv_std."""
     return _reduce_columns("norm_columns", cupy.empty(2 * x.shape[1], x.dtype), (dy, x, mean, inv_std), x.shape)
 
 
 def bias_gelu_dx(dx, dy, x, b):
-    """(C): the gradient of b, the sums down the columns of dx (rows, C), which is written."""
+    """Write dx (rows, C). Returns db (C), its sums down the columns."""
     return _reduce_columns("bias_gelu_dx", cupy.empty_like(b), (dx, dy, x, b), x.shape)
 
 
 def _reduce_columns(name, sums, arrays, shape):
-    """Launch one kernel that adds up chunks of rows at the same time, so that the whole GPU has work."""
+    """Launch a kernel that sums chunks of rows in parallel, so that the whole GPU is busy."""
     count, C = shape
     strips = -(-C // 32)
     chunk = count if count <= 256 or strips > MAX_STRIPS else max(64, -(-count // 128))

@@ -1,6 +1,6 @@
-"""The ops on the GPU: the functions of ``minitl.ops``, which remain the specification, in fewer launches.
+"""CUDA forms of the ops: the functions of ``minitl.ops``, which remain the specification, in fewer launches.
 
-Each runs if its arrays suit the kernels. Otherwise, and for wrong input, the plain form runs.
+A form runs if its arguments suit the kernels. Otherwise, and for invalid input, the plain form runs.
 """
 
 import functools
@@ -31,13 +31,13 @@ from .kernels import (
     tickets,
 )
 
-MAX_NORM_COLUMNS = 1024  # of a layer norm, in the registers of 32 threads
+MAX_NORM_COLUMNS = 1024  # of a layer norm, which keeps a row in the registers of a warp
 
 
 def override(fits, bf16=()):
     """Decorate the CUDA form of the op of the same name; it is used if ``fits(*arrays, **options)``.
 
-    ``bf16`` are the positions of the arguments that it also takes in bfloat16; others become float32 first.
+    ``bf16`` are the positions of arguments that it takes in bfloat16; others are converted to float32 first.
     """
 
     def register(fn):
@@ -48,7 +48,7 @@ def override(fits, bf16=()):
 
 
 def _run(name, fn, fits, bf16, /, *arrays, **options):
-    """Return what ``fn`` or, if it does not fit, the plain form returns, for arrays that may be in bfloat16."""
+    """Run ``fn``, or the plain form if ``fits`` says no, on arrays that may be in bfloat16."""
     inputs = [a if i in bf16 else to_fp32(a) for i, a in enumerate(arrays)]
     given = [a for a in inputs if a is not None]
     usable = all(isinstance(a, cupy.ndarray) and a.size for a in given)
@@ -57,7 +57,8 @@ def _run(name, fn, fits, bf16, /, *arrays, **options):
         value, backward = fn(*inputs, **options)
     else:
         if fn is not PLAIN[name]:
-            _tell(f"{name}({', '.join(map(describe, arrays))}) does not fit its CUDA form and runs in the plain one")
+            call = f"{name}({', '.join(map(describe, arrays))})"
+            _log_once(f"{call} does not fit its CUDA form and runs in the plain one")
         value, backward = PLAIN[name](*map(to_fp32, arrays), **options)
     if not any(map(is_bf16, arrays)):
         return value, backward
@@ -70,18 +71,18 @@ def _run(name, fn, fits, bf16, /, *arrays, **options):
     return value, pull
 
 
-@functools.cache  # once for each text
-def _tell(text):
+@functools.cache  # each message once
+def _log_once(text):
     logging.getLogger("minitl").info(text)
 
 
 def to_dtype(dy, dtype):
-    """Return the gradient ``dy`` of an array of ``dtype``, contiguous and, if that is bfloat16, in bfloat16 too."""
+    """Return ``dy``, the gradient of an array of ``dtype``: contiguous, and in bfloat16 if ``dtype`` is."""
     return contiguous(to_precision(dy) if dtype == BF16 else dy)
 
 
 def _accumulator(grad, shape):
-    """Return the gradient of an array in bfloat16, which the engine cannot add to another one."""
+    """Return ``grad``, of an array in bfloat16, as an Accumulator: the engine cannot add bfloat16 gradients itself."""
 
     def add(accumulated=None):
         g = unbroadcast(grad() if callable(grad) else grad, shape)
@@ -94,14 +95,14 @@ def _accumulator(grad, shape):
 
 
 def _one_row(x, y):
-    """True if y is added to each row of x: its shape, without leading ones, is the end of x's."""
+    """Return True if y is added to each row of x: its shape, without leading ones, is the end of the shape of x."""
     tail = tuple(itertools.dropwhile(lambda n: n == 1, y.shape))
     return tail and y.size < x.size and y.ndim <= x.ndim and tail == x.shape[-len(tail) :]
 
 
 @override(_one_row)
 def add(x, y):
-    """x + y with a single row y: dy is a sum down the columns."""
+    """x + y, where y is added to each row: dy is a sum down the columns."""
     size, shape = y.size, y.shape
     return x + y, lambda dz: (dz, column_sums(contiguous(dz).reshape(-1, size)).reshape(shape))
 
@@ -214,7 +215,7 @@ def matmul(x, y):
     bf16=(0, 1),
 )
 def token_pool(A, x, *, mean=False):
-    """Z = κ A x as a batch of products with the factor κ; transposes are flags."""
+    """Z = κ A x: batches of products, in which κ and transposes cost nothing."""
     k = 1 / x.shape[1] if mean else 1.0
     A, x = to_precision(A), to_precision(x)
 
@@ -249,9 +250,9 @@ def _norm_fits(x, weight, bias, eps=1e-6):
 
 @override(_norm_fits)
 def layer_norm(x, weight, bias, *, eps=1e-6):
-    """A warp for each row. Kept are x, which is held elsewhere anyway, and two numbers for each row.
+    """A warp for each row. Only x, which others hold anyway, and two numbers per row are kept.
 
-    With the precision "bf16", y is in bfloat16: it enters products, unlike the sums of residual branches, x.
+    With the precision "bf16", y is stored in bfloat16 because it enters products; x, a residual sum, stays in float32.
     """
     x, weight = contiguous(x), contiguous(weight)
     C = x.shape[-1]
@@ -265,7 +266,7 @@ def layer_norm(x, weight, bias, *, eps=1e-6):
     launch("layer_norm", blocks_for_rows(count), *arrays, count, float(eps), C=C)
 
     def backward(dy):
-        found = []
+        found = []  # one launch computes all three gradients; the engine calls dx first, if x needs it
 
         def dx(accumulated=None):
             found.append(layer_norm_dx(contiguous(dy), x, accumulated, weight, mean, inv_std))
@@ -288,7 +289,7 @@ def _batch_fits(x, weight, bias, running_mean, running_var, training=True, momen
 
 @override(_batch_fits)
 def batch_norm(x, weight, bias, *, running_mean, running_var, training=True, momentum=0.1, eps=1e-5):
-    """Sums down the columns, then a thread for each number. Kept are x and two numbers for each channel."""
+    """Sums down the columns, then a thread for each number. Only x and two numbers per channel are kept."""
     x, weight, C = contiguous(x), contiguous(weight), x.shape[-1]
     table = x.reshape(-1, C)
     count, y, inv_std = len(table), cupy.empty_like(x), cupy.empty(C, x.dtype)
@@ -314,19 +315,19 @@ def _attention_fits(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
 
 @override(_attention_fits, bf16=(0,))
 def attention(qkv, b=None, *, num_heads, dropout=0.0, rng=None):
-    """y = A v per head. One launch in each direction for few tokens, whose weights need not be stored."""
+    """y = A v per head. With few tokens, one launch in each direction, and the weights A are never stored."""
     mask = Mask(dropout, rng, qkv.dtype) if dropout else None
     qkv, d = contiguous(qkv), qkv.shape[2] // (3 * num_heads)
     b = b if b is None else contiguous(b)
     tokens, most = qkv.shape[1], 32 if qkv.dtype == np.float64 else 64  # that fit in the kernel's buffers
     if tokens <= most and d <= 64:
-        return _attention_in_a_block(qkv, b, num_heads, d, mask)
-    limit = f"one kernel takes up to {most} tokens and heads of up to 64"
-    _tell(f"attention over {tokens} tokens, with heads of {d}, runs as matrix products; {limit}")
+        return _fused_attention(qkv, b, num_heads, d, mask)
+    limits = f"one kernel takes up to {most} tokens and heads of up to 64"
+    _log_once(f"attention over {tokens} tokens, with heads of {d}, runs as matrix products; {limits}")
     return _attention_by_products(to_fp32(qkv), b, num_heads, d, mask)
 
 
-def _attention_in_a_block(qkv, b, num_heads, d, mask):
+def _fused_attention(qkv, b, num_heads, d, mask):
     B, N, _ = qkv.shape
     options = (mask.key, mask.p, mask.scale) if mask else (None, 0.0, 1.0)
     tensor_cores = int(allows_tf32(qkv.dtype) and N % 16 == 0 and d % 8 == 0)
@@ -343,9 +344,9 @@ def _attention_in_a_block(qkv, b, num_heads, d, mask):
 
 
 def _attention_by_products(qkv, b, num_heads, d, mask):
-    """Heads are read from qkv and written to y and dqkv in place: nothing is rearranged.
+    """Products on the heads where they lie in qkv, y and dqkv, so nothing is rearranged.
 
-    The scale 1/√d is always the factor of a product, which costs nothing.
+    The scale 1/√d is the factor of a product, which costs nothing.
     """
     (B, N, width), dtype = qkv.shape, qkv.dtype
     if b is not None:
@@ -382,7 +383,7 @@ def _attention_by_products(qkv, b, num_heads, d, mask):
 
 @override(lambda q, k, v: q.ndim == 3 and q.shape == k.shape == v.shape)
 def vector_attention(q, k, v):
-    """A thread for each number of y. No weight is stored; backward computes them again from the sums of each row."""
+    """A thread for each number of y. No weight is stored; backward computes them again from lse, one per number."""
     q, k, v = contiguous(q), contiguous(k), contiguous(v)
     y, lse, sizes = cupy.empty_like(q), cupy.empty_like(q), (q.size, *q.shape[1:])
     launch("vector_attention", blocks_for(q.size), y, lse, q, k, v, *sizes)
@@ -399,7 +400,7 @@ def vector_attention(q, k, v):
 
 
 class Mask:
-    """A mask that is never stored: 0 with probability p, else 1/(1-p), drawn from one key of 64 bits."""
+    """A mask that is never stored: 0 with probability p, else 1/(1-p), generated from a 64-bit key."""
 
     def __init__(self, p, rng, dtype):
         number = np.float32 if dtype == BF16 else dtype.type
@@ -420,7 +421,7 @@ class Mask:
 
 @override(lambda x, p, rng=None: 0 < p < 1, bf16=(0,))
 def dropout(x, *, p, rng=None):
-    """y = m x, and dx = m dy with the mask drawn again."""
+    """y = m x, dx = m dy; backward generates the mask again."""
     mask = Mask(p, rng, x.dtype)
     return mask(contiguous(x)), lambda dy: mask(contiguous(dy))
 
@@ -446,19 +447,19 @@ def _residual_fits(x, y, b=None, p=0.0, rng=None):
 
 @override(_residual_fits, bf16=(1,))
 def residual(x, y, b=None, *, p=0.0, rng=None):
-    """z = x + m (y + b) in one launch, and dy and db in another; none if nothing is dropped and a norm knows db."""
+    """z = x + m (y + b) in one launch; dy and db in another, or none without m if a layer norm has summed dz."""
     shape, C, y = x.shape, x.shape[-1], contiguous(y)
     rows, z = y.size // C, cupy.empty(y.shape, x.dtype)
     m = Mask(p, rng, x.dtype).numbers(len(y), x.dtype) if p else None
     b = b if b is None else contiguous(b)
     launch("residual", blocks_for_rows(rows), z, contiguous(x), y, b, m, rows, C, x.size // C, rows // len(y))
-    kind = y.dtype
+    dtype = y.dtype
 
     def backward(dz):
         dx = dz if dz.shape == shape else column_sums(contiguous(dz).reshape(len(dz), -1)).reshape(shape)
         if m is None:
             return dx, dz, None if b is None else last_norm.sums_of(dz, C)
-        dy = cupy.empty(dz.shape, kind)
+        dy = cupy.empty(dz.shape, dtype)
         db = residual_dx(dy.reshape(-1, C), contiguous(dz).reshape(-1, C), m)
         return dx, dy, None if b is None else db
 
@@ -475,7 +476,7 @@ def _targets_fit(logits, targets, label_smoothing=0.0):
 
 @override(_targets_fit)
 def cross_entropy(logits, targets, *, label_smoothing=0.0):
-    """A warp for each sample. A class outside 0 … K-1 makes the loss NaN: raising would have to wait for the GPU."""
+    """A warp for each sample. A label outside 0 … K-1 makes the loss NaN, as raising would have to wait for the GPU."""
     x, (B, K) = contiguous(logits), logits.shape
     labels = targets.astype(np.int64, copy=False) if targets.dtype.kind in "iu" else None
     soft = contiguous(targets) if labels is None else None
@@ -495,7 +496,7 @@ def cross_entropy(logits, targets, *, label_smoothing=0.0):
 # --- convolution ---
 
 
-def _kernel_fits(x, W, b=None, stride=1, padding=0, groups=1):
+def _conv_fits(x, W, b=None, stride=1, padding=0, groups=1):
     if x.ndim != 4 or W.ndim != 4 or groups < 1 or x.shape[3] != groups * W.shape[2] or W.shape[3] % groups:
         return False
     pair(stride, "stride", 1)
@@ -504,17 +505,17 @@ def _kernel_fits(x, W, b=None, stride=1, padding=0, groups=1):
 
 
 def _window_sizes(x, Ho, Wo, kh, kw, sh, sw, ph, pw):
-    """Return what the kernels of convolution and pooling are compiled for."""
+    """Return the sizes for which the kernels of convolution and pooling are compiled."""
     _, H, W, C = x.shape
     sizes = {"IN_H": H, "IN_W": W, "OUT_H": Ho, "OUT_W": Wo, "KERNEL_H": kh, "KERNEL_W": kw}
     return sizes | {"STRIDE_H": sh, "STRIDE_W": sw, "PAD_H": ph, "PAD_W": pw, "CHANNELS": C, "GROUPS": 1}
 
 
-@override(_kernel_fits, bf16=(0,))
+@override(_conv_fits, bf16=(0,))
 def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     """Windows gathered into rows, then one product for each group; backward gathers them again.
 
-    With the precision "bf16", y is in bfloat16.
+    With the precision "bf16", y is stored in bfloat16.
     """
     (sh, sw), (ph, pw) = pair(stride, "stride", 1), pair(padding, "padding", 0)
     given, (B, H, width, _), (kh, kw, Cg, out) = x.dtype, x.shape, W.shape
@@ -552,16 +553,16 @@ def conv2d(x, W, b=None, *, stride=1, padding=0, groups=1):
     return y.reshape(B, Ho, Wo, out), backward
 
 
-def _window_fits(x, kernel_size, stride=None, padding=0):
+def _pool_fits(x, kernel_size, stride=None, padding=0):
     (kh, kw), (ph, pw) = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0)
     pair(kernel_size if stride is None else stride, "stride", 1)
     inside = x.ndim == 4 and x.shape[1] + 2 * ph >= kh and x.shape[2] + 2 * pw >= kw
     return inside and 2 * ph <= kh and 2 * pw <= kw and kh * kw <= 256  # an offset is kept in a byte
 
 
-@override(_window_fits, bf16=(0,))
+@override(_pool_fits, bf16=(0,))
 def max_pool2d(x, *, kernel_size, stride=None, padding=0):
-    """A thread for each window; one byte is kept, the place of its largest entry."""
+    """A thread for each window; one byte per window is kept, the place of its largest entry."""
     (kh, kw), (ph, pw) = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0)
     sh, sw = pair(kernel_size if stride is None else stride, "stride", 1)
     x, (B, H, W, C) = contiguous(x), x.shape
@@ -583,7 +584,7 @@ def max_pool2d(x, *, kernel_size, stride=None, padding=0):
 
 @override(lambda x, fn, rng=None: True)
 def recompute(x, *, fn, rng=None):
-    """y = fn(x), computed twice with the same masks: their keys are remembered, as a graph cannot rewind ``rng``."""
+    """y = fn(x), computed twice with the same masks: their keys are kept, because a graph cannot rewind ``rng``."""
     with no_grad(), remember_host_values() as keys:
         y = fn(Tensor(x)).data
 

@@ -1,8 +1,8 @@
-// Layer norm: a warp computes a row of C numbers, lane l the columns l, l + 32, ... in its registers.
+// Layer norm: a warp computes a row of C numbers; lane l keeps the columns l, l + 32, ... in registers.
 
-#define OWN ((C + 31) / 32) // columns of a lane
+#define OWN ((C + 31) / 32) // columns of each lane
 #define FOR_OWN(k, c) _Pragma("unroll") for (int k = 0, c = LANE; k < OWN; k++, c += 32) if (c < C)
-#define GROUP 16 // blocks whose sums are added up first, before those of all groups
+#define GROUP 16 // blocks whose sums are added up before those of all groups
 
 // y = n weight + bias,  n = (x - mean) inv_std,  inv_std = 1 / sqrt(var x + eps)    over each row of x (rows, C)
 KERNEL layer_norm(stored* y, real* mean, real* inv_std, const real* x, const real* weight, const real* bias, int rows,
@@ -19,7 +19,7 @@ KERNEL layer_norm(stored* y, real* mean, real* inv_std, const real* x, const rea
     if (LANE == 0) mean[row] = mu, inv_std[row] = inv;
 }
 
-// total[c] = sum of parts[k step, c] over k < count, for c < width, by one block; total may be the first of the parts
+// total[c] = sum of parts[k step, c] over k < count, for c < width, by one block; total may be parts[0]
 __device__ void add_up(real* total, const real* parts, int count, int step, int width) {
     for (int c = threadIdx.x; c < width; c += blockDim.x) {
         real sum = 0;
@@ -28,9 +28,9 @@ __device__ void add_up(real* total, const real* parts, int count, int step, int 
     }
 }
 
-// dx = inv_std (g - mean g - n mean(g n)) + accumulated,  g = dy weight    where accumulated is a gradient of x from elsewhere
-// sums = (sum of dy n, sum of dy, sum of dx) over the rows: dweight, dbias, and for the layer that made x its dbias
-// accumulated and dx_bf16, a copy of dx as it is stored, may be null; sums (3C), parts (blocks, 3C) is scratch
+// dx = inv_std (g - mean g - n mean(g n)) + accumulated,  g = dy weight    accumulated: gradients of x from other ops
+// sums (3C) = sums of dy n, dy and dx over the rows: dweight, dbias, and dbias of the layer that computed x
+// accumulated, and dx_bf16, a copy of dx, may be null; parts (blocks, 3C) is scratch
 KERNEL layer_norm_dx(real* dx, stored* dx_bf16, real* sums, real* parts, unsigned* tickets, const stored* dy,
                      const real* x, const real* accumulated, const real* weight, const real* mean, const real* inv_std,
                      int rows) {
@@ -54,7 +54,7 @@ KERNEL layer_norm_dx(real* dx, stored* dx_bf16, real* sums, real* parts, unsigne
     }
     real* own = parts + blockIdx.x * 3 * C;
 #pragma unroll
-    for (int k = 0; k < OWN; k++) { // by all threads, as they meet in it
+    for (int k = 0; k < OWN; k++) { // by all threads, because sum_of_column synchronizes them
         int c = LANE + 32 * k;
         bool inside = c < C;
         real a = sum_of_column(inside ? dweight[k] : 0), b = sum_of_column(inside ? dbias[k] : 0);
