@@ -33,7 +33,7 @@ from tests.gpu import child, plan, sections
 
 def loses():
     sys.modules["cupy"] = None  # which does not answer
-    raise ValueError("as wanted")
+    raise ValueError("as intended")
 
 def hangs():
     time.sleep(60)
@@ -112,7 +112,7 @@ def test_sections_that_fail_die_or_hang(run):
         "fine": ("ok", "so it is"),
         "fails": ("failed", "ZeroDivisionError: division by zero"),
         "same": ("ok", "so it is"),
-        "loses": ("failed", "ValueError: as wanted"),
+        "loses": ("failed", "ValueError: as intended"),
         "new": ("ok", "so it is"),
         "exits": ("died", "with exit status 3"),
         "hangs": ("hung", "killed after 1 s"),

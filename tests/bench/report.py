@@ -115,7 +115,7 @@ def cuda_notes(rows):
 
 def cost_table(row):
     """A row of ``model.costs`` as lines of text: the sums, then a line for each kernel, with estimated times."""
-    text = "{:34}{:>10}{:>10}{:>16}{:>11}{:>11}"
+    text = "{:34}{:>10}{:>10}{:>16}{:>13}{:>13}"
     title = f"{row['name']}, batch {row['batch']}, {row['precision']}"
     lines = [text.format(title, "launches", "bytes", "multiply-adds", *(f"{gpu}, est." for gpu in row["seconds"]))]
     for kernel in ({"name": "training step"} | {key: x for key, x in row.items() if key != "name"}, *row["kernels"]):
