@@ -1,8 +1,8 @@
 // Compiles the kernels for a CPU, so that their code can be tested without a GPU.
 //
 // The threads of a block take turns: each runs until it waits for others (a barrier, a shuffle) or ends. Blocks run one
-// after the other, in steps of `stride`, so shared memory can be static. This is slow, and does not detect races between
-// warps or between blocks.
+// after the other, in steps of `stride`, so shared memory can be static. This is slow, and does not detect races
+// between warps or between blocks.
 
 #include <algorithm>
 #include <cstring>
@@ -76,7 +76,7 @@ static float __uint_as_float(unsigned bits) {
     return x;
 }
 
-// As cvt.rna.tf32.f32 and mma.sync.m16n8k8 (PTX ISA) define them
+// cvt.rna.tf32.f32 and mma.sync.m16n8k8 as defined in the PTX ISA
 static unsigned to_tf32(float x) { return (__float_as_uint(x) + 0x1000) & ~0x1fffu; }
 
 static void multiply_add(float c[4], const unsigned a[4], const unsigned b[2]) {
@@ -87,7 +87,8 @@ static void multiply_add(float c[4], const unsigned a[4], const unsigned b[2]) {
     for (int i = 0; i < 4; i++) {
         int row = g + i / 2 * 8, column = 2 * t + i % 2;
         for (int k = 0; k < 8; k++) {
-            unsigned x = left[first + row % 8 * 4 + k % 4][row / 8 + k / 4 * 2], y = right[first + column * 4 + k % 4][k / 4];
+            unsigned x = left[first + row % 8 * 4 + k % 4][row / 8 + k / 4 * 2];
+            unsigned y = right[first + column * 4 + k % 4][k / 4];
             c[i] += __uint_as_float(x) * __uint_as_float(y);
         }
     }

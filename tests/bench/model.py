@@ -31,7 +31,7 @@ class Rates:
 
 PRODUCTS = {"fp64": 50e12, "fp32": 45e12, "tf32": 300e12, "bf16": 550e12}
 PRODUCTS["kernel"] = 30e12  # in kernels without tensor cores: half of the peak, as a factor is used only 4 times
-PRODUCTS["tiles"] = 100e12  # in kernels on tensor cores, which wait for shared memory most of the time
+PRODUCTS["tiles"] = 100e12  # in kernels on tensor cores, which mostly wait for shared memory
 GPUS = {"H100": Rates(3.0e12, PRODUCTS), "H200": Rates(4.3e12, PRODUCTS)}  # SXM; the H200 has only faster memory
 
 

@@ -39,12 +39,12 @@ __device__ void multiply_add(float c[4], const unsigned a[4], const unsigned b[2
 }
 #endif
 
-// Z = x y on tensor cores, for TOKENS that are a multiple of 16, columns and depth of 8; Z may be x or y
-// A warp computes tiles of 16 rows and 8 columns. In a run of 8, which number is the k-th is free: here those of a thread
-// are neighbors
+// Z = x y on tensor cores; TOKENS is a multiple of 16, columns and depth are multiples of 8; Z may be x or y
+// A warp computes tiles of 16 rows and 8 columns. The order of summation within 8 numbers of the depth is free, so the
+// two numbers of a thread are neighbors
 __device__ void multiply_in_tiles(real* Z, Matrix x, Matrix y, int columns, int depth) {
-    const int down = TF32 ? TOKENS / 16 : 1, step = 8 / down; // tiles below each other, and warps beside each other
-    const int most = (columns / 8 + step - 1) / step; // tiles of a warp
+    const int down = TF32 ? TOKENS / 16 : 1, step = 8 / down; // warps along the rows, and along the columns
+    const int most = (columns / 8 + step - 1) / step; // tiles per warp
     const int g = LANE / 4, t = LANE % 4, row = WARP % down * 16 + g;
     bool busy = WARP < step * down;
     float c[4][4];
@@ -60,7 +60,7 @@ __device__ void multiply_in_tiles(real* Z, Matrix x, Matrix y, int columns, int 
             multiply_add(c[j], a, b);
         }
     }
-    __syncthreads(); // until all have read x and y
+    __syncthreads(); // all threads have read x and y
     for (int j = 0; j < most; j++) {
         int column = (WARP / down + j * step) * 8;
         if (column >= columns || !busy) break;
@@ -69,7 +69,7 @@ __device__ void multiply_in_tiles(real* Z, Matrix x, Matrix y, int columns, int 
     __syncthreads();
 }
 
-// z = x y    (TOKENS, depth) (depth, columns); if TF32, on tensor cores by way of Z, which may be x or y
+// z = x y    (TOKENS, depth) (depth, columns); if TF32, on tensor cores, through the buffer Z, which may be x or y
 __device__ void multiply(real z[4][4], Matrix x, Matrix y, int columns, int depth, real* Z) {
     for (int i = 0; i < TILES(TOKENS); i++)
         for (int j = 0; j < TILES(columns); j++) z[i][j] = 0;

@@ -1,9 +1,8 @@
 """Matrix products: all of them go through ``product``, which calls cuBLAS directly.
 
 For batches, CuPy's ``matmul`` copies transposed factors and does not use tensor cores, and no product of CuPy can be
-captured in a CUDA graph. cuBLAS itself has none of these limits: a transpose is a flag, the distances between rows (the
-leading dimension) and between matrices are arbitrary, and with a workspace it can be captured. So libcublas is called
-through ctypes.
+captured in a CUDA graph. cuBLAS has none of these limits: a transpose is a flag, distances between rows (the leading
+dimension) and matrices are arbitrary, and with a workspace it can be captured. So libcublas is called through ctypes.
 
 cuBLAS expects column-major matrices, and arrays here are row-major. A row-major matrix read as column-major is its
 transpose, so instead of C = A B we compute Cᵀ = Bᵀ Aᵀ, and no transpose is ever written.
@@ -123,7 +122,7 @@ def product(a, b, out=None, alpha=1.0, tables=None):
     """Return alpha a b, (..., M, K) (..., K, N) -> (..., M, N); leading axes are broadcast.
 
     ``a`` and ``b`` come from ``to_precision``. They may be transposed or parts of larger arrays, and are not copied if
-    one of their last two axes is contiguous; the rows of ``out``, if given, must be contiguous (else ValueError).
+    one of their last two axes is contiguous; the rows of ``out`` must be contiguous (else ValueError).
     ``tables`` is a dict filled by ``matrix_addresses``, which saves launches for matrices at uneven distances.
     """
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])

@@ -37,10 +37,9 @@ def _module(source, types, constants):
 def launch(name, blocks, *args, **constants):
     """Launch a kernel with ``blocks`` (a number or a pair) of 256 threads on the current stream.
 
-    Arrays are passed as pointers, None as the null pointer, integers as ``int``, floats as ``real``, and NumPy numbers
-    and structures unchanged. ``real`` is double if an array is float64, else float; ``stored``, the type of activations
-    in memory, is bf16 if an array is BF16, else ``real``. The kernel is compiled for the sizes ``constants``. Raises
-    ValueError for an array that is not contiguous or has 2³¹ numbers or more.
+    Contiguous arrays (else ValueError) are passed as pointers, None as the null pointer, integers as ``int``, floats as
+    ``real``, NumPy numbers and structures unchanged. ``real`` is double if an array is float64, else float; activations
+    are ``stored`` as bf16 if an array is BF16, else as ``real``. ``constants`` are sizes to compile the kernel for.
     """
     arrays = [a for a in args if isinstance(a, cupy.ndarray)]
     for a in arrays:
