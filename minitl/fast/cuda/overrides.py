@@ -608,7 +608,7 @@ def recompute(x, *, fn, rng=None):
         again = Tensor(x, requires_grad=True)
         with remember_host_values(keys):
             z = fn(again)
-            z.backward(as_stored(dy, z.dtype))
+            z.backward(to_dtype(dy, z.dtype))
         return again.grad
 
     return y, backward
