@@ -16,6 +16,7 @@ from .backend import FLOATS, array_module, describe, is_array
 OPS = {}  # name -> the function of arrays that runs; assign to an entry to replace an op
 PLAIN = {}  # name -> the function as written in ops/
 OVERRIDES = {"cpu": {}, "cuda": {}}  # device -> {name: a faster form of the op}, see minitl/fast
+WRAPPERS = {}  # device -> a decorator for functions without such a form, which do not know how it stores numbers
 _order = itertools.count()
 _grad_mode, _plain_mode = ContextVar("grad_mode", default=True), ContextVar("plain_mode", default=False)
 
@@ -42,7 +43,8 @@ def plain():
 def form(name, device):
     """Return the function that runs the op ``name`` on ``device``: a user's, the fast form or the plain one."""
     tuned = OPS[name] is PLAIN[name] and not _plain_mode.get()
-    return OVERRIDES[device].get(name, OPS[name]) if tuned else OPS[name]
+    fast = OVERRIDES[device].get(name) if tuned else None
+    return fast or WRAPPERS.get(device, lambda fn: fn)(OPS[name])
 
 
 class Accumulator(functools.partial):

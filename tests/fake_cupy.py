@@ -851,13 +851,13 @@ def installed():
 
     import minitl.fast
     from minitl import backend
-    from minitl.autograd import OVERRIDES
+    from minitl.autograd import OVERRIDES, WRAPPERS
 
     def mine(name):
         return name.split(".")[0] in ("cupy", "cupyx") or name.startswith("minitl.fast.cuda")
 
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if mine(name)}
-    saved = dict(OVERRIDES["cuda"])
+    saved, wrappers = dict(OVERRIDES["cuda"]), dict(WRAPPERS)
     backend._require_cuda.cache_clear()
     sys.modules.update({"cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx})
     try:
@@ -874,6 +874,8 @@ def installed():
             minitl.fast.cuda = before["minitl.fast.cuda"]
         OVERRIDES["cuda"].clear()
         OVERRIDES["cuda"].update(saved)
+        WRAPPERS.clear()
+        WRAPPERS.update(wrappers)
         backend._require_cuda.cache_clear()
 
 

@@ -31,7 +31,7 @@ struct bf16 {
 #define THREAD (blockIdx.x * blockDim.x + threadIdx.x)
 #define LANE (threadIdx.x % 32)
 #define WARP (threadIdx.x / 32)
-#define ROW (THREAD / 32)
+#define ROW (blockIdx.x * (blockDim.x / 32) + WARP)
 
 // The sum and the maximum of x over the 32 threads of a warp, or over each group of `width` neighboring threads
 __device__ real warp_sum(real x, int width = 32) {

@@ -126,6 +126,7 @@ def layer_norm_dx(dy, x, accumulated, weight, mean, inv_std):
     blocks = min(MAX_GROUPED, -(-rows // 8))
     parts = cupy.empty((blocks, 3 * C), x.dtype)
     dx_bf16 = cupy.empty(x.shape, BF16) if dy.dtype == BF16 else None
+    accumulated = accumulated if accumulated is None else contiguous(accumulated)
     arrays = dx, dx_bf16, sums, parts, tickets(), dy, x, accumulated, weight, mean, inv_std
     launch("layer_norm_dx", blocks, *arrays, rows, C=C)
     last_norm.gradient, last_norm.sums, last_norm.bf16 = dx, sums[2 * C :], dx_bf16

@@ -11,7 +11,7 @@ import math
 import cupy
 import numpy as np
 
-from ...autograd import OVERRIDES, PLAIN, Accumulator, Tensor, no_grad, unbroadcast
+from ...autograd import OPS, OVERRIDES, PLAIN, WRAPPERS, Accumulator, Tensor, no_grad, unbroadcast
 from ...backend import FLOATS, default_rng, describe
 from ...ops.conv import pair
 from .gemm import activation_dtype, allows_tf32, is_bf16, matrix_addresses, product, to_fp32, to_precision
@@ -55,20 +55,33 @@ def _run(name, fn, fits, bf16, /, *arrays, **options):
     dtypes = {np.dtype("float32") if is_bf16(a) else a.dtype for a in given if a.dtype.kind in "fu"} if usable else ()
     if len(dtypes) == 1 and dtypes <= {*FLOATS} and fits(*inputs, **options):
         value, backward = fn(*inputs, **options)
-    else:
-        if fn is not PLAIN[name]:
-            call = f"{name}({', '.join(map(describe, arrays))})"
-            _log_once(f"{call} does not fit its CUDA form and runs in the plain one")
-        value, backward = PLAIN[name](*map(to_fp32, arrays), **options)
+        return value, _pullback(backward, arrays)
+    call = f"{name}({', '.join(map(describe, arrays))})"
+    _log_once(f"{call} does not fit its CUDA form and runs in the plain one")
+    return in_fp32(PLAIN[name])(*arrays, **options)
+
+
+def in_fp32(fn):
+    """Return ``fn``, a function of arrays like those in ``ops/``, for arrays that may be in bfloat16 as well."""
+
+    def run(*arrays, **options):
+        value, backward = fn(*map(to_fp32, arrays), **options)
+        return value, _pullback(backward, arrays)
+
+    return run
+
+
+def _pullback(backward, arrays):
+    """Return ``backward`` with gradients that can be added to others, for arrays of which some may be in bfloat16."""
     if not any(map(is_bf16, arrays)):
-        return value, backward
+        return backward
 
     def pull(dy):
         grads = backward(dy)
         grads = grads if isinstance(grads, tuple) else (grads,)
         return tuple(_accumulator(g, a.shape) if is_bf16(a) else g for g, a in zip(grads, arrays, strict=False))
 
-    return value, pull
+    return pull
 
 
 @functools.cache  # each message once
@@ -170,7 +183,11 @@ def linear(x, W, b=None):
     return y.reshape(*x.shape[:-1], outputs), pull
 
 
-@override(_linear_fits, bf16=(0,))
+def _linear_gelu_fits(x, W, b):
+    return all(OPS[name] is PLAIN[name] for name in ("linear", "gelu")) and _linear_fits(x, W, b)
+
+
+@override(_linear_gelu_fits, bf16=(0,))
 def linear_gelu(x, W, b):
     """y = GELU(u + b), u = x W; backward computes du and its sums down the columns, db, in one launch."""
     u, backward = _product(x, W)
@@ -591,11 +608,11 @@ def recompute(x, *, fn, rng=None):
     def backward(dy):
         again = Tensor(x, requires_grad=True)
         with remember_host_values(keys):
-            fn(again).backward(dy)
+            z = fn(again)
+            z.backward(to_dtype(dy, z.dtype))
         return again.grad
 
     return y, backward
 
 
-for name in PLAIN.keys() - OVERRIDES["cuda"].keys():  # ops without a CUDA form compute in float32
-    OVERRIDES["cuda"][name] = functools.partial(_run, name, PLAIN[name], lambda *_, **__: False, ())
+WRAPPERS["cuda"] = in_fp32
