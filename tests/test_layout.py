@@ -109,7 +109,7 @@ def test_there_is_little_to_read():
     assert to_read - lines("nn.baselines", "nn.bottleneck") <= 2350
     assert lines("autograd") <= 178
     everything = [*FILES, *PACKAGE.rglob("*.cu"), *PACKAGE.rglob("*.cuh")]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in everything) <= 10_300
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in everything) <= 10_400
 
 
 LONGEST = {"softmax": 16, "layer_norm": 24, "gelu": 24}  # lines with decorator and docstring; 34 for all others
