@@ -628,6 +628,9 @@ def test_what_kernels_cannot_do_is_left_to_the_generic_op(cuda):
     np.testing.assert_allclose(to_numpy(ops.softmax(x, axis=0)), ops.softmax(to_numpy(x), axis=0).data)
     with pytest.raises(ValueError, match=r"linear\(float64\[3, 4\], float64\[3, 4\]\).*\(in, out\)"):
         ops.linear(x, x)
+    for op in (ops.dropout, ops.drop_path, lambda x, p: ops.residual(x, x, p=p)):
+        with pytest.raises(ValueError, match=r"probability must lie in \[0, 1\), got 1.0"):
+            op(x, p=1.0)
     with pytest.raises(TypeError, match="bring all inputs to one dtype"):
         ops.linear(x, cupy.asarray(numbers(4, 2).astype("float32")))
     with pytest.raises(ValueError, match=r"conv2d\(.*larger than the padded image"):
@@ -775,7 +778,8 @@ def test_ops_that_do_not_know_bf16(bf16, monkeypatch):
             return ops.layer_norm(x, ones, zeros)
 
         y = norm(x)
-        z = square(y) + ops.relu(y) + plain_gelu(y) + ops.recompute(x, fn=norm) * y + ops.gelu(y)
+        spread = (y * xp.asarray(numbers(2, 6, 8).astype("float32"))).sum(axis=0)
+        z = spread + square(y) + ops.relu(y) + plain_gelu(y) + ops.recompute(x, fn=norm) * y + ops.gelu(y)
         z.backward(xp.asarray(numbers(6, 8).astype("float32")[::-1].copy()))
         found.append(to_numpy(x.grad))
     np.testing.assert_allclose(*found, atol=0.03 * abs(found[1]).max())
@@ -801,7 +805,7 @@ def test_what_a_layer_norm_found_out_goes_with_its_gradient(cuda):
 
     def loss(x, W, b, weight, bias):
         y = ops.linear(x, W, b)
-        return ((y * 3 + ops.layer_norm(y, weight, bias)) * y).sum()
+        return ((y * 3 + ops.layer_norm(y, weight, bias)) * y * y).sum()
 
     tensors = (x, W, b, weight, bias)
     loss(*tensors).backward()
