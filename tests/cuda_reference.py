@@ -27,19 +27,19 @@ def store(y, x):
     y[...] = np.where(np.isnan(x), bits | 0x400000, rounded) >> 16
 
 
-def layer_norm(y, mean, inv_std, x, weight, bias, rows, eps, *, C):
-    mean[...] = x.reshape(rows, C).mean(1)
-    n = x.reshape(rows, C) - mean.reshape(rows, 1)
+def layer_norm(y, mean, inv_std, x, weight, bias, rows, eps, *, COLUMNS):
+    mean[...] = x.reshape(rows, COLUMNS).mean(1)
+    n = x.reshape(rows, COLUMNS) - mean.reshape(rows, 1)
     inv_std[...] = 1 / np.sqrt((n * n).mean(1) + eps)
     store(y, n * inv_std.reshape(rows, 1) * weight + bias)
 
 
-def layer_norm_dx(dx, dx_bf16, sums, parts, tickets, dy, x, accumulated, weight, mean, inv_std, rows, *, C):
-    inv, dy = inv_std.reshape(rows, 1), from_bf16(dy).reshape(rows, C)
-    n, g = (x.reshape(rows, C) - mean.reshape(rows, 1)) * inv, dy * weight
+def layer_norm_dx(dx, dx_bf16, sums, parts, tickets, dy, x, accumulated, weight, mean, inv_std, rows, *, COLUMNS):
+    inv, dy = inv_std.reshape(rows, 1), from_bf16(dy).reshape(rows, COLUMNS)
+    n, g = (x.reshape(rows, COLUMNS) - mean.reshape(rows, 1)) * inv, dy * weight
     found = inv * (g - g.mean(1, keepdims=True) - n * (g * n).mean(1, keepdims=True))
-    found += 0 if accumulated is None else accumulated.reshape(rows, C)
-    dx.reshape(rows, C)[...] = found
+    found += 0 if accumulated is None else accumulated.reshape(rows, COLUMNS)
+    dx.reshape(rows, COLUMNS)[...] = found
     if dx_bf16 is not None:
         store(dx_bf16, found)
     sums[...] = np.concatenate([(dy * n).sum(0), dy.sum(0), found.sum(0)])
@@ -320,8 +320,9 @@ AUGMENTATIONS = (
 )
 
 
-def augment(y, x, chosen, *, H, W, C):
+def augment(y, x, chosen, *, HEIGHT, WIDTH, CHANNELS):
     """``transforms``, an image at a time."""
+    H, W, C = HEIGHT, WIDTH, CHANNELS
     pictures, results = x.reshape(-1, 1, H, W, C), y.reshape(-1, 1, H, W, C)
     for picture, result, (operation, *numbers) in zip(pictures, results, chosen, strict=True):
         name, amount = AUGMENTATIONS.split()[operation], np.array(numbers[:1], "int32").view("float32")

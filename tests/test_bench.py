@@ -15,7 +15,6 @@ import pytest
 
 from minitl import Tensor, nn
 from minitl.autograd import OVERRIDES
-from minitl.autograd import OVERRIDES
 from minitl.autograd import PLAIN as PLAIN_FORMS
 from minitl.errors import InputError
 from minitl.fast import threads as sharing

@@ -41,8 +41,8 @@ SOURCES["attention.cu, TF32"] = SOURCES["attention.cu"]
 CONSTANTS = {  # sizes for which a file is compiled, as an example
     "attention.cu": {"TOKENS": 64, "HEAD": 64, "HEADS": 3, "TF32": 0},
     "attention.cu, TF32": {"TOKENS": 64, "HEAD": 64, "HEADS": 3, "TF32": 1},
-    "augment.cu": {"H": 5, "W": 7, "C": 3},
-    "rows.cu": {"C": 256},
+    "augment.cu": {"HEIGHT": 5, "WIDTH": 7, "CHANNELS": 3},
+    "rows.cu": {"COLUMNS": 256},
     "conv.cu": {
         "IN_H": 32,
         "IN_W": 30,
@@ -166,7 +166,7 @@ def ptxas():
 @pytest.mark.parametrize("file", SOURCES)
 def test_numbers_of_a_thread_lie_in_registers(file, types, arch, tmp_path, monkeypatch):
     """What does not fit there would go to the GPU's memory. `pytest -rP` prints the registers of each kernel."""
-    monkeypatch.setitem(CONSTANTS, "rows.cu", {"C": 1024})  # the widest
+    monkeypatch.setitem(CONSTANTS, "rows.cu", {"COLUMNS": 1024})  # the widest
     (tmp_path / "k.ptx").write_bytes(compile_kernels(file, types, f"compute_{arch}").rstrip(b"\0"))
     command = [ptxas(), "-v", f"-arch=sm_{arch}", "k.ptx", "-o", "k.cubin"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -254,13 +254,14 @@ CHOSEN[3:7, 1], CHOSEN[15:19, 1] = np.float32([0.3, 1.9]).view("int32")
 CHOSEN[[7, 8, 19, 20], 1] = np.float32([3, 99, 8, 128]).view("int32")
 ROWS = [  # kernel, arguments: results first; blocks; and sizes for which it is compiled
     *(
-        ("layer_norm", (nothing(rows, C), *nothing(2, rows), numbers(rows, C), *numbers(2, C), rows, eps), 2, {"C": C})
+        ("layer_norm", (nothing(rows, C), *nothing(2, rows), numbers(rows, C), *numbers(2, C), rows, eps), 2,
+         {"COLUMNS": C})
         for rows, C, eps in ((9, 70, 1e-6), (9, 5, 0.1))
     ),
     *(
         ("layer_norm_dx", (nothing(rows, C), dx_bf16, nothing(3 * C), nothing(blocks, 3 * C), GROUPS,
          numbers(C, rows).T.copy(), numbers(rows, C), accumulated, numbers(C), numbers(rows), abs(numbers(rows)), rows),
-         blocks, {"C": C})
+         blocks, {"COLUMNS": C})
         for rows, C, blocks, dx_bf16, accumulated in (
             (9, 70, 2, None, numbers(9, 70)), (300, 33, 35, nothing(300, 33), None), (3, 64, 1, None, None)
         )
@@ -352,7 +353,7 @@ ROWS = [  # kernel, arguments: results first; blocks; and sizes for which it is 
       for B, s in POOLINGS),
     ("to_bf16", (nothing(304), np.append(numbers(300), [math.inf, math.nan, 1 + 2.0**-8, 1 + 3 * 2.0**-8]), 304), 2),
     ("addresses", (np.zeros((5, 12), "uint64"), HEADS, 4, 12), 1),
-    ("augment", (np.zeros((24, 5, 7, 3), "uint8"), PICTURES, CHOSEN), 24, {"H": 5, "W": 7, "C": 3}),
+    ("augment", (np.zeros((24, 5, 7, 3), "uint8"), PICTURES, CHOSEN), 24, {"HEIGHT": 5, "WIDTH": 7, "CHANNELS": 3}),
 ]  # fmt: skip
 
 

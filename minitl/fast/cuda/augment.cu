@@ -1,4 +1,4 @@
-// --- augmentation of uint8 images (B, H, W, C), equal to minitl/data bit for bit: a block for each image ---
+// --- augmentation of uint8 images (B, HEIGHT, WIDTH, CHANNELS), a block for each, as minitl/data does it bit for bit ---
 
 enum { IDENTITY, CROP, AFFINE, BRIGHTNESS, CONTRAST, COLOR, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE,
        INVERT };
@@ -12,16 +12,16 @@ __device__ int blend(int base, int v, float factor) {
 
 // The luma of a pixel
 __device__ int gray(const unsigned char* pixel) {
-    return C == 1 ? pixel[0] : (19595 * pixel[0] + 38470 * pixel[1] + 7471 * pixel[2] + 32768) >> 16;
+    return CHANNELS == 1 ? pixel[0] : (19595 * pixel[0] + 38470 * pixel[1] + 7471 * pixel[2] + 32768) >> 16;
 }
 
 // The mean of the 3 x 3 neighborhood of a value, with itself counted five times; at the border, the value itself
 __device__ int smooth(const unsigned char* x, int row, int column, int c) {
-    x += (row * W + column) * C + c;
-    if (row == 0 || row == H - 1 || column == 0 || column == W - 1) return *x;
+    x += (row * WIDTH + column) * CHANNELS + c;
+    if (row == 0 || row == HEIGHT - 1 || column == 0 || column == WIDTH - 1) return *x;
     int sum = 4 * *x;
     for (int i = -1; i <= 1; i++) {
-        for (int j = -1; j <= 1; j++) sum += x[(i * W + j) * C];
+        for (int j = -1; j <= 1; j++) sum += x[(i * WIDTH + j) * CHANNELS];
     }
     return (sum + 6) / 13;
 }
@@ -48,11 +48,11 @@ __device__ int stretched(int v, int low, int range) {
 // The new value of v in a channel where count[u] pixels have the value u; for contrast, count is that of the luma
 __device__ int changed(int v, const int* count, int operation, float factor) {
     int low = 0, high = 255, below = 0;
-    u64 pixels = H * W, sum = 0;
+    u64 pixels = HEIGHT * WIDTH, sum = 0;
     while (count[low] == 0) low++;
     while (count[high] == 0) high--;
     for (int u = 0; u < 256; u++) below += u < v ? count[u] : 0, sum += u * count[u];
-    int step = (H * W - count[high]) / 255;
+    int step = (HEIGHT * WIDTH - count[high]) / 255;
     if (operation == CONTRAST) return blend((2 * sum + pixels) / (2 * pixels), v, factor); // halves are rounded up
     if (operation == AUTOCONTRAST) return low < high ? stretched(v, low, high - low) : v;
     return step ? min((below + step / 2) / step, 255) : v;
@@ -65,31 +65,31 @@ KERNEL augment(unsigned char* y, const unsigned char* x, const int* chosen) {
     int operation = chosen[7 * blockIdx.x];
     const int* number = chosen + 7 * blockIdx.x + 1;
     float amount = __uint_as_float(number[0]);
-    x += blockIdx.x * H * W * C, y += blockIdx.x * H * W * C;
+    x += blockIdx.x * HEIGHT * WIDTH * CHANNELS, y += blockIdx.x * HEIGHT * WIDTH * CHANNELS;
     if (operation == CONTRAST || operation == AUTOCONTRAST || operation == EQUALIZE) {
         for (int c = 0; c < 3; c++) count[c][threadIdx.x] = 0;
         __syncthreads();
-        for (int i = threadIdx.x; i < H * W * C; i += blockDim.x) {
-            if (operation != CONTRAST) atomicAdd(&count[i % C][x[i]], 1);
-            else if (i % C == 0) atomicAdd(&count[0][gray(x + i)], 1);
+        for (int i = threadIdx.x; i < HEIGHT * WIDTH * CHANNELS; i += blockDim.x) {
+            if (operation != CONTRAST) atomicAdd(&count[i % CHANNELS][x[i]], 1);
+            else if (i % CHANNELS == 0) atomicAdd(&count[0][gray(x + i)], 1);
         }
         __syncthreads();
-        for (int c = 0; c < C; c++)
+        for (int c = 0; c < CHANNELS; c++)
             table[c][threadIdx.x] = changed(threadIdx.x, count[operation == CONTRAST ? 0 : c], operation, amount);
         __syncthreads();
     }
-    for (int i = threadIdx.x; i < H * W * C; i += blockDim.x) {
-        int c = i % C, column = i / C % W, row = i / (C * W), v = x[i];
+    for (int i = threadIdx.x; i < HEIGHT * WIDTH * CHANNELS; i += blockDim.x) {
+        int c = i % CHANNELS, column = i / CHANNELS % WIDTH, row = i / (CHANNELS * WIDTH), v = x[i];
         switch (operation) {
         case CROP: {
-            int from = reflected(row + number[0], H), at = reflected(column + number[1], W);
-            v = x[(from * W + (number[2] ? W - 1 - at : at)) * C + c];
+            int from = reflected(row + number[0], HEIGHT), at = reflected(column + number[1], WIDTH);
+            v = x[(from * WIDTH + (number[2] ? WIDTH - 1 - at : at)) * CHANNELS + c];
             break;
         }
         case AFFINE: { // in units of 2⁻¹⁶ pixel
             long long at = (long long)number[0] * column + (long long)number[1] * row + number[2] >> 16;
             long long from = (long long)number[3] * column + (long long)number[4] * row + number[5] >> 16;
-            v = from >= 0 && from < H && at >= 0 && at < W ? x[(from * W + at) * C + c] : 0;
+            v = from >= 0 && from < HEIGHT && at >= 0 && at < WIDTH ? x[(from * WIDTH + at) * CHANNELS + c] : 0;
             break;
         }
         case BRIGHTNESS: v = blend(0, v, amount); break;

@@ -24,5 +24,5 @@ def transform(images, operations):
             chosen[indices, 1 : 1 + amounts.shape[1]] = amounts
     y = cupy.empty(images.shape, "uint8")
     if y.size:
-        launch("augment", B, y, contiguous(images), cupy.asarray(chosen), H=H, W=W, C=C)
+        launch("augment", B, y, contiguous(images), cupy.asarray(chosen), HEIGHT=H, WIDTH=W, CHANNELS=C)
     return y

@@ -128,7 +128,7 @@ def layer_norm_dx(dy, x, accumulated, weight, mean, inv_std):
     dx_bf16 = cupy.empty(x.shape, BF16) if dy.dtype == BF16 else None
     accumulated = accumulated if accumulated is None else contiguous(accumulated)
     arrays = dx, dx_bf16, sums, parts, tickets(), dy, x, accumulated, weight, mean, inv_std
-    launch("layer_norm_dx", blocks, *arrays, rows, C=C)
+    launch("layer_norm_dx", blocks, *arrays, rows, COLUMNS=C)
     last_norm.gradient, last_norm.sums, last_norm.bf16 = dx, sums[2 * C :], dx_bf16
     return sums
 

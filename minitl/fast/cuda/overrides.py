@@ -280,7 +280,7 @@ def layer_norm(x, weight, bias, *, eps=1e-6):
         cupy.empty(count, x.dtype),
     )
     arrays = y, mean, inv_std, x, weight, contiguous(bias)
-    launch("layer_norm", blocks_for_rows(count), *arrays, count, float(eps), C=C)
+    launch("layer_norm", blocks_for_rows(count), *arrays, count, float(eps), COLUMNS=C)
 
     def backward(dy):
         found = []  # one launch computes all three gradients; the engine calls dx first, if x needs it

@@ -29,8 +29,8 @@ __device__ void add_up(real* total, const real* parts, int count, int step, int 
 }
 
 // dx = inv_std (g - mean g - n mean(g n)) + accumulated,  g = dy weight    accumulated: gradients of x from other ops
-// sums (3C) = sums of dy n, dy and dx over the rows: dweight, dbias, and dbias of the layer that computed x
-// accumulated, and dx_bf16, a copy of dx, may be null; parts (blocks, 3C) is scratch
+// sums (3 COLUMNS) = sums of dy n, dy and dx over the rows: dweight, dbias, and dbias of the layer that computed x
+// accumulated, and dx_bf16, a copy of dx, may be null; parts (blocks, 3 COLUMNS) is scratch
 KERNEL layer_norm_dx(real* dx, stored* dx_bf16, real* sums, real* parts, unsigned* tickets, const stored* dy,
                      const real* x, const real* accumulated, const real* weight, const real* mean, const real* inv_std,
                      int rows) {
