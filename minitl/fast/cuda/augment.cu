@@ -1,4 +1,4 @@
-// --- augmentation of uint8 images (B, HEIGHT, WIDTH, CHANNELS), a block for each, as minitl/data does it bit for bit ---
+// --- augmentation of uint8 images (B, HEIGHT, WIDTH, CHANNELS), equal to minitl/data bit for bit: a block for each ---
 
 enum { IDENTITY, CROP, AFFINE, BRIGHTNESS, CONTRAST, COLOR, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE,
        INVERT };
