@@ -3,7 +3,7 @@
 //
 // `real`, the type of arithmetic, is float or double. `stored`, the type of activations in memory, is real, or bf16,
 // which is converted to float when read. Names in capitals without a definition are sizes, given as macros. Arrays are
-// contiguous and row-major. Results come first, then inputs, then sizes and options. Pointers that may be null are noted.
+// contiguous and row-major. Results come first, then inputs, then sizes and options. What may be null is noted.
 //
 // Elementwise kernels use a thread for each number. Kernels that need whole rows (a mean, a maximum) use a warp for a
 // row: its 32 threads read neighboring numbers, exchange results through registers and never wait for other warps. Sums
