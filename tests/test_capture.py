@@ -115,6 +115,18 @@ def test_tables_of_addresses_are_made_at_each_replay(cuda):
     assert [node.name for node in recording.graph.work].count("addresses") == 1
 
 
+def test_a_graph_and_its_caller_wait_for_one_another(cuda, monkeypatch):
+    """It reads what the caller wrote before, and its results are read afterwards."""
+    waits = []
+    monkeypatch.setattr(fake_cupy.Stream, "record", lambda stream: stream)
+    monkeypatch.setattr(fake_cupy.Stream, "wait_event", lambda *streams: waits.append(streams))
+    captured = cuda.capture(lambda x: x + 1, warmup=1)
+    for _ in range(3):
+        captured(cupy.asarray(np.ones(5)))
+    outside = cupy.cuda.get_current_stream()
+    assert waits == 3 * [(captured.stream, outside), (outside, captured.stream)]
+
+
 def test_a_full_gpu_takes_no_memory_from_a_graph(cuda):
     """If an allocation fails, CuPy frees all unused memory of a pool, to which recorded steps would still write."""
     captured = cuda.capture(lambda x: (x + 1) * x, warmup=1)
@@ -219,6 +231,8 @@ def test_a_bias_with_gaps(cuda):
     x, W, b = numbers(4, 3), numbers(3, 5), numbers(10)
     own = ops.linear(*map(cupy.asarray, (x, W)), cupy.asarray(b)[::2])
     np.testing.assert_allclose(to_numpy(own.data), x @ W + b[::2])
+    own = ops.residual(*(cupy.asarray(numbers(4, 5)) for _ in range(2)), cupy.asarray(b)[::2])
+    np.testing.assert_allclose(to_numpy(own.data), 2 * numbers(4, 5) + b[::2])
 
 
 # --- the stand-in ---

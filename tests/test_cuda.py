@@ -441,17 +441,25 @@ def test_sums_do_not_depend_on_which_block_is_last(cuda):
     """Not even their last bit."""
     if not HAVE_CPP:
         pytest.skip("there is no g++ to compile kernels for the CPU")
-    order = ctypes.c_uint.in_dll(fake_cupy.compiled(SOURCES["kernels.cu"], TYPES[0]), "stride")
+    libraries = (
+        fake_cupy.compiled(SOURCES["kernels.cu"], TYPES[0]),
+        fake_cupy.compiled(SOURCES["rows.cu"], TYPES[0], ("C",)),
+    )
+    orders = [ctypes.c_uint.in_dll(library, "stride") for library in libraries]
     x, dy, mean, inv_std = (cupy.asarray(a.astype("float32")) for a in (*numbers(2, 2000, 40), *numbers(2, 2000)))
     params = [Tensor(cupy.asarray(numbers(9000).astype("float32")), True)]
     found = []
     try:
-        for order.value in (1, 7919, 2**32 - 5):
+        for number in (1, 7919, 2**32 - 5):
+            for order in orders:
+                order.value = number
             params[0].grad, optimizer = x.reshape(-1)[:9000], optim.AdamW(params)
             sums = cuda.kernels.column_sums(x), cuda.kernels.norm_columns(dy, x, mean, inv_std), cuda.update(optimizer)
-            found.append(np.concatenate([to_numpy(a) for a in sums]))
+            norm = cuda.kernels.layer_norm_dx(dy, x, None, inv_std[:40], mean, inv_std)
+            found.append(np.concatenate([to_numpy(a) for a in (*sums, norm)]))
     finally:
-        order.value = 1
+        for order in orders:
+            order.value = 1
     assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
 
 
@@ -1226,6 +1234,8 @@ def test_minutes_on_a_gpu(start, monkeypatch):
     trainer = start("cuda", minutes=4, save_every=0)
     assert trainer.describe().endswith("\n5 epochs fit into 4 minutes (1 images per second)")
     assert trainer.fit() and [row["seconds"] for row in trainer.rows] == [90, 180, 230]
+    for flip, epochs in ((False, 5), (True, 4)):  # mirror images are one more evaluation
+        assert start("cuda", minutes=3.9, save_every=0, flip=flip).config.epochs == epochs
 
 
 @pytest.mark.parametrize("name", ["augmented", "muon", "X21D"])
