@@ -443,7 +443,7 @@ def test_sums_do_not_depend_on_which_block_is_last(cuda):
         pytest.skip("there is no g++ to compile kernels for the CPU")
     libraries = (
         fake_cupy.compiled(SOURCES["kernels.cu"], TYPES[0]),
-        fake_cupy.compiled(SOURCES["rows.cu"], TYPES[0], ("C",)),
+        fake_cupy.compiled(SOURCES["rows.cu"], TYPES[0], ("COLUMNS",)),
     )
     orders = [ctypes.c_uint.in_dll(library, "stride") for library in libraries]
     x, dy, mean, inv_std = (cupy.asarray(a.astype("float32")) for a in (*numbers(2, 2000, 40), *numbers(2, 2000)))
