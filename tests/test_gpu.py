@@ -139,7 +139,7 @@ def test_an_interrupted_run_resumes(run, tmp_path):
     entries = {"late": {"state": "not run"}, "same": {"state": "running"}, "new": {"state": "failed"}}
     entries |= {"fine": {"state": "ok", "words": "before"}, "aborts": {"state": "died", "words": "by signal SIGABRT"}}
     (tmp_path / "gpu.json").write_text(json.dumps({"sections": entries, "estimates": {"one tf32": "before"}}))
-    status, results, _ = run({"checks": "fine aborts new! same", "more": "late"}, "--resume")
+    status, results, _ = run({"checks": "fine aborts new! same", "more": "late"}, "--go-on")
     assert results["estimates"] == {"one tf32": "before"}
     found = {name: (entry["state"], entry["words"]) for name, entry in results["sections"].items()}
     assert found.pop("late")[0] == "not run" and found.pop("aborts") == ("died", "by signal SIGABRT")
@@ -185,4 +185,4 @@ def test_no_results_to_resume_from(text, tmp_path):
     if text:
         path.write_text(text)
     with pytest.raises(SystemExit, match=r"gpu\.json has no results of an earlier run \(.*; omit"):
-        gpu.main(["--resume", str(path)])
+        gpu.main(["--go-on", str(path)])

@@ -1,14 +1,14 @@
 """All checks and measurements that need a GPU, in one command with a time limit:
 
     python -m tests.gpu [RESULTS.json] [--minutes 7] [--stand-in]
-    python -m tests.gpu --resume RESULTS.json
+    python -m tests.gpu --go-on RESULTS.json
 
 The most valuable sections come first (plan.py). This process supervises child processes, which run the sections
 (child.py) and write each result to RESULTS.json (gpu.json by default) at once. If a child dies or hangs, its section is
 marked, and a new child continues with the next section. If a section that the others depend on fails, such as products
 or captured steps, the run stops there. The output ends with a table; the exit status is 1 if a section failed.
 
-``--resume`` runs the sections that have no result in RESULTS.json yet, and the one that stopped the run, once it is
+``--go-on`` runs the sections that have no result in RESULTS.json yet, and the one that stopped the run, once it is
 fixed. ``--stand-in`` runs everything on a CPU, in seconds, to test these files.
 
 The run needs a checkout, CuPy, NumPy, tqdm, threadpoolctl, safetensors and pytest, whose tests some sections share, and
@@ -192,7 +192,7 @@ def results_in(path):
         entries.pop(stopped_by(results), None)
         return results
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"{path} has no results of an earlier run ({error!r}); omit --resume")
+        sys.exit(f"{path} has no results of an earlier run ({error!r}); omit --go-on")
 
 
 def main(args=None):
@@ -206,7 +206,7 @@ def main(args=None):
         help="file to write, gpu.json by default",
     )
     parser.add_argument(
-        "--resume", type=Path, metavar="RESULTS.json", help="continue that run: run the sections without a result"
+        "--go-on", type=Path, metavar="RESULTS.json", help="continue that run: run the sections without a result"
     )
     parser.add_argument("--minutes", type=float, default=7, help="time limit of the whole run, 7 by default")
     parser.add_argument(
@@ -215,10 +215,10 @@ def main(args=None):
     args = parser.parse_args(args)
     if args.stand_in:
         merge(PLAN)
-    began, path, options = time.time(), (args.resume or args.results).resolve(), ["--stand-in"] * args.stand_in
+    began, path, options = time.time(), (args.go_on or args.results).resolve(), ["--stand-in"] * args.stand_in
     if not path.parent.is_dir():
         parser.error(f"there is no folder {path.parent}")
-    results = results_in(path) if args.resume else {"sections": {}}
+    results = results_in(path) if args.go_on else {"sections": {}}
     results |= {"began": began, "machine": machine(*options), "estimates": results.get("estimates", {})}
     write(path, results)
     until, estimates = began + 60 * args.minutes, results["estimates"]
