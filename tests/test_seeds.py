@@ -14,7 +14,7 @@ import pytest
 from minitl import cli, data, train
 from minitl.errors import InputError
 from minitl.paper import seeds
-from minitl.train import checkpoint
+from minitl.train import checkpoint, pictures
 
 TINY = ["--patch-size", "8", "--dim", "12", "--heads", "2", "--mlp-dim", "16", "--hidden", "8", "--num-tokens", "4"]
 TINY += ["--batch-size", "16", "--epochs", "2"]
@@ -22,9 +22,10 @@ TINY += ["--batch-size", "16", "--epochs", "2"]
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """An empty folder, and 32 images in place of 20,000."""
+    """An empty folder, 32 images in place of 20,000, and pictures that are not drawn."""
     splits = data.sample(np.random.default_rng(1), 32), data.sample(np.random.default_rng(2), 50)
     monkeypatch.setattr(data, "load", lambda *_, **__: splits)
+    monkeypatch.setattr(pictures, "png", lambda figure: b"a picture")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

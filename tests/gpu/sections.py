@@ -554,6 +554,9 @@ def estimate(model, precision):
     (row,) = bench_model.costs([model], precision)
     times = (f"{1e3 * seconds:.3g} ms on an {gpu}" for gpu, seconds in row["seconds"].items())
     print(f"estimated {', '.join(times)}", flush=True)
+    if not measure.installed("PyTorch"):
+        print("PyTorch is not installed")
+        return
     began = time.time()
     contestant_cuda.prepare(job("PyTorch", model, precision=precision, compiled=True))["losses"](1)
     print(f"PyTorch's compiled in {time.time() - began:.0f} s")
