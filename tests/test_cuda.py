@@ -1254,12 +1254,15 @@ def test_minutes_on_a_gpu_leave_no_trace(name, start, monkeypatch):
     assert [row | {"seconds": 0} for row in trainer.rows] == [row | {"seconds": 0} for row in whole.rows]
 
 
-def test_a_card_without_bf16_says_so(start, monkeypatch):
-    trainer = start("cuda", precision="bf16")
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_card_without_the_precision_says_so(precision, start, monkeypatch):
+    trainer = start("cuda", precision=precision)
     monkeypatch.setattr(cupy.cuda.Device, "compute_capability", "75")
-    sentence = "precision bf16 needs a GPU of compute capability 8.0 or above, and this one has 7.5; use fp32 there"
-    for use in (lambda: start("cuda", precision="bf16"), lambda: train.load_run(trainer.folder)):
-        with pytest.raises(InputError, match=re.escape(sentence)):
+    words = (
+        f"precision {precision} needs a GPU of compute capability 8.0 or above, and this one has 7.5; use fp32 there"
+    )
+    for use in (lambda: start("cuda", precision=precision), lambda: train.load_run(trainer.folder)):
+        with pytest.raises(InputError, match=re.escape(words)):
             use()
     assert start("cuda").fit()
 

@@ -141,10 +141,10 @@ def use_precision(precision):
     from ..fast import cuda
 
     capability = cupy.cuda.Device().compute_capability  # "75" for 7.5
-    if precision == "bf16" and int(capability) < 80:
+    if precision != "fp32" and int(capability) < 80:
         raise InputError(
-            f"precision bf16 needs a GPU of compute capability 8.0 or above, and this one has {int(capability) / 10}; "
-            "use fp32 there"
+            f"precision {precision} needs a GPU of compute capability 8.0 or above, and this one has "
+            f"{int(capability) / 10}; use fp32 there"
         )
     cuda.use(precision)
 
