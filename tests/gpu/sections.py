@@ -176,7 +176,7 @@ def kernels_equal_their_references():
 
 
 def products_equal_numpys(precision):
-    """Check the products of all layouts of test_cuda.py."""
+    """Check the products of all layouts of test_cuda.py, and with bf16 those that are stored in bfloat16 as well."""
     import cupy
     from test_cuda import PRODUCTS, strided
 
@@ -191,8 +191,12 @@ def products_equal_numpys(precision):
                     own.append(cupy.asarray(np.ascontiguousarray(x, "float32")))
                 else:
                     own.append(cupy.lib.stride_tricks.as_strided(cupy.asarray(flat.copy()), shape, strides))
-            y = cuda.gemm.product(*map(cuda.gemm.to_precision, own))
+            own = list(map(cuda.gemm.to_precision, own))
+            y = cuda.gemm.product(*own)
             worst[name] = close(y, a @ b, RTOL[precision], name)
+            if precision == "bf16":
+                y = cuda.gemm.product(*own, cupy.empty(y.shape, np.uint16))
+                worst[f"{name}, stored in bfloat16"] = close(y, a @ b, RTOL[precision], name)
     return largest(worst)
 
 
