@@ -189,9 +189,9 @@ def test_floor_by_hand():
 
 
 BUDGETS = {  # launches and GB of a training step
-    ("vit-tiny-tl", "tf32"): (184, 1.22),
+    ("vit-tiny-tl", "tf32"): (180, 1.22),
     ("cifar-r1", "tf32"): (300, 49.5),
-    ("cifar-r1", "bf16"): (370, 35),
+    ("cifar-r1", "bf16"): (360, 30),
 }
 
 
