@@ -1029,20 +1029,29 @@ def test_a_step_that_looks_at_a_number_cannot_be_captured(cuda):
     assert State.recorded is None and cuda.graph._recording is None
 
 
-def test_no_memory_is_no_failed_capture(cuda):
+@pytest.mark.parametrize(
+    "error", [MemoryError("allocating 512 bytes"), RuntimeError("cudaErrorMemoryAllocation: full")]
+)
+def test_no_memory_is_no_failed_capture(error, cuda):
     calls = []
 
     def step(x):
         calls.append(x)
         if len(calls) > 1:
-            raise MemoryError("Out of memory allocating 512 bytes")
+            raise error
         return x + 1
 
     step = cuda.capture(step, warmup=1)
     step(np.ones(2))
-    with pytest.raises(MemoryError, match="allocating 512 bytes"):
+    with pytest.raises(type(error), match=r"^(allocating 512 bytes|cudaErrorMemoryAllocation: full)$"):
         step(np.ones(2))
     assert State.recorded is None and cuda.memory() == "3.0 of the GPU's 4.0 GB are in use"
+
+
+def test_cublas_without_memory(cuda, monkeypatch):
+    monkeypatch.setattr(fake_cupy.Cublas, "cublasCreate_v2", lambda *_: 3)
+    with pytest.raises(MemoryError, match="cublasCreate_v2 failed with status 3"):
+        cuda.gemm.Handle()
 
 
 def test_warm_up_is_needed(cuda):
@@ -1302,21 +1311,24 @@ def test_the_step_that_is_not_finite_is_named(start):
     assert np.isfinite(to_numpy(trainer.optimizer.flat.data)).all()
 
 
-@pytest.mark.parametrize("place", ["step", "evaluation", "resident images", "minutes"])
+@pytest.mark.parametrize("place", ["step", "evaluation", "resident images", "minutes", "CUDA"])
 def test_a_batch_that_does_not_fit(place, start, monkeypatch):
     def full(*_):
-        raise MemoryError("Out of memory allocating 512 bytes (so far: 9 bytes).")
+        kind = RuntimeError if place == "CUDA" else MemoryError
+        raise kind(text)
 
     trainer = start("cuda")
-    if place in ("step", "minutes"):
+    text = "Out of memory allocating 512 bytes (so far: 9 bytes)."
+    text = "cudaErrorMemoryAllocation: out of memory" if place == "CUDA" else text
+    if place in ("step", "minutes", "CUDA"):
         monkeypatch.setattr(trainer.take_step, "update", full)
     elif place == "evaluation":
         trainer.take_step.inference["forward"] = full
     else:
         monkeypatch.setattr(data.Loader, "__iter__", full)
     sentence = (
-        "the memory of the GPU is full at batch_size 12: 3.0 of the GPU's 4.0 GB are in use (Out of memory allocating "
-        "512 bytes (so far: 9 bytes).); choose a smaller batch_size, or recompute, which trades time for memory"
+        f"the memory of the GPU is full at batch_size 12: 3.0 of the GPU's 4.0 GB are in use ({text}); choose a "
+        "smaller batch_size, or recompute, which trades time for memory"
     )
     with pytest.raises(InputError, match=re.escape(sentence)):
         trainer.choose_epochs() if place == "minutes" else trainer.fit()

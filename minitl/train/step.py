@@ -151,11 +151,11 @@ def use_precision(precision):
 
 @contextlib.contextmanager
 def enough_memory(config):
-    """Turn a MemoryError of a GPU into an InputError with its memory in use, the batch size, and what to do."""
+    """Turn an error of a GPU without memory into an InputError with its memory in use, batch size, and what to do."""
     try:
         yield
-    except MemoryError as error:
-        if config.device == "cpu":
+    except (MemoryError, RuntimeError) as error:  # CuPy's pools raise the first, CUDA itself the second
+        if config.device == "cpu" or not (isinstance(error, MemoryError) or "MemoryAllocation" in str(error)):
             raise
         from ..fast import cuda
 

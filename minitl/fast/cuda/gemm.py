@@ -29,7 +29,7 @@ from .kernels import BF16, blocks_for, contiguous, launch
 PRECISIONS = ("fp32", "tf32", "bf16")
 KINDS = {np.dtype("float32"): 0, np.dtype("float64"): 1, np.dtype("uint16"): 14}  # cudaDataType; uint16 holds bfloat16
 COMPUTE_32F, COMPUTE_64F, COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
-PLAIN, TRANSPOSED, ANY_ALGORITHM = 0, 1, -1
+PLAIN, TRANSPOSED, ANY_ALGORITHM, ALLOC_FAILED = 0, 1, -1, 3
 MATRICES = np.dtype(
     [(name, np.uint64, 5) for name in ("start", "outer", "inner")]
 )  # the structure of the same name in kernels.cu
@@ -77,7 +77,7 @@ class Handle:
 
 def _check(name, *args):
     if status := getattr(library(), name)(*args):
-        raise RuntimeError(f"{name} failed with status {status}")
+        raise (MemoryError if status == ALLOC_FAILED else RuntimeError)(f"{name} failed with status {status}")
 
 
 def to_precision(x):

@@ -162,6 +162,8 @@ class Recording:
         except MemoryError:
             raise
         except Exception as error:
+            if "MemoryAllocation" in str(error):  # of CUDA itself
+                raise
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"this step cannot be captured ({reason}); run it without a graph (--no-graph)") from error
         finally:
