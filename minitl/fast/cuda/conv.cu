@@ -21,6 +21,12 @@ KERNEL im2col(stored* columns, const stored* x, int n) {
     else place = 0;
 }
 
+// The window that has this pixel at `offset`, along one axis, or -1 if there is none
+__device__ int window_of(int pixel, int offset, int stride, int pad, int windows) {
+    int first = pixel + pad - offset;
+    return first >= 0 && first % stride == 0 && first / stride < windows ? first / stride : -1;
+}
+
 // x[b, row, column, g, c] = sum of columns[g, (b, i, j), (u, v, c)] over all (i, j, u, v) that read this pixel
 KERNEL col2im(stored* x, const stored* columns, int n, int B) {
     int index = THREAD, rest = index;
@@ -31,12 +37,10 @@ KERNEL col2im(stored* x, const stored* columns, int n, int B) {
     int row = rest % IN_H, b = rest / IN_H;
     real sum = 0;
     for (int u = 0; u < KERNEL_H; u++) {
-        int i = row + PAD_H - u;
-        if (i < 0 || i % STRIDE_H || i / STRIDE_H >= OUT_H) continue;
         for (int v = 0; v < KERNEL_W; v++) {
-            int j = column + PAD_W - v;
-            if (j < 0 || j % STRIDE_W || j / STRIDE_W >= OUT_W) continue;
-            int window = ((g * B + b) * OUT_H + i / STRIDE_H) * OUT_W + j / STRIDE_W;
+            int i = window_of(row, u, STRIDE_H, PAD_H, OUT_H), j = window_of(column, v, STRIDE_W, PAD_W, OUT_W);
+            if (i < 0 || j < 0) continue;
+            int window = ((g * B + b) * OUT_H + i) * OUT_W + j;
             sum += columns[((window * KERNEL_H + u) * KERNEL_W + v) * CHANNELS + c];
         }
     }
@@ -73,12 +77,10 @@ KERNEL max_pool_dx(stored* dx, const stored* dy, const unsigned char* best, int 
     int row = rest % IN_H, b = rest / IN_H;
     real sum = 0;
     for (int u = 0; u < KERNEL_H; u++) {
-        int i = row + PAD_H - u;
-        if (i < 0 || i % STRIDE_H || i / STRIDE_H >= OUT_H) continue;
         for (int v = 0; v < KERNEL_W; v++) {
-            int j = column + PAD_W - v;
-            if (j < 0 || j % STRIDE_W || j / STRIDE_W >= OUT_W) continue;
-            int at = ((b * OUT_H + i / STRIDE_H) * OUT_W + j / STRIDE_W) * CHANNELS + c;
+            int i = window_of(row, u, STRIDE_H, PAD_H, OUT_H), j = window_of(column, v, STRIDE_W, PAD_W, OUT_W);
+            if (i < 0 || j < 0) continue;
+            int at = ((b * OUT_H + i) * OUT_W + j) * CHANNELS + c;
             if (best[at] == u * KERNEL_W + v) sum += dy[at];
         }
     }
