@@ -10,6 +10,7 @@ import numpy as np
 from IPython.display import Image, display
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from minitl.train import checkpoint, model_of, pictures
 
@@ -111,6 +112,8 @@ def matrices(grids, xlabel, ylabel, alt, unit="", side=2.4, text=None, low=None,
         for ax, (title, grid) in zip(panels, grids.items(), strict=True):
             drawn = ax.imshow(grid, cmap="magma", vmin=low, vmax=high, interpolation="nearest")
             ax.set(title=title, xlabel=xlabel)
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_locator(MaxNLocator(6, integer=True))
             for (i, j), value in np.ndenumerate(np.asarray(grid)) if text else ():
                 color = "black" if value > (low + high) / 2 else "white"
                 ax.text(j, i, text.format(value), ha="center", va="center", color=color, fontsize=8)
