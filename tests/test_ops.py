@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CASES, Case
+from cases import CASES, Case, batch_norm, generator, layer_norm
 
 import minitl
 from minitl import OPS, Tensor, check_gradients, ops, plain
@@ -220,6 +220,8 @@ def test_only_wanted_gradients_are_recorded(case, xp):
 
 
 BIG = np.array([[1000.0, -1000.0, 0.0]])
+APART = np.array([[1000.0, 2000.0, 0.0], [0.0, 0.0, 0.0]])  # the largest entry of all is far above a whole row
+FAR = np.array([[4096.0, 4098.0, 4100.0]])  # the mean square minus the square of the mean has few right digits
 STABLE = [
     Case("sigmoid", (BIG,), lambda x: np.array([[1.0, 0.0, 0.5]])),
     Case("tanh", (BIG,), lambda x: np.array([[1.0, -1.0, 0.0]])),
@@ -230,7 +232,10 @@ STABLE = [
     Case("softmax", (np.full((2, 4), -200.0),), lambda x: np.full((2, 4), 0.25)),
     Case("softmax", (np.full((2, 4), 200.0),), lambda x: np.full((2, 4), 0.25)),
     Case("softmax", (np.full((1, 100_000), 79.9),), lambda x: np.full((1, 100_000), 1e-5)),
+    Case("softmax", (APART,), lambda x: np.array([[0.0, 1.0, 0.0], [1 / 3] * 3])),
+    Case("softmax", (APART.T,), lambda x, axis: np.array([[0.0, 1 / 3], [1.0, 1 / 3], [0.0, 1 / 3]]), {"axis": 0}),
     Case("log_softmax", (BIG,), lambda x: np.array([[0.0, -2000.0, -1000.0]])),
+    Case("log_softmax", (APART,), lambda x: np.array([[-1000.0, 0.0, -2000.0], [-math.log(3)] * 3])),
     Case(
         "attention",
         (1000 * np.array([[[3.0, 1.0, 7.0]], [[-2.0, 4.0, 8.0]]]),),
@@ -243,9 +248,28 @@ STABLE = [
         lambda x, num_heads: np.full((1, 2, 1), 4.0),
         {"num_heads": 1},
     ),
+    Case(
+        "attention",  # the second query's scores are 2000 below those of the first
+        (np.array([[[50.0, 40.0, 3.0], [0.0, 40.0, 5.0]]]),),
+        lambda x, num_heads: np.full((1, 2, 1), 4.0),
+        {"num_heads": 1},
+    ),
+    Case(
+        "vector_attention",
+        tuple(np.array(part)[None, :, None] for part in ([50.0, 0.0], [40.0, 40.0], [3.0, 5.0])),
+        lambda q, k, v: np.full((1, 2, 1), 4.0),
+    ),
     Case("cross_entropy", (BIG, np.array([1])), lambda x, t: 2000.0),
+    Case("cross_entropy", (APART, np.array([1, 0])), lambda x, t: math.log(3) / 2),
     Case("binary_cross_entropy_with_logits", (BIG, np.array([[0.0, 0.0, 0.5]])), lambda x, t: (1000 + math.log(2)) / 3),
     Case("layer_norm", (np.full((1, 3), 7.0), np.ones(3), np.zeros(3)), lambda x, w, b: np.zeros((1, 3))),
+    Case("layer_norm", (FAR, np.ones(3), np.zeros(3)), lambda x, w, b: layer_norm(x - 4098, w, b)),
+    Case(
+        "batch_norm",
+        (FAR.T, np.ones(1), np.zeros(1)),
+        lambda x, w, b, **options: batch_norm(x - 4098, w, b, **options),
+        {"running_mean": lambda: np.zeros(1), "running_var": lambda: np.ones(1)},
+    ),
 ]
 
 
@@ -310,27 +334,41 @@ def test_numpy_integers_are_integers(xp):
         x.grad = None
 
 
-def grads_of(fn, *arrays):
-    tensors = [Tensor(np.asarray(x, "float64"), requires_grad=True) for x in arrays]
-    fn(*tensors).sum().backward()
-    return [t.grad.tolist() for t in tensors]
+TIES = [  # here the reference is the gradients, for dy = 1
+    Case("relu", (np.array([-1.0, 0.0, 2.0]),), lambda x: [[0, 0, 1]]),
+    Case("maximum", (np.array([1.0, 2, 3]), np.array([2.0, 2, 2])), lambda x, y: [[0, 0.5, 1], [1, 0.5, 0]]),
+    Case("max", (np.array([[3.0, 3, 1], [0, 2, 1]]),), lambda x, axis: [[[0.5, 0.5, 0], [0, 1, 0]]], {"axis": 1}),
+    Case("max", (np.array([2.0, 2, 1, 2]),), lambda x: [[1 / 3, 1 / 3, 0, 1 / 3]]),
+    Case("max_pool2d", (np.ones((1, 2, 2, 1)),), lambda x, **_: [[[[[1], [0]], [[0], [0]]]]], {"kernel_size": 2}),
+]
 
 
-def test_ties():
+@pytest.mark.parametrize("case", TIES, ids=str)
+def test_ties(case, xp):
     """At points without a derivative, the gradient is the one that the docstring promises."""
-    assert grads_of(ops.relu, [-1, 0, 2]) == [[0, 0, 1]]
-    assert grads_of(ops.maximum, [1, 2, 3], [2, 2, 2]) == [[0, 0.5, 1], [1, 0.5, 0]]
-    assert grads_of(lambda x: ops.max(x, axis=1), [[3, 3, 1], [0, 2, 1]]) == [[[0.5, 0.5, 0], [0, 1, 0]]]
-    assert grads_of(lambda x: ops.max_pool2d(x, kernel_size=2), np.ones((1, 2, 2, 1))) == [[[[[1], [0]], [[0], [0]]]]]
+    arrays = case.arrays(xp)
+    out = call(case, arrays, xp)
+    expected = case.reference(*arrays, **case.options)
+    for grad, right in zip(gradients(out, arrays, xp.ones_like(out.data)), expected, strict=True):
+        np.testing.assert_allclose(grad, right, rtol=1e-15)
 
 
-def test_batch_norm_moves_the_running_arrays(xp):
-    x = xp.asarray(np.random.default_rng(0).standard_normal((4, 5, 3)))
-    mean, var = xp.asarray([1.0, 2.0, 3.0]), xp.asarray([4.0, 5.0, 6.0])
-    ops.batch_norm(x, xp.ones(3), xp.zeros(3), running_mean=mean, running_var=var, momentum=0.25)
-    x, mean, var = map(to_numpy, (x, mean, var))
-    np.testing.assert_allclose(mean, 0.75 * np.array([1, 2, 3]) + 0.25 * x.mean((0, 1)))
-    np.testing.assert_allclose(var, 0.75 * np.array([4, 5, 6]) + 0.25 * x.var((0, 1), ddof=1))
+STATE = [
+    Case("batch_norm", ((4, 5, 3), (3,), (3,)), None, {"momentum": 0.25}),
+    Case("batch_norm", ((2, 3), (3,), (3,)), None),  # two values per channel: the unbiased variance is twice the other
+    Case("batch_norm", ((4, 3), (3,), (3,)), None, {"training": False}),
+]
+
+
+@pytest.mark.parametrize("case", STATE, ids=str)
+def test_batch_norm_moves_the_running_arrays(case, xp):
+    """By ``momentum``, towards the mean and the unbiased variance of the batch; in evaluation not at all."""
+    arrays, mean, var = case.arrays(xp), xp.asarray([1.0, 2.0, 3.0]), xp.asarray([4.0, 5.0, 6.0])
+    ops.batch_norm(*arrays, running_mean=mean, running_var=var, **case.options)
+    x, axes = to_numpy(arrays[0]), tuple(range(arrays[0].ndim - 1))
+    share = case.options.get("momentum", 0.1) * case.options.get("training", True)
+    np.testing.assert_allclose(to_numpy(mean), (1 - share) * np.array([1, 2, 3]) + share * x.mean(axes))
+    np.testing.assert_allclose(to_numpy(var), (1 - share) * np.array([4, 5, 6]) + share * x.var(axes, ddof=1))
 
 
 def test_batch_norm_writes_nothing_when_a_shape_is_wrong():
@@ -340,17 +378,23 @@ def test_batch_norm_writes_nothing_when_a_shape_is_wrong():
     assert (mean == 0).all() and (var == 1).all()
 
 
-@pytest.mark.parametrize("name", ["dropout", "drop_path"])
-def test_dropping_keeps_the_mean(name):
-    """Each entry is 0 with probability p; 20,000 draws put the mean within five deviations of 1."""
-    y = getattr(ops, name)(np.ones((20_000, 1)), p=0.3, rng=np.random.default_rng(0)).data
+MASKED = [Case(name, ((5_000, 2, 2),), None, {"p": 0.3, "rng": generator}) for name in ("dropout", "drop_path")]
+
+
+@pytest.mark.parametrize("case", MASKED, ids=str)
+def test_dropping_keeps_the_mean(case, xp):
+    """Each entry, or sample, is 0 with probability p; 5,000 draws put the mean within five deviations of 1."""
+    y = to_numpy(call(case, [xp.ones((5_000, 2, 2))], xp).data)
     assert set(y.ravel().tolist()) == {0.0, 1 / 0.7}
-    assert abs(y.mean() - 1) < 5 * math.sqrt(0.3 / 0.7 / 20_000)
+    assert abs(y[:, 0, 0].mean() - 1) < 5 * math.sqrt(0.3 / 0.7 / 5_000)
+    assert ((y == y[:, :1, :1]).all((1, 2)).mean() == 1) == (case.op == "drop_path"), "whole samples, or single entries"
 
 
-def test_drop_path_drops_whole_samples(rng):
-    y = ops.drop_path(np.ones((50, 3, 4)), p=0.5, rng=rng).data.reshape(50, -1)
-    assert set(y.min(1)) == {0.0, 2.0} and (y.min(1) == y.max(1)).all()
+@pytest.mark.parametrize("case", MASKED, ids=str)
+def test_the_gradient_is_dropped_where_the_value_is(case, xp):
+    x = xp.ones((50, 2, 2))
+    out = call(case, [x], xp)
+    np.testing.assert_allclose(gradients(out, [x], 3 * xp.ones_like(x))[0], 3 * to_numpy(out.data), rtol=1e-15)
 
 
 @pytest.mark.parametrize("name", ["dropout", "drop_path"])
