@@ -2,9 +2,6 @@
 
 import contextlib
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -562,52 +559,3 @@ def test_an_op_may_be_swapped():
     finally:
         OPS["linear"] = before
     assert (layer(Tensor(np.zeros((1, 2), "float32"))).data == 0).all()
-
-
-# --- pytest --student FILE ---
-
-RIGHT = """
-import numpy as np
-
-def softmax(x, axis=-1):
-    y = np.exp(x - x.max(axis, keepdims=True))
-    y = y / y.sum(axis, keepdims=True)
-    return y, lambda dy: y * (dy - (dy * y).sum(axis, keepdims=True))
-"""
-WRONG = RIGHT.replace("(dy - (dy * y).sum(axis, keepdims=True))", "dy")
-TYPO = RIGHT + "\ndef sofmax(x):\n    return x, lambda dy: dy\n\ndef helper():\n    pass\n"
-
-
-def grade(tmp_path, source):
-    """Run the tests of the ops on a student's file, as a student does."""
-    homework = tmp_path / "hw.py"
-    homework.write_text(source)
-    here = Path(__file__).resolve()
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(here), "--student", str(homework)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=here.parents[1])
-    return run.returncode, run.stdout + run.stderr
-
-
-@pytest.mark.parametrize(
-    "source, code, said",
-    [
-        (RIGHT, 0, ["graded from", ": softmax\n", " passed"]),
-        (WRONG, 1, ["test_gradient[plain-softmax-3x4]", "wrong gradient, at (0, 0): backward gives", " failed"]),
-        (TYPO, 0, ["sofmax (do you mean softmax?)", "helper"]),
-        ("def sofmax(x):\n    pass\n", 4, ["no function named like an op, but: sofmax (do you mean softmax?)"]),
-        ("import no_such_module\n", 4, ["cannot be run: ModuleNotFoundError"]),
-    ],
-    ids=["right", "wrong", "typo", "nothing", "broken"],
-)
-def test_student(tmp_path, source, code, said):
-    returned, output = grade(tmp_path, source)
-    assert returned == code, output
-    assert all(text in output for text in said), output
-    assert "linear" not in output
-
-
-def test_student_file_is_missing(pytestconfig):
-    from conftest import functions
-
-    with pytest.raises(pytest.UsageError, match=r"no file .*nowhere\.py"):
-        functions(Path("nowhere.py"))
