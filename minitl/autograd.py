@@ -118,7 +118,9 @@ class Tensor:
             grads = node.pullback(pending.pop(node))
             grads = grads if isinstance(grads, tuple) else (grads,)
             if any(p is not None and g is None for p, g in itertools.zip_longest(node.parents, grads)):
-                raise RuntimeError(f"{node.name} has {len(node.parents)} inputs; its backward misses a gradient")
+                raise RuntimeError(
+                    f"the backward of {node.name} lacks a gradient; end it with `return dx`, one for each input"
+                )
             for parent, grad in zip(node.parents, grads, strict=False):
                 if parent in pending and isinstance(grad, Accumulator):
                     pending[parent] = grad(pending[parent])
@@ -164,9 +166,13 @@ def op(fn):
         parents = [(a.node or a) if isinstance(a, Tensor) and a.requires_grad else None for a in args]
         run = form(name, "cpu" if any(isinstance(a, np.ndarray) for a in arrays) else "cuda")
         try:
-            value, pullback = run(*arrays, **options)
+            made = run(*arrays, **options)
+            if not (isinstance(made, tuple) and len(made) == 2 and is_array(made[0])):
+                raise TypeError("an op returns two things: an array, its value, and the function backward(dy)")
+            value, pullback = made
             if any(a.dtype != value.dtype and {a.dtype, value.dtype} <= {*FLOATS} for a in arrays if is_array(a)):
-                raise TypeError(f"the result is {value.dtype}; bring all inputs to one dtype: tensor(x, dtype=...)")
+                hint = "bring all inputs to one dtype, and use math.sqrt, not np.sqrt, of a number in an op"
+                raise TypeError(f"the result is {value.dtype}; {hint}")
         except (TypeError, ValueError, IndexError) as error:
             kind = next(k for k in (TypeError, ValueError, IndexError) if isinstance(error, k))
             raise kind(f"{name}({', '.join(map(describe, arrays))}): {error}") from error

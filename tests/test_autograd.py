@@ -469,3 +469,12 @@ def test_unbroadcast():
 def test_unbroadcast_refuses_other_shapes(shape):
     with pytest.raises(RuntimeError, match=r"softmax: a gradient of shape \(2, 3, 4\) for an input of shape"):
         unbroadcast(np.ones((2, 3, 4)), shape, "softmax")
+
+
+@pytest.mark.parametrize(
+    "made", [None, (np.ones(2),), np.ones((2, 2)), (1.0, None)], ids=["none", "one", "rows", "number"]
+)
+def test_an_op_returns_its_value_and_backward(made, monkeypatch):
+    monkeypatch.setitem(OPS, "neg", lambda x: made)
+    with pytest.raises(TypeError, match=r"neg\(float64\[2\]\): an op returns two things"):
+        ops.neg(np.ones(2))
