@@ -118,9 +118,7 @@ class Tensor:
             grads = node.pullback(pending.pop(node))
             grads = grads if isinstance(grads, tuple) else (grads,)
             if any(p is not None and g is None for p, g in itertools.zip_longest(node.parents, grads)):
-                raise RuntimeError(
-                    f"the backward of {node.name} lacks a gradient; end it with `return dx`, one for each input"
-                )
+                raise RuntimeError(f"the backward of {node.name} lacks a gradient; it returns one for each input")
             for parent, grad in zip(node.parents, grads, strict=False):
                 if parent in pending and isinstance(grad, Accumulator):
                     pending[parent] = grad(pending[parent])
@@ -171,8 +169,7 @@ def op(fn):
                 raise TypeError("an op returns two things: an array, its value, and the function backward(dy)")
             value, pullback = made
             if any(a.dtype != value.dtype and {a.dtype, value.dtype} <= {*FLOATS} for a in arrays if is_array(a)):
-                hint = "bring all inputs to one dtype, and use math.sqrt, not np.sqrt, of a number in an op"
-                raise TypeError(f"the result is {value.dtype}; {hint}")
+                raise TypeError(f"the result is {value.dtype}; bring all inputs and numbers in the op to one dtype")
         except (TypeError, ValueError, IndexError) as error:
             kind = next(k for k in (TypeError, ValueError, IndexError) if isinstance(error, k))
             raise kind(f"{name}({', '.join(map(describe, arrays))}): {error}") from error

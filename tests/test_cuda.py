@@ -640,7 +640,7 @@ def test_what_kernels_cannot_do_is_left_to_the_generic_op(cuda):
     for op in (ops.dropout, ops.drop_path, lambda x, p: ops.residual(x, x, p=p)):
         with pytest.raises(ValueError, match=r"probability must lie in \[0, 1\), got 1.0"):
             op(x, p=1.0)
-    with pytest.raises(TypeError, match="bring all inputs to one dtype"):
+    with pytest.raises(TypeError, match="to one dtype"):
         ops.linear(x, cupy.asarray(numbers(4, 2).astype("float32")))
     with pytest.raises(ValueError, match=r"conv2d\(.*larger than the padded image"):
         ops.conv2d(cupy.asarray(numbers(1, 2, 2, 1)), cupy.asarray(numbers(3, 3, 1, 1)))

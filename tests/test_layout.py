@@ -107,7 +107,7 @@ def lines(*names):
 def test_there_is_little_to_read():
     to_read = lines("backend", "errors", "autograd", "ops", "gradcheck", "nn", "optim")
     assert to_read - lines("nn.baselines", "nn.bottleneck") <= 2350
-    assert lines("autograd") <= 182
+    assert lines("autograd") <= 181
     everything = [*FILES, *PACKAGE.rglob("*.cu"), *PACKAGE.rglob("*.cuh")]
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in everything) <= 10_400
 
