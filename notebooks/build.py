@@ -88,7 +88,9 @@ def rehearse(nb):
     stderr = [f"cell {i} prints to stderr: {output.text}" for i, output in outputs if output.get("name") == "stderr"]
     said = [printed(cell) for cell in nb.cells[length:]]
     wrong = [text or "(nothing)" for text in said if "is right." not in text or "not right" in text]
-    return stderr + [f"the check does not approve of a folded answer: {text}" for text in wrong]
+    wrong = [f"the check does not approve of a folded answer: {text}" for text in wrong]
+    blind = [f"cell {i} is approved of without an answer" for i in range(length) if "is right." in printed(nb.cells[i])]
+    return stderr + wrong + blind
 
 
 def sources():

@@ -3,6 +3,7 @@
 A check says whether the answer is right, and if not, what was expected, what came, where, and a hint.
 """
 
+import inspect
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from minitl import Tensor, check_gradients
 
 EXERCISES = {}  # name of an answer -> Exercise
+NO_ANSWER = "There is no answer yet: it is None. A function needs a return."
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Exercise:
 
 def check(answer=None, **values):
     """Print whether the answer to an exercise is right; if not, what was expected, what came, where, and a hint."""
-    [(name, answer)] = values.items() if values else [(answer.__name__, answer)]
+    [(name, answer)] = values.items() if values else [(getattr(answer, "__name__", answer), answer)]
     if name not in EXERCISES:
         raise ValueError(f"no exercise asks for {name}; keep the name that the exercise gives")
     exercise = EXERCISES[name]
@@ -42,9 +44,11 @@ def check(answer=None, **values):
 def _of_value(exercise, answer):
     """Return what is wrong with a value, in words that do not give it away, or None."""
     expected = exercise.expected()
-    if not (problem := _difference(expected, answer)) or answer is None or answer is ...:
-        return problem
-    if isinstance(expected, str) or not np.isscalar(answer) or isinstance(answer, str):
+    if answer is None or answer is ...:
+        return "There is no answer yet."
+    if not _difference(expected, answer):
+        return None
+    if any(np.ndim(value) or np.asarray(value).dtype.kind not in "iuf" for value in (expected, answer)):
         return f"{answer!r} is not the answer."
     return f"{answer} is too {'small' if answer < expected else 'large'}."
 
@@ -55,11 +59,14 @@ def _of_function(exercise, answer):
         for array in arguments:
             if isinstance(array, np.ndarray):
                 array.flags.writeable = False
-        given = [Tensor(a) for a in arguments] if exercise.is_op else arguments
         try:
-            result = answer(*given)
+            if hasattr(answer, "__wrapped__") and answer.__wrapped__(*arguments) is None:
+                return NO_ANSWER
+            result = answer(*map(Tensor, arguments)) if exercise.is_op else answer(*arguments)
         except Exception as error:
-            return f"It stops with {type(error).__name__}: {error}{_line_of(error)}"
+            plain = exercise.is_op and not hasattr(answer, "__wrapped__")
+            question = " Is there an @op above it?" if plain else ""
+            return f"It stops with {type(error).__name__}: {error}{_line_of(error, answer)}{question}"
         result = result.data if isinstance(result, Tensor) else result
         if problem := _difference(exercise.expected(*arguments), result):
             return f"For {', '.join(map(_brief, arguments))}: {problem}"
@@ -67,17 +74,17 @@ def _of_function(exercise, answer):
             try:
                 check_gradients(answer, *arguments)
             except Exception as error:
-                return f"The value is right. The gradient is not: {error}{_line_of(error)}"
+                return f"The value is right. The gradient is not: {error}{_line_of(error, answer)}"
     return None
 
 
 def _difference(expected, got):
     """Return how a result differs from what was expected, in words, or None."""
     if got is None or got is ...:
-        return "There is no answer yet: it is None. A function needs a return."
+        return NO_ANSWER
     if isinstance(expected, tuple):
-        if not isinstance(got, tuple) or len(got) != len(expected):
-            count = f"{len(got)} results" if isinstance(got, tuple) else _brief(got)
+        if not isinstance(got, tuple | list) or len(got) != len(expected):
+            count = f"{len(got)} results" if isinstance(got, tuple | list) else _brief(got)
             return f"expected {len(expected)} results, got {count}."
         pairs = enumerate(zip(expected, got, strict=True), 1)
         return next((f"result {i}: {problem}" for i, (e, g) in pairs if (problem := _difference(e, g))), None)
@@ -100,9 +107,10 @@ def _brief(value):
     return f"an array {value.shape}" if isinstance(value, np.ndarray) and value.size > 6 else str(value)
 
 
-def _line_of(error):
+def _line_of(error, answer):
     """Return the line of the answer at which an error arose, in words."""
-    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if "ipykernel" in frame.filename]
+    cell = inspect.unwrap(answer).__code__.co_filename
+    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == cell]
     return f" (in the line `{lines[-1]}`)" if lines else ""
 
 

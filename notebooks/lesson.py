@@ -31,7 +31,8 @@ def load_model(name):
     """Return a model from the folder ``models``, ready for use, and the dict that was saved with it."""
     arrays, meta = checkpoint.load(Path(__file__).parent / "models" / f"{name}.safetensors")
     model = model_of(meta)
-    checkpoint.restore(arrays, {"model": model})
+    weights = {key: array.astype(np.float32) for key, array in arrays.items()}  # stored as float16
+    checkpoint.restore(weights, {"model": model})
     return model.eval(), meta
 
 

@@ -43,10 +43,17 @@ def faults(source, notebook=None):
     return found + spelling(source)
 
 
+def faults_of_page(page):
+    """Return what is wrong with a text in Markdown, in words."""
+    return [*spelling(page), *_links(page.parent, [page.read_text(encoding="utf-8")])]
+
+
 def spelling(file):
     """Return misspelled words and British spellings of a file, with their lines."""
     options = ["--builtin", "clear,rare,en-GB_to_en-US", "--ignore-words-list", "thead,ans,nd,fo"]
     run = subprocess.run([sys.executable, "-m", "codespell_lib", *options, str(file)], capture_output=True, text=True)
+    if run.stderr:
+        raise RuntimeError(f"codespell does not run: {run.stderr}")
     return [f"spelling: {line.partition(':')[2]}" for line in run.stdout.splitlines()]
 
 
@@ -153,7 +160,7 @@ if __name__ == "__main__":
     lessons = [source for source in build.sources() if not sys.argv[1:] or source.name[:2] in sys.argv[1:]]
     found = {source.name: faults(source) for source in lessons}
     for page in build.FOLDER.glob("*.md"):
-        found[page.name] = [*spelling(page), *_links(page.parent, [page.read_text(encoding="utf-8")])]
+        found[page.name] = faults_of_page(page)
     for name, wrong in found.items():
         print("\n  ".join([f"{name}:" if wrong else f"{name}: good", *wrong]))
     sys.exit(any(found.values()))

@@ -103,10 +103,10 @@ def test_an_interrupted_run_goes_on_bit_exactly(tmp_path):
     assert all(array.tobytes() == ends[1][name].tobytes() for name, array in ends[0].items())
 
 
-@pytest.mark.parametrize("array", [np.ones(2, "float16"), np.ones(2, "complex64"), np.array(["a"]), np.ones(2, ">f4")])
+@pytest.mark.parametrize("array", [np.ones(2, "int8"), np.ones(2, "complex64"), np.array(["a"]), np.ones(2, ">f4")])
 def test_other_dtypes_are_refused(saved, array):
     before = saved.read_bytes()
-    with pytest.raises(TypeError, match=r"x is .*; a checkpoint holds float32, float64, int64, uint8, bool"):
+    with pytest.raises(TypeError, match=r"x is .*; a checkpoint holds float16, float32, float64, int64, uint8, bool"):
         checkpoint.save(saved, {"x": array}, {})
     with pytest.raises(TypeError, match="JSON"):
         checkpoint.save(saved, {}, {"x": np.ones(2)})

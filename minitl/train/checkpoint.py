@@ -22,7 +22,7 @@ from ..errors import InputError
 from . import files
 
 FORMAT = 2  # increase it when older versions of minitl can no longer read the files correctly
-DTYPES = ("float32", "float64", "int64", "uint8", "bool")
+DTYPES = ("float16", "float32", "float64", "int64", "uint8", "bool")
 
 
 def save(path, arrays, meta):
