@@ -123,10 +123,13 @@ def matrices(grids, xlabel, ylabel, alt, unit="", side=2.4, text=None, low=None,
 
 
 def graph(edges, alt, size=(6.5, 2.2)):
-    """Show a graph: pairs (from, to) of texts, each a box. A box stands to the right of all that lead to it."""
+    """Show a graph: pairs (from, to) of texts, each a box. A box stands to the right of all that lead to it.
+
+    A third text is written beside its arrow.
+    """
     depth = {}
     for _ in edges:  # long enough for the longest chain
-        for a, b in edges:
+        for a, b, *_ in edges:
             depth[b] = max(depth.get(b, 0), depth.setdefault(a, 0) + 1)
     ranks = [[box for box in depth if depth[box] == d] for d in range(max(depth.values()) + 1)]
     at = {box: (d, (len(rank) - 1) / 2 - i) for d, rank in enumerate(ranks) for i, box in enumerate(rank)}
@@ -137,7 +140,11 @@ def graph(edges, alt, size=(6.5, 2.2)):
         ax.set(xlim=(-0.5, len(ranks) - 0.5), ylim=(-max(map(len, ranks)) / 2, max(map(len, ranks)) / 2))
         frame = {"boxstyle": "round", "facecolor": "white", "edgecolor": "black"}
         drawn = {box: ax.text(*at[box], box, ha="center", va="center", bbox=frame, zorder=2) for box in at}
-        for a, b in edges:
+        for a, b, *label in edges:
+            bend = 0 if depth[b] == depth[a] + 1 else -0.25 if at[a][1] > 0 else 0.25  # around the boxes in between
             arrow = {"arrowstyle": "->", "patchA": drawn[a].get_bbox_patch(), "patchB": drawn[b].get_bbox_patch()}
-            ax.annotate("", at[b], at[a], arrowprops=arrow | {"shrinkA": 4, "shrinkB": 4})
+            arrow |= {"shrinkA": 4, "shrinkB": 4, "connectionstyle": f"arc3,rad={bend}"}
+            ax.annotate("", at[b], at[a], arrowprops=arrow)
+            for text in label:
+                ax.text(*np.mean([at[a], at[b]], axis=0), text, ha="center", va="bottom", fontsize=8)
     show(figure, alt)
