@@ -110,6 +110,26 @@ def _line_of(error):
 
 # --- 01 ---
 
+
+def _matrix_inputs(rng):
+    return [(rng.standard_normal((B, d)), rng.standard_normal(d), rng.standard_normal(B)) for B, d in ((3, 2), (2, 5))]
+
+
+EXERCISES["gradient_of_matrix"] = Exercise(
+    expected=lambda X, w, dy: dy[:, None] * w,
+    inputs=_matrix_inputs,
+    hint="dX has the shape of X, (B, d); its entry (i, k) is a product of one entry of dy and one of w",
+)
+EXERCISES["shares_backward"] = Exercise(
+    expected=lambda x, dy: dy / x.sum() - (dy * x).sum() / x.sum() ** 2,
+    inputs=lambda rng: [(1 + rng.random(n), rng.standard_normal(n)) for n in (4, 7)],
+    hint="x_i reaches every y_j through s; each of them hands dy_j on, times the slope of y_j with respect to s",
+)
+EXERCISES["arrivals"] = Exercise(
+    expected=lambda: 2**20,
+    hint="how many paths lead from the last node to the first when there are 1, 2 and 3 additions?",
+)
+
 # --- 02 ---
 
 # --- 03 ---
