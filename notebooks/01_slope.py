@@ -486,7 +486,7 @@ check(gradient_of_matrix)
 # </details>
 #
 # **2. Shares.** Let $y = x / s$ with $s = \sum_j x_j$, so that the entries of $y$ add up to 1. Each $x_i$ is used
-# twice: in the numerator and in $s$. Return $dx$ for a given $dy$. (The softmax of lesson 04 does this to exponentials.)
+# twice: in the numerator and in $s$. Return $dx$ for a given $dy$. (The softmax of lesson 04 is built on this.)
 
 
 # %%

@@ -132,6 +132,21 @@ EXERCISES["arrivals"] = Exercise(
 
 # --- 02 ---
 
+EXERCISES["axes_of_b"] = Exercise(
+    expected=lambda: (0, 2),
+    hint="write the shapes under each other, aligned on the right; b is repeated where it has no axis, or length 1",
+)
+EXERCISES["my_logsumexp"] = Exercise(
+    expected=lambda x: x.max(1) + np.log(np.exp(x - x.max(1, keepdims=True)).sum(1)),
+    inputs=lambda rng: [(rng.standard_normal((2, 3)),), (1000 * rng.standard_normal((4, 5)),)],
+    hint="dx is dy times a softmax; subtract the largest entry of each row before exp, and keep its axis for backward",
+    is_op=True,
+)
+EXERCISES["one_sided_exponent"] = Exercise(
+    expected=lambda: -8,
+    hint="where is h/2 |f''| + epsilon |f| / h smallest? its slope with respect to h is 0 there",
+)
+
 # --- 03 ---
 
 # --- 04 ---

@@ -113,7 +113,7 @@ def matrices(grids, xlabel, ylabel, alt, unit="", side=2.4, text=None, low=None,
             drawn = ax.imshow(grid, cmap="magma", vmin=low, vmax=high, interpolation="nearest")
             ax.set(title=title, xlabel=xlabel)
             for axis in (ax.xaxis, ax.yaxis):
-                axis.set_major_locator(MaxNLocator(6, integer=True))
+                axis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
             for (i, j), value in np.ndenumerate(np.asarray(grid)) if text else ():
                 color = "black" if value > (low + high) / 2 else "white"
                 ax.text(j, i, text.format(value), ha="center", va="center", color=color, fontsize=8)
@@ -141,7 +141,8 @@ def graph(edges, alt, size=(6.5, 2.2)):
         frame = {"boxstyle": "round", "facecolor": "white", "edgecolor": "black"}
         drawn = {box: ax.text(*at[box], box, ha="center", va="center", bbox=frame, zorder=2) for box in at}
         for a, b, *label in edges:
-            bend = 0 if depth[b] == depth[a] + 1 else -0.25 if at[a][1] > 0 else 0.25  # around the boxes in between
+            around = 0.25 if at[a][1] == at[b][1] else 0.1  # the boxes in between
+            bend = 0 if depth[b] == depth[a] + 1 else -around if at[a][1] > 0 else around
             arrow = {"arrowstyle": "->", "patchA": drawn[a].get_bbox_patch(), "patchB": drawn[b].get_bbox_patch()}
             arrow |= {"shrinkA": 4, "shrinkB": 4, "connectionstyle": f"arc3,rad={bend}"}
             ax.annotate("", at[b], at[a], arrowprops=arrow)
