@@ -57,6 +57,13 @@ def op(fn):
 
 
 # %%
+edges = [("Tensors\na, b", "arrays"), ("arrays", "fn"), ("fn", "value y"), ("fn", "backward")]
+edges += [("value y", "Tensor", "data"), ("backward", "Tensor", "pullback")]
+seen = "op takes arrays out of Tensors, calls fn, and makes a new Tensor of the value y and of backward."
+lesson.graph(edges, alt=seen, size=(6.5, 1.2))
+
+
+# %%
 @op
 def add(a, b):
     return a + b, lambda dy: (dy, dy)
@@ -562,30 +569,6 @@ check(my_logsumexp)
 #
 #
 # check(my_logsumexp)
-# ```
-#
-# </details>
-#
-# **3. The other V.** The one-sided difference has the truncation error $\frac{1}{2} h |f''|$. Which power of ten is
-# then the best $h$ in float64? Say it first, then measure.
-
-# %%
-one_sided_exponent = None  # -3 for h = 0.001
-
-check(one_sided_exponent=one_sided_exponent)
-
-# %% [markdown]
-# <details><summary>Answer</summary>
-#
-# $\frac{1}{2} h |f''| + \epsilon |f| / h$ is smallest near the square root of $\epsilon$, which is about
-# $1.5 \cdot 10^{-8}$. The error left is of that size too: eight digits, not ten or eleven.
-#
-# ```python
-# def one_sided(h):
-#     return np.abs((np.sin(points + h) - np.sin(points)) / h - np.cos(points)).mean()
-#
-#
-# check(one_sided_exponent=min(range(-13, 0), key=lambda k: one_sided(10.0**k)))
 # ```
 #
 # </details>

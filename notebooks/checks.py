@@ -142,10 +142,6 @@ EXERCISES["my_logsumexp"] = Exercise(
     hint="dx is dy times a softmax; subtract the largest entry of each row before exp, and keep its axis for backward",
     is_op=True,
 )
-EXERCISES["one_sided_exponent"] = Exercise(
-    expected=lambda: -8,
-    hint="where is h/2 |f''| + epsilon |f| / h smallest? its slope with respect to h is 0 there",
-)
 
 # --- 03 ---
 

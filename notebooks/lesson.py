@@ -146,6 +146,8 @@ def graph(edges, alt, size=(6.5, 2.2)):
             arrow = {"arrowstyle": "->", "patchA": drawn[a].get_bbox_patch(), "patchB": drawn[b].get_bbox_patch()}
             arrow |= {"shrinkA": 4, "shrinkB": 4, "connectionstyle": f"arc3,rad={bend}"}
             ax.annotate("", at[b], at[a], arrowprops=arrow)
+            (x, y), squeeze = np.mean([at[a], at[b]], axis=0), size[0] * max(map(len, ranks)) / size[1] / len(ranks)
             for text in label:
-                ax.text(*np.mean([at[a], at[b]], axis=0), text, ha="center", va="bottom", fontsize=8)
+                y -= squeeze * bend * (depth[b] - depth[a]) / 2  # where the bent arrow passes
+                ax.text(x, y, text, ha="center", va="bottom", fontsize=8)
     show(figure, alt)
