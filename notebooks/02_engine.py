@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 02 · Forty lines that differentiate
 #
-# Lesson 01 walked back through a graph of arrays. Here that walk becomes an engine of forty lines, and you see each
-# part fail before you write it. Then you read minitl's own engine beside yours, learn to test a gradient so that no
-# mistake passes, and train the same network with both engines.
+# Lesson 01 walked back through a graph of arrays. Here that walk becomes an engine of forty lines. Before you write a
+# part of it, you see what fails without. Then you read minitl's own engine beside yours, learn to test a gradient so
+# that no mistake passes, and train the same network with both engines.
 #
 # | | |
 # |---|---|
@@ -134,8 +134,8 @@ lesson.matrices(panels, "column", "row", alt=seen, text="{:.0f}", side=1.8)
 #
 # ## Failure 2: recursion
 #
-# A tensor must wait for all that use it. A common way to find such an order is a function that calls itself: first sort
-# the parents, then add the tensor.
+# A tensor must wait for all that use it. A common way to find such an order is a function that calls itself: first it
+# sorts all that a tensor was made from, then it adds the tensor.
 
 
 # %%
@@ -156,12 +156,14 @@ except RecursionError as error:
     print("RecursionError:", error)
 
 # %% [markdown]
-# Python limits how deep calls may be nested. But an order is there already, since every tensor is newer than its
-# parents. So keep a list of those tensors to which a gradient has come, and always visit the newest of them. Everything
-# that uses it is newer and has been visited before, so its gradient is complete. In the graph below, after 3 and 2 have
-# been visited, 1 and 0 are waiting. The newest is 1, so `tanh` adds its part to `x` before `x` gets its turn.
+# Python limits how deep calls may be nested. Lesson 01 had no recursion: it collected all nodes, then sorted them from
+# the newest to the oldest. One loop can do both. Keep a list of those tensors to which a gradient has come, and always
+# visit the newest of them. Everything that uses it is newer and has been visited before, so its gradient is complete.
+# In the graph below, after 3 and 2 have been visited, 1 and 0 are waiting. The newest is 1, so `tanh` adds its part to
+# `x` before `x` gets its turn.
 #
-# A **heap** is a list that gives out its smallest entry quickly. The newest tensor has the smallest `-order`.
+# A **heap** is a list that gives out its smallest entry quickly. Its entries here are pairs `(-order, tensor)`, since
+# the newest tensor has the smallest `-order`.
 
 # %%
 edges = [("0: x", "1: tanh"), ("1: tanh", "2: add"), ("0: x", "2: add"), ("2: add", "3: mean")]
@@ -177,7 +179,7 @@ def backward(loss):
         tensor = heapq.heappop(heap)[1]
         grads = tensor.pullback(tensor.grad)
         grads = grads if isinstance(grads, tuple) else (grads,)
-        for parent, grad in zip(tensor.parents, grads, strict=False):
+        for parent, grad in zip(tensor.parents, grads, strict=True):
             if isinstance(parent, Tensor):
                 grad = unbroadcast(grad, parent.data.shape)
                 if parent.grad is None:
@@ -237,8 +239,8 @@ def source(thing, first, last):
 source(autograd.Node, "class Node", "self.name")
 
 # %%
-edges = [("Tensor x\na leaf", "Node add"), ("Node add", "Node mean"), ("Node mean", "Tensor loss")]
-edges += [("Node add", "Tensor y")]
+edges = [("Tensor x\na leaf", "Node add"), ("Node add", "Node mean"), ("Node mean", "Tensor loss", "made")]
+edges += [("Node add", "Tensor y", "made")]
 seen = "Nodes for add and mean in a row; the Tensor y hangs at the node add, beside the way from x to the loss."
 lesson.graph(edges, alt=seen, size=(6.5, 1.4))
 
@@ -261,16 +263,18 @@ assert da is db
 source(autograd.Tensor.backward, "def accumulate", "owned.add")
 
 # %% [markdown]
-# `pending` holds the gradients of nodes until they have been handed on. Only leaves keep theirs, in `grad`, and there
-# the gradients of two losses add up until `zero_grad` clears them.
+# `pending` holds the gradients of nodes until they are handed on. Only leaves keep theirs, in `grad`, and there the
+# gradients of two losses add up until `zero_grad` clears them.
 #
-# **Pullbacks are dropped after use**, with the arrays that they kept. This frees memory during the walk, and a second
-# call on the same graph is impossible. minitl says so; your engine is silent and wrong.
-#
-# How much memory do the two engines need? After that, `memory` sends an array of 0.8 MB through twenty layers
-# $x \leftarrow \tanh(x + 0.1)$ and back. The op `probe` changes nothing and notes how much memory is in use.
+# **Pullbacks are dropped after use**: the last line below. With them go the arrays that they kept, so memory becomes
+# free during the walk. A second call on the same graph is then impossible, and minitl says so. In your engine all
+# tensors in the middle still have their gradients, so a second call does not put them on the heap again, and `x` gets
+# nothing more. (Two lines are new: a gradient may also be a function, called only if somebody needs it, and an
+# `Accumulator` saves one more addition.)
 
 # %%
+source(autograd.Tensor.backward, "while heap", "node.parents, node.pullback =")
+print()
 engines = {
     "yours": (Tensor, op, SimpleNamespace(add=add, matmul=matmul, tanh=tanh, mean=mean)),
     "minitl": (lambda array: minitl.Tensor(array, requires_grad=True), autograd.op, ops),
@@ -289,10 +293,10 @@ for name, (leaf, _, kit) in engines.items():
 
 # %%
 def memory(leaf, op, kit):
-    """Megabytes in use at each layer, forward and then back."""
+    """Megabytes in use at each of 20 layers tanh(x + 0.1), on the way forward and on the way back."""
     used = []
 
-    def probe(x):
+    def probe(x):  # an op that changes nothing
         def note(dy=None):
             used.append(tracemalloc.get_traced_memory()[0] / 1e6)
             return dy
@@ -300,7 +304,7 @@ def memory(leaf, op, kit):
         note()
         return x, note
 
-    x = leaf(np.ones(100_000))
+    x = leaf(np.ones(100_000))  # 0.8 MB
     tracemalloc.start()
     for _ in range(20):
         x = op(probe)(kit.tanh(kit.add(x, 0.1)))
@@ -316,14 +320,15 @@ lesson.curves({name: (range(1, 41), u) for name, u in used.items()}, "layer, for
 assert max(used["minitl"]) < 0.6 * used["yours"][19] and used["minitl"][-1] < 5 < used["yours"][-1]
 
 # %% [markdown]
-# On the way forward minitl keeps one array for each layer, the $\tanh$, which its pullback needs. Your engine keeps the
-# sum as well, and on the way back it also keeps every gradient.
+# This is the memory that the two engines use for twenty layers $x \leftarrow \tanh(x + 0.1)$. On the way forward minitl
+# keeps one array for each layer, the $\tanh$, which its pullback needs. Your engine keeps the sum as well, and on the
+# way back also every gradient.
 #
 # **Not everything is recorded.** Only what depends on a leaf with `requires_grad=True`, such as a weight, becomes part
 # of the graph. Under `no_grad`, when you only want answers, nothing does.
 #
-# **Messages** name the op and the shapes that met. (There is more in `autograd.py`: some ops have several forms, and
-# the fastest is chosen. Skip that until you are curious.)
+# **Messages** name the op and the shapes that met. `unbroadcast` is like yours, with a message. (There is more in
+# `autograd.py`: some ops have several forms, and the fastest is chosen. Skip that until you are curious.)
 #
 # One mistake is noticed by neither engine. A pullback keeps arrays, not copies of them. So **never change an array in
 # place between the computation of the loss and `backward`**:
@@ -348,8 +353,9 @@ print("changed in place: dx is", x.grad, "instead of [2. 2. 2.]")
 # ## How exact is a measurement?
 #
 # The referee of lesson 01 has two errors of its own. **Truncation**: the central difference is off by
-# $\frac{1}{6} h^2 f'''$. **Rounding**: a float64 has about 16 digits and a float32 about 7, so $f$ is off by about
-# $\epsilon |f|$, where $\epsilon$ is the distance from 1 to the next number. Division by a small $h$ makes that large:
+# $\frac{1}{6} h^2 f'''$. **Rounding**: a float64 has about 16 digits and a float32 about 7, so $f$ is off by up to
+# about $\epsilon |f|$, where $\epsilon$ is the distance from 1 to the next number. Division by a small $h$ makes that
+# large:
 #
 # $$\text{error} \approx \tfrac{1}{6} h^2 |f'''| + \frac{\epsilon |f|}{h}$$
 
@@ -367,7 +373,7 @@ errors = {dtype.__name__: [error_of(h, dtype) for h in steps] for dtype in (np.f
 for name, values in errors.items():
     best, eps = steps[np.argmin(values)], np.finfo(name).eps
     print(f"{name}: best h {best:.0e}   cube root of epsilon {eps ** (1 / 3):.0e}   smallest error {min(values):.0e}")
-    assert 0.1 < best / eps ** (1 / 3) < 10
+    assert 0.1 < best / eps ** (1 / 3) < 10 and min(values) < eps ** (2 / 3)
 print("minitl measures with h =", gradcheck.STEP)
 
 # %%
@@ -379,9 +385,12 @@ seen = "Two V-shaped curves, one for each precision: with smaller h the errors f
 lesson.curves(lines, "step h", "error", alt=seen, xscale="log", yscale="log", ylim=(1e-14, 10))
 
 # %% [markdown]
-# The sum of the two errors is smallest where $h^3 = 3 \epsilon\, |f / f'''|$. So the best $h$ is near the **cube root
-# of** $\epsilon$, and an error of about $\epsilon^{2/3}$ remains. In float64 a slope is measured to about ten digits,
-# in float32 to four. So gradients are checked in float64, even if the network is trained in float32.
+# On these axes truncation is a straight line of slope 2 and rounding one of slope -1; together they make a V. (In
+# float32 and below $h = 10^{-8}$, $x + h$ is $x$, and the measured slope is 0.)
+#
+# The sum of the two is smallest where $h^3 = 3 \epsilon\, |f / f'''|$. So the best $h$ is near the **cube root of**
+# $\epsilon$, and an error of about $\epsilon^{2/3}$ remains. In float64 a slope can be measured to ten digits or more,
+# in float32 to about five. So gradients are checked in float64, even if the network is trained in float32.
 #
 # ## One number for all entries
 #
@@ -391,7 +400,10 @@ lesson.curves(lines, "step h", "error", alt=seen, xscale="log", yscale="log", yl
 #
 # Another choice is less visible. An op returns an array $y$, and we need a number. Take
 # $L = \langle c, y \rangle = \sum_i c_i y_i$ with any array $c$, called the **cotangent**. Then $dy = c$. The easiest
-# choice is $c = 1$, the sum. Here is an op with a mistake, under two choices:
+# choice is $c = 1$, the sum.
+#
+# Here is an op with a mistake, under two choices. A softmax makes of each row positive numbers that add up to 1; lesson
+# 04 derives its backward.
 
 
 # %%
@@ -405,7 +417,9 @@ def forgetful_softmax(x):
 def two_slopes(fn, x, c, h=1e-5):
     """Slope of Σ c y along a random direction: by the pullback, and by a central difference."""
     v = rng.standard_normal(x.shape)
-    return (fn(x)[1](c) * v).sum(), (c * (fn(x + h * v)[0] - fn(x - h * v)[0])).sum() / (2 * h)
+    _, backward = fn(x)
+    (up, _), (down, _) = fn(x + h * v), fn(x - h * v)
+    return (backward(c) * v).sum(), (c * (up - down)).sum() / (2 * h)
 
 
 x = rng.standard_normal((2, 3))
@@ -436,11 +450,13 @@ check_gradients(ops.softmax, x)
 try:
     check_gradients(autograd.op(forgetful_softmax), x)
 except AssertionError as error:
-    print(error)
+    print(error, "\n")
+
+print(inspect.getdoc(autograd.op))
 
 # %% [markdown]
-# From the next lesson on, every op is checked in this way. It is made with minitl's decorator, `@op` of
-# `minitl.autograd`, which turns a function like this one into an op of minitl.
+# From the next lesson on, every op is checked in this way, and made with minitl's decorator: `@op` from
+# `minitl.autograd`. Its rules, printed above, are those that you have met here.
 #
 # ## A network
 #
@@ -503,22 +519,21 @@ def train(engine, steps=1000):
 
 kept, losses = train("yours")
 _, minitl_losses = train("minitl")
-print(
-    f"loss, yours  {losses[0]:.6f} -> {losses[-1]:.6f}\nloss, minitl {minitl_losses[0]:.6f} -> {minitl_losses[-1]:.6f}"
-)
+for name, run in {"yours": losses, "minitl": minitl_losses}.items():
+    print(f"{name:6} loss {run[0]:.8f} at first, {run[-1]:.8f} at the end")
 assert np.allclose(losses, minitl_losses, rtol=1e-9)
+assert (np.sign(network(kept[1000], X, ops).data) == arm).mean() > 0.98
 
 # %%
 seen = "Four maps of the plane: at step 0 the two areas ignore the points, at step 1000 each area is a spiral."
-titles = [f"step {step}" for step in kept]
-lesson.images(
-    {"answer": [areas({k: minitl.Tensor(w) for k, w in p.items()}) for p in kept.values()]}, seen, titles, side=1.6
-)
+lesson.images({"answer": [areas(p) for p in kept.values()]}, seen, [f"step {step}" for step in kept], side=1.6)
 
 # %% [markdown]
-# The numbers agree, since both engines do the same arithmetic. Nothing is missing from yours for a real network: the
-# file [one_file.py](one_file.py) trains a vision transformer with TokenLearner by an engine like it. It is the whole of
-# TokenLearner in one file, and the lessons to come explain the rest of it.
+# The maps show the answer of the network at each place, bright for one arm and dark for the other, with the points on
+# top. Both engines do the same arithmetic, so the numbers agree.
+#
+# Your engine is enough for a real network. [one_file.py](one_file.py), the whole of TokenLearner in one file, trains a
+# vision transformer with an engine like it. The lessons to come explain the rest of that file.
 #
 # ## Exercises
 #

@@ -112,7 +112,7 @@ def _line_of(error):
 
 
 def _matrix_inputs(rng):
-    return [(rng.standard_normal((B, d)), rng.standard_normal(d), rng.standard_normal(B)) for B, d in ((3, 2), (2, 5))]
+    return [(rng.standard_normal((B, d)), rng.standard_normal(d), rng.standard_normal(B)) for B, d in ((4, 3), (2, 5))]
 
 
 EXERCISES["gradient_of_matrix"] = Exercise(
@@ -122,7 +122,7 @@ EXERCISES["gradient_of_matrix"] = Exercise(
 )
 EXERCISES["shares_backward"] = Exercise(
     expected=lambda x, dy: dy / x.sum() - (dy * x).sum() / x.sum() ** 2,
-    inputs=lambda rng: [(1 + rng.random(n), rng.standard_normal(n)) for n in (4, 7)],
+    inputs=lambda rng: [(1 + rng.random(n), rng.standard_normal(n)) for n in (7, 9)],
     hint="x_i reaches every y_j through s; each of them hands dy_j on, times the slope of y_j with respect to s",
 )
 EXERCISES["arrivals"] = Exercise(
@@ -138,8 +138,8 @@ EXERCISES["axes_of_b"] = Exercise(
 )
 EXERCISES["my_logsumexp"] = Exercise(
     expected=lambda x: x.max(1) + np.log(np.exp(x - x.max(1, keepdims=True)).sum(1)),
-    inputs=lambda rng: [(rng.standard_normal((2, 3)),), (1000 * rng.standard_normal((4, 5)),)],
-    hint="dx is dy times a softmax; subtract the largest entry of each row before exp, and keep its axis for backward",
+    inputs=lambda rng: [(rng.standard_normal((3, 4)),), (1000 * rng.standard_normal((4, 5)),)],
+    hint="under @autograd.op; dx is dy times a softmax; subtract the largest entry of each row before exp",
     is_op=True,
 )
 

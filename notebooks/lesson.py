@@ -125,7 +125,7 @@ def matrices(grids, xlabel, ylabel, alt, unit="", side=2.4, text=None, low=None,
 def graph(edges, alt, size=(6.5, 2.2)):
     """Show a graph: pairs (from, to) of texts, each a box. A box stands to the right of all that lead to it.
 
-    A third text is written beside its arrow.
+    A third text is written on its arrow.
     """
     depth = {}
     for _ in edges:  # long enough for the longest chain
@@ -149,5 +149,6 @@ def graph(edges, alt, size=(6.5, 2.2)):
             (x, y), squeeze = np.mean([at[a], at[b]], axis=0), size[0] * max(map(len, ranks)) / size[1] / len(ranks)
             for text in label:
                 y -= squeeze * bend * (depth[b] - depth[a]) / 2  # where the bent arrow passes
-                ax.text(x, y, text, ha="center", va="bottom", fontsize=8)
+                blank = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+                ax.text(x, y, text, ha="center", va="center", fontsize=8, bbox=blank)
     show(figure, alt)
