@@ -150,8 +150,8 @@ assert np.allclose(dx, measured)
 #
 # We do not want to write such lines again for every function. So each array gets a record of how it was made: its
 # value, its parents, and its pullback, which takes the gradient of the value and returns one gradient for each parent.
-# In a product $a\,b$ the slope with respect to $a$ is $b$, and the other way round. In a sum each entry has the slope 1,
-# so each gets $dy$. The helpers after that find all nodes behind a loss, and make texts of them for a drawing.
+# In a product $a\,b$ the slope with respect to $a$ is $b$, and with respect to $b$ it is $a$. In a sum each entry has
+# the slope 1, so each gets $dy$. The helpers after that find all nodes behind a loss, and make texts of them for a drawing.
 
 # %%
 numbers = itertools.count(1)

@@ -60,7 +60,7 @@ def op(fn):
 edges = [("Tensors\na, b", "arrays"), ("arrays", "fn"), ("fn", "value y"), ("fn", "backward")]
 edges += [("value y", "Tensor", "data"), ("backward", "Tensor", "pullback")]
 seen = "op takes arrays out of Tensors, calls fn, and makes a new Tensor of the value y and of backward."
-lesson.graph(edges, alt=seen, size=(6.5, 1.2))
+lesson.graph(edges, alt=seen, size=(8, 1.2))
 
 
 # %%
@@ -541,7 +541,7 @@ lesson.images({"answer": [areas(p) for p in kept.values()]}, seen, [f"step {step
 # Over which of its axes is the gradient of $b$ summed?
 
 # %%
-axes_of_b = None  # a tuple, such as (1, 2)
+axes_of_b = None  # a tuple in ascending order, such as (1, 2)
 
 check(axes_of_b=axes_of_b)
 

@@ -44,7 +44,7 @@ def _of_value(exercise, answer):
     expected = exercise.expected()
     if not (problem := _difference(expected, answer)) or answer is None or answer is ...:
         return problem
-    if isinstance(expected, str) or not np.isscalar(answer) or isinstance(answer, str):
+    if not (np.isscalar(expected) and np.isscalar(answer)) or isinstance(expected, str) or isinstance(answer, str):
         return f"{answer!r} is not the answer."
     return f"{answer} is too {'small' if answer < expected else 'large'}."
 
