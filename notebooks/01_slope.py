@@ -103,7 +103,7 @@ def measure(loss, x, h=1e-5):
 # ## Two boxes in a row
 #
 # Let $x$ and $w$ have two entries each. The first box computes $y = \tanh x$, entry by entry. The second computes the
-# dot product $L = \sum_i w_i y_i$. On each arrow is the slope of what it leads to.
+# dot product $L = \sum_i w_i y_i$. On each arrow is the slope of the box that it leads to.
 
 # %%
 edges = [
@@ -151,7 +151,8 @@ assert np.allclose(dx, measured)
 # We do not want to write such lines again for every function. So each array gets a record of how it was made: its
 # value, its parents, and its pullback, which takes the gradient of the value and returns one gradient for each parent.
 # In a product $a\,b$ the slope with respect to $a$ is $b$, and with respect to $b$ it is $a$. In a sum each entry has
-# the slope 1, so each gets $dy$. The helpers after that find all nodes behind a loss, and make texts of them for a drawing.
+# the slope 1, so each gets $dy$. The helpers after that find all nodes behind a loss, and make texts of them for a
+# drawing.
 
 # %%
 numbers = itertools.count(1)

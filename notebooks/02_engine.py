@@ -2,13 +2,13 @@
 # # 02 · Forty lines that differentiate
 #
 # Lesson 01 walked back through a graph of arrays. Here that walk becomes an engine of forty lines. Before you write a
-# part of it, you see what fails without. Then you read minitl's own engine beside yours, learn to test a gradient so
+# part, you see what fails without it. Then you read minitl's own engine beside yours, learn to test a gradient so
 # that no mistake passes, and train the same network with both engines.
 #
 # | | |
 # |---|---|
 # | **Goal** | write an engine for gradients, understand minitl's, and test any gradient |
-# | **Time** | 60 minutes to read, 15 seconds to run on two cores of an AMD EPYC |
+# | **Time** | 60 minutes to read, 5 seconds to run on two cores of an AMD EPYC |
 # | **You need** | [01](01_slope.ipynb): pullbacks, why gradients add, topological order |
 
 # %%
@@ -270,7 +270,7 @@ source(autograd.Tensor.backward, "def accumulate", "owned.add")
 # free during the walk. A second call on the same graph is then impossible, and minitl says so. In your engine all
 # tensors in the middle still have their gradients, so a second call does not put them on the heap again, and `x` gets
 # nothing more. (Two lines are new: a gradient may also be a function, called only if somebody needs it, and an
-# `Accumulator` saves one more addition.)
+# `Accumulator` adds itself to the sum so far.)
 
 # %%
 source(autograd.Tensor.backward, "while heap", "node.parents, node.pullback =")
@@ -386,7 +386,7 @@ lesson.curves(lines, "step h", "error", alt=seen, xscale="log", yscale="log", yl
 
 # %% [markdown]
 # On these axes truncation is a straight line of slope 2 and rounding one of slope -1; together they make a V. (In
-# float32 and below $h = 10^{-8}$, $x + h$ is $x$, and the measured slope is 0.)
+# float32, below $h = 10^{-8}$, $x + h$ is rounded to $x$, and the measured slope is 0.)
 #
 # The sum of the two is smallest where $h^3 = 3 \epsilon\, |f / f'''|$. So the best $h$ is near the **cube root of**
 # $\epsilon$, and an error of about $\epsilon^{2/3}$ remains. In float64 a slope can be measured to ten digits or more,
@@ -482,9 +482,9 @@ def network(p, x, kit):
     return kit.matmul(kit.tanh(kit.matmul(x, p["W1"]) + p["b1"]), p["W2"]) + p["b2"]
 
 
-side = np.linspace(-1.2, 1.2, 80)
+side = np.linspace(-1.2, 1.2, 80)  # 80 x 80 places, for the pictures
 grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-column, row = np.rint((X.T + 1.2) / 2.4 * 79).astype(int)
+column, row = np.rint((X.T + 1.2) / 2.4 * 79).astype(int)  # where the points are among them
 
 
 def areas(p):
