@@ -118,7 +118,38 @@ def _line_of(error, answer):
 
 # --- 01 ---
 
+
+def _matrix_inputs(rng):
+    return [(rng.standard_normal((B, d)), rng.standard_normal(d), rng.standard_normal(B)) for B, d in ((4, 3), (2, 5))]
+
+
+EXERCISES["gradient_of_matrix"] = Exercise(
+    expected=lambda X, w, dy: dy[:, None] * w,
+    inputs=_matrix_inputs,
+    hint="dX has the shape of X, (B, d); its entry (i, k) is a product of one entry of dy and one of w",
+)
+EXERCISES["shares_backward"] = Exercise(
+    expected=lambda x, dy: dy / x.sum() - (dy * x).sum() / x.sum() ** 2,
+    inputs=lambda rng: [(1 + rng.random(n), rng.standard_normal(n)) for n in (7, 9)],
+    hint="x_i reaches every y_j through s; each of them hands dy_j on, times the slope of y_j with respect to s",
+)
+EXERCISES["arrivals"] = Exercise(
+    expected=lambda: 2**20,
+    hint="how many paths lead from the last node to the first when there are 1, 2 and 3 additions?",
+)
+
 # --- 02 ---
+
+EXERCISES["axes_of_b"] = Exercise(
+    expected=lambda: (0, 2),
+    hint="write the shapes under each other, aligned on the right; b is repeated where it has no axis, or length 1",
+)
+EXERCISES["my_logsumexp"] = Exercise(
+    expected=lambda x: x.max(1) + np.log(np.exp(x - x.max(1, keepdims=True)).sum(1)),
+    inputs=lambda rng: [(rng.standard_normal((3, 4)),), (1000 * rng.standard_normal((4, 5)),)],
+    hint="under @autograd.op; dx is dy times a softmax; subtract the largest entry of each row before exp",
+    is_op=True,
+)
 
 # --- 03 ---
 

@@ -114,7 +114,7 @@ def matrices(grids, xlabel, ylabel, alt, unit="", side=2.4, text=None, low=None,
             drawn = ax.imshow(grid, cmap="magma", vmin=low, vmax=high, interpolation="nearest")
             ax.set(title=title, xlabel=xlabel)
             for axis in (ax.xaxis, ax.yaxis):
-                axis.set_major_locator(MaxNLocator(6, integer=True))
+                axis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
             for (i, j), value in np.ndenumerate(np.asarray(grid)) if text else ():
                 color = "black" if value > (low + high) / 2 else "white"
                 ax.text(j, i, text.format(value), ha="center", va="center", color=color, fontsize=8)
@@ -124,10 +124,13 @@ def matrices(grids, xlabel, ylabel, alt, unit="", side=2.4, text=None, low=None,
 
 
 def graph(edges, alt, size=(6.5, 2.2)):
-    """Show a graph: pairs (from, to) of texts, each a box. A box stands to the right of all that lead to it."""
+    """Show a graph: pairs (from, to) of texts, each a box. A box stands to the right of all that lead to it.
+
+    A third text is written on its arrow.
+    """
     depth = {}
     for _ in edges:  # long enough for the longest chain
-        for a, b in edges:
+        for a, b, *_ in edges:
             depth[b] = max(depth.get(b, 0), depth.setdefault(a, 0) + 1)
     ranks = [[box for box in depth if depth[box] == d] for d in range(max(depth.values()) + 1)]
     at = {box: (d, (len(rank) - 1) / 2 - i) for d, rank in enumerate(ranks) for i, box in enumerate(rank)}
@@ -138,7 +141,15 @@ def graph(edges, alt, size=(6.5, 2.2)):
         ax.set(xlim=(-0.5, len(ranks) - 0.5), ylim=(-max(map(len, ranks)) / 2, max(map(len, ranks)) / 2))
         frame = {"boxstyle": "round", "facecolor": "white", "edgecolor": "black"}
         drawn = {box: ax.text(*at[box], box, ha="center", va="center", bbox=frame, zorder=2) for box in at}
-        for a, b in edges:
+        for a, b, *label in edges:
+            around = 0.25 if at[a][1] == at[b][1] else 0.1  # the boxes in between
+            bend = 0 if depth[b] == depth[a] + 1 else -around if at[a][1] > 0 else around
             arrow = {"arrowstyle": "->", "patchA": drawn[a].get_bbox_patch(), "patchB": drawn[b].get_bbox_patch()}
-            ax.annotate("", at[b], at[a], arrowprops=arrow | {"shrinkA": 4, "shrinkB": 4})
+            arrow |= {"shrinkA": 4, "shrinkB": 4, "connectionstyle": f"arc3,rad={bend}"}
+            ax.annotate("", at[b], at[a], arrowprops=arrow)
+            (x, y), squeeze = np.mean([at[a], at[b]], axis=0), size[0] * max(map(len, ranks)) / size[1] / len(ranks)
+            for text in label:
+                y -= squeeze * bend * (depth[b] - depth[a]) / 2  # where the bent arrow passes
+                blank = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+                ax.text(x, y, text, ha="center", va="center", fontsize=8, bbox=blank)
     show(figure, alt)
