@@ -114,6 +114,29 @@ def _line_of(error):
 
 # --- 03 ---
 
+
+def _tubelets(clips, tubelet, size):
+    B, T, height, width, _ = clips.shape
+    starts = [(t, h, w) for t in range(0, T, tubelet) for h in range(0, height, size) for w in range(0, width, size)]
+    parts = [clips[:, t : t + tubelet, h : h + size, w : w + size].reshape(B, -1) for t, h, w in starts]
+    return np.stack(parts, axis=1)
+
+
+EXERCISES["my_tubelets"] = Exercise(
+    expected=_tubelets,
+    inputs=lambda rng: [(rng.random((2, 6, 8, 20, 3)), 3, 4), (rng.random((1, 4, 6, 4, 1)), 1, 2)],
+    hint="split time, row and column; bring the three numbers of the tubelet to the front, the others behind them",
+)
+EXERCISES["my_tied"] = Exercise(
+    expected=lambda x, W: x @ W @ W.T,
+    inputs=lambda rng: [(rng.standard_normal((5, 4)), rng.standard_normal((4, 3)))],
+    hint="W is used twice, so its gradient is a sum of two products, each of the shape of W",
+    is_op=True,
+)
+EXERCISES["tokens_factor"] = Exercise(lambda: 4, hint="how many small patches fit into a large one?")
+EXERCISES["entries_factor"] = Exercise(lambda: 1 / 4, hint="W has one row for each number of a patch")
+EXERCISES["work_factor"] = Exercise(lambda: 1, hint="N times the numbers of a patch times C")
+
 # --- 04 ---
 
 # --- 05 ---
