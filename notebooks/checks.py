@@ -139,6 +139,20 @@ EXERCISES["work_factor"] = Exercise(lambda: 1, hint="N times the numbers of a pa
 
 # --- 04 ---
 
+EXERCISES["my_log_softmax"] = Exercise(
+    expected=lambda x: x - np.logaddexp.reduce(x, axis=-1, keepdims=True),
+    inputs=lambda rng: [(rng.standard_normal((2, 3, 4)),), (np.array([[1000.0, 0.0, -1000.0], [-1e3, -1e3, -1e3]]),)],
+    hint="subtract the largest entry before exp, never take the log of a softmax; each score changes all results",
+    is_op=True,
+)
+EXERCISES["my_rms_norm"] = Exercise(
+    expected=lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6),
+    inputs=lambda rng: [(1 + 3 * rng.standard_normal((2, 3, 5)),), (0.1 * rng.standard_normal((2, 4)),)],
+    hint="r is one number for each token and depends on all its entries, so its slope is part of dx",
+    is_op=True,
+)
+EXERCISES["equal_at"] = Exercise(lambda: 6 * 768, hint="attention has 4 N C², each layer of the MLP N · C · 4C")
+
 # --- 05 ---
 
 # --- 06 ---
