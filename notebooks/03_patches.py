@@ -8,7 +8,7 @@
 # | | |
 # |---|---|
 # | **Goal** | turn images into tokens, derive the gradient of a linear layer, know what positions are for |
-# | **Time** | 40 minutes to read, 15 seconds to run on two cores of an AMD EPYC |
+# | **Time** | 40 minutes to read, 10 seconds to run on two cores of an AMD EPYC |
 # | **You need** | [02](02_engine.ipynb): `@op`, `check_gradients`, `unbroadcast` |
 
 # %%
@@ -25,8 +25,8 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## An image is an array
 #
-# The images are those of [00](00_eight_tokens.ipynb): one red object among cool ones. An array of them has four axes:
-# image, row, column, color.
+# The images are those of [00](00_eight_tokens.ipynb): one red object among green and blue ones. An array of them has
+# four axes: image, row, column, color.
 
 # %%
 few = data.sample(rng, 4)
@@ -211,8 +211,8 @@ lesson.graph([(x_box, product), (W_box, product), (product, sum_box), (b_box, su
 # The sum in $db$ is an old acquaintance. NumPy broadcast $b$ over the $N$ rows, and `unbroadcast` of lesson 02 undoes
 # it. minitl's engine calls it, so `backward` could have returned `dy` itself.
 #
-# Shapes help you remember: from $x$, $W$ and $dy$ there is only one way to form a product of the shape of $dW$. But
-# this only works while the sizes differ. With a square $W$, a forgotten transpose has the right shape:
+# Shapes help you remember: of all products of two of $x$, $W$ and $dy$, only one has the shape of $dW$. But this works
+# only while the sizes differ. With a square $W$, a forgotten transpose has the right shape:
 
 
 # %%
@@ -257,6 +257,7 @@ alt = "48 small squares of colored noise before training, and 48 that look much 
 lesson.images({"": drawn}, alt, titles=list(columns), side=3)
 correlation = np.corrcoef(*(w.ravel() for w in columns.values()))[0, 1]
 print(f"correlation of the weights before and after: {correlation:.2f}")
+assert correlation > 0.6
 
 # %% [markdown]
 # Noise it was, and mostly noise it is. A random matrix of this size already passes on what is in a patch, so training
@@ -280,7 +281,7 @@ blind, _ = lesson.load_model("all-64")
 blind.pos_embed.data = np.zeros_like(blind.pos_embed.data)  # no positions
 with no_grad():
     assert np.allclose(tokens.mean(1), tokens[:, order].mean(1), atol=1e-5)
-    assert np.allclose(blind(images).data, blind(shuffled).data, atol=1e-3)  # the answers, eight numbers per image
+    assert np.allclose(blind(images).data, blind(shuffled).data, atol=1e-3)  # eight numbers for each image
     assert not np.allclose(model(images).data, model(shuffled).data, atol=1e-1)
 
 # %%
@@ -291,8 +292,8 @@ lesson.images(
 )
 
 # %% [markdown]
-# Without positions, the model cannot tell the upper row from the lower one. With them it can, as the last line of the
-# check says: its answers differ.
+# Without positions, the model's answers to the upper row and to the lower row are equal. With them they differ, as the
+# last line of the check says.
 #
 # ## A vector for each place
 #
@@ -313,8 +314,10 @@ assert np.allclose(tokens, embedded.data, atol=1e-4)
 #
 # Still no trace of $\pi$. Something that is *not* linear has to see $x_n$ and $p_n$ together before the mean. We test
 # this with a question that CLUTTER does not ask: **is the red object in the left half?** The tokens go through a fixed
-# random matrix, then through $\max(\cdot, 0)$ or not, then we take the mean. On the means we fit a straight line by
-# least squares and count its right answers on new images.
+# random linear layer, then through a function $f$, then we take their mean over the places. From these means, a linear
+# layer found by least squares has to tell left from right, on new images. As $f$ we take ReLU, $\max(u, 0)$, or
+# nothing. As positions we take none, those that `all-64` has learned, and *waves*: sines and cosines along rows and
+# columns, with which a model of minitl can start (`positions="waves"`).
 
 # %%
 B = 200 if lesson.FAST else 3000
@@ -322,43 +325,46 @@ fit, test = data.sample(rng, B), data.sample(rng, B)
 mixing, shift = rng.standard_normal((48, 300)).astype("float32") / 7, rng.standard_normal(300).astype("float32")
 
 
-def means(split, p, bend):
-    """Return the mean over the places of bend(tokens): (B, 300), with a column of ones."""
+def relu(u):
+    return u.clip(0)
+
+
+def means(split, p, f):
+    """Return the mean over the places of f(linear(tokens)): (B, 300), with a column of ones."""
     x = patchify(data.normalize(split.images, meta["mean"], meta["std"]), size) @ weight + bias
-    y = [bend((part + p) @ mixing + shift).mean(1) for part in np.array_split(x, 10)]
+    y = [f((part + p) @ mixing + shift).mean(1) for part in np.array_split(x, 10)]
     return np.insert(np.concatenate(y), 0, 1, axis=1)
 
 
-def left_or_right(p, bend):
+def left_or_right(p, f):
     """Return the share of right answers on new images."""
-    left = [np.sign(32 - split.boxes[:, 1] - split.boxes[:, 3] + 0.5) for split in (fit, test)]
-    line = np.linalg.lstsq(means(fit, p, bend), left[0], rcond=1e-5)[0]
-    return np.mean(np.sign(means(test, p, bend) @ line) == left[1])
+    side = [np.where(split.boxes[:, [1, 3]].mean(1) < 16, 1, -1) for split in (fit, test)]  # of the middle of the box
+    last = np.linalg.lstsq(means(fit, p, f), side[0], rcond=1e-5)[0]
+    return np.mean(np.sign(means(test, p, f) @ last) == side[1])
 
 
 # %%
-waves = vit.waves(np.random.default_rng(0), (H, W), 48, std=1).data  # positions made of sines and cosines
+waves = vit.waves(np.random.default_rng(0), (H, W), 48, std=1).data
 share = {
-    "no positions, bent": left_or_right(0, lambda u: u.clip(0)),
-    "waves, linear": left_or_right(waves, lambda u: u),
-    "waves, bent": left_or_right(waves, lambda u: u.clip(0)),
-    "learned by all-64, bent": left_or_right(model.pos_embed.data, lambda u: u.clip(0)),
+    "no positions, ReLU": left_or_right(0, relu),
+    "waves, nothing": left_or_right(waves, lambda u: u),
+    "waves, ReLU": left_or_right(waves, relu),
+    "learned by all-64, ReLU": left_or_right(model.pos_embed.data, relu),
 }
-assert lesson.FAST or (max(share["no positions, bent"], share["waves, linear"]) < 0.56 < 0.75 < share["waves, bent"])
+assert lesson.FAST or (max(share["no positions, ReLU"], share["waves, nothing"]) < 0.56 < 0.75 < share["waves, ReLU"])
 
 # %%
-alt = "Bars: 50 percent without positions, 50 percent with waves but linear, more than 80 percent with waves and bent."
+alt = "Bars: 50 percent without positions, 50 percent with waves alone, about 80 percent with waves and ReLU."
 lesson.bars(share, "right answers to: left half or not?", alt, chance=0.5, xlim=(0, 1.1))
 
 # %% [markdown]
-# As derived: without positions, or with positions and no bend, it is a coin toss. With both it works. In a transformer,
-# the MLPs and attention do the bending.
+# As derived: without positions, or without ReLU, it is a coin toss. With both it works. In a transformer, the MLPs and
+# attention take the place of ReLU.
 #
 # ## What did training write into the positions?
 #
-# The last bar is a surprise: the positions that the model has *learned* are hardly of use for this question. Let us
-# look. For some places we draw how similar their vector is to those of all 64 places, by the cosine. The *waves* are a
-# way to start with an order: sines and cosines along rows and columns, so that neighbors are alike.
+# The last bar is a surprise: the positions that the model has *learned* are hardly of use for this question. To see
+# why, we take some places and draw how similar their vectors are to those of all 64 places, by the cosine.
 
 
 # %%
@@ -369,8 +375,10 @@ def similarity(p):
 
 
 grid, _ = lesson.load_model("grid-16")
-stages = {"waves": waves, "random start": start.pos_embed.data, "all-64": model.pos_embed.data}
-cosines = {name: similarity(p) for name, p in {**stages, "grid-16": grid.pos_embed.data}.items()}
+vectors = {"waves": waves} | {
+    name: m.pos_embed.data for name, m in (("random start", start), ("all-64", model), ("grid-16", grid))
+}
+cosines = {name: similarity(p) for name, p in vectors.items()}
 row, column = np.divmod(np.arange(N), W)
 steps = abs(row[:, None] - row) + abs(column[:, None] - column)  # between every two places
 for name, cos in cosines.items():
@@ -405,9 +413,9 @@ assert np.allclose(gradient, gradient[:, :1, :, :1], atol=1e-5 * abs(gradient).m
 # [10](10_video.ipynb) clips are told apart by motions, and the positions decide. In models trained on
 # large sets of photographs, the similarities come to show the rows and columns of the grid (the same figure 7).
 #
-# The last row shows what a gradient can and cannot do. `grid-16` averages cells of 2 × 2 tokens before its first block,
-# so the four positions of a cell only ever occur as their mean. They get the same gradient in every step, as the last
-# check says, and move together, away from their random start.
+# The last row of maps shows what a gradient can and cannot do. `grid-16` averages cells of 2 × 2 tokens before its
+# first block, so the four positions of a cell only ever occur as their mean. They get the same gradient in every step,
+# as the last check says, and move together, away from their random start.
 
 # %% [markdown]
 # ## Exercises

@@ -65,7 +65,7 @@ def _of_function(exercise, answer):
             return f"For {', '.join(map(_brief, arguments))}: {problem}"
         if exercise.is_op:
             try:
-                check_gradients(answer, *arguments)
+                check_gradients(answer, *arguments, seed=1)  # seed 0 drew the inputs
             except Exception as error:
                 return f"The value is right. The gradient is not: {error}{_line_of(error)}"
     return None
