@@ -429,9 +429,9 @@ lesson.bars(right, "accuracy", alt, chance=1 / 8, xlim=(0, 1.15))
 
 # %% [markdown]
 # Without the choice in block 2, the model guesses. So attention does find the object, and the answer depends on it. But
-# compare head 3 of block 1 in both figures: it puts much more than chance on the object, and nothing is lost without
-# it. **A map shows where a head reads. It does not show what the model makes of it**, nor, after the first block, what
-# the token at that place stands for: it has read from others itself.
+# compare head 3 of block 1 in both figures: it puts much more than chance on the object, and almost nothing is lost
+# without it. **A map shows where a head reads. It does not show what the model makes of it**, nor, after the first
+# block, what the token at that place stands for: it has read from others itself.
 #
 # ## The price: N²
 #
