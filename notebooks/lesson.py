@@ -54,7 +54,7 @@ def images(rows, alt, titles=None, side=1.1, low=None, high=None):
         aspect = np.shape(next(iter(rows.values()))[0])
         height = side * aspect[0] / aspect[1] + (0.2 if len(by_row) > 1 else 0.05)
         figure = Figure(figsize=(side * columns + 0.5, height * len(rows) + 0.25), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.02, hspace=0.02)
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for i, (name, row) in enumerate(rows.items()):
             for j, ax in enumerate(grid[i]):
