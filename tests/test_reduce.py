@@ -10,7 +10,7 @@ import pytest
 from minitl import check_module, data, nn, no_grad
 from minitl.errors import InputError
 from minitl.nn.reduce import pairs, ranks
-from minitl.train import checkpoint
+from minitl.train import checkpoint, model_of
 
 CONFIG = nn.ViTConfig(patch_size=4, dim=6, layers=3, heads=2, mlp_dim=7)
 SPEC = nn.DataSpec((12, 16), num_classes=4)  # 3 x 4 tokens
@@ -160,24 +160,26 @@ def test_no_attention_at_all(rng):
 # --- in a model ---
 
 
-def test_one_token_less_is_nearly_the_same_model(rng):
-    """Both rules fit a model that was trained with all tokens: names and shapes of its weights are the same."""
+def test_a_model_that_was_trained_with_all_tokens():
+    """Its weights fit, and the fewer tokens are left, the more images it gets wrong."""
     arrays, meta = checkpoint.load(ALL_64)
-    state = {name.removeprefix("model."): array for name, array in arrays.items()}
-    test = data.load("clutter")[1].take(slice(200))
-    x = data.normalize(test.images, *(np.array(meta[name], "float32") for name in ("mean", "std")))
+    model = model_of(meta)
+    checkpoint.restore(arrays, {"model": model})
+    test = data.sample(np.random.default_rng(0), 300)
+    x = data.normalize(test.images, meta["mean"], meta["std"])
 
     def accuracy(**options):
-        model = nn.ViT(nn.ViTConfig(**meta["config"]["model"] | options), test.spec)
-        model.load_state_dict(state)
+        other = nn.ViT(dataclasses.replace(model.config, loc=0, **options), test.spec)
+        other.load_state_dict(model.state_dict())
         with no_grad():
-            return (model(x).data.argmax(1) == test.labels).mean()
+            return (other(x).data.argmax(1) == test.labels).mean()
 
     whole = accuracy()
     assert whole > 0.95
-    assert abs(accuracy(tokenizer="merge", num_tokens=60) - whole) < 0.02
-    assert abs(accuracy(tokenizer="topk", num_tokens=32) - whole) < 0.03
-    assert accuracy(tokenizer="topk", num_tokens=1) < 0.5
+    assert whole - 0.03 < accuracy(tokenizer="merge", num_tokens=56) <= whole + 0.01
+    assert 0.2 < accuracy(tokenizer="merge", num_tokens=32) < whole - 0.2
+    assert whole - 0.04 < accuracy(tokenizer="topk", num_tokens=32) <= whole + 0.01
+    assert 0.5 < accuracy(tokenizer="topk", num_tokens=8) < whole - 0.05
 
 
 @pytest.mark.parametrize("rule", LEFT)
