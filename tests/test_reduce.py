@@ -148,13 +148,11 @@ def test_equal_tokens_merge_first():
 
 
 def test_no_attention_at_all(rng):
-    """Tokens that receive nothing, for which the softmax is zero, are fused with even weights."""
-    model = tiny(rng, "topk", 2, loc=0)
-    for block in model.blocks:
-        block.attn.qkv.weight.data *= 1e4
+    """Tokens that receive nothing, because the softmax rounds to zero, are fused with even weights."""
+    model = tiny(rng, "topk", 11, loc=0)
+    model.blocks[0].attn.qkv.weight.data *= 1e4
     maps = model.maps(images(rng)).data
-    assert (maps == 0).any() and np.isfinite(maps).all()
-    np.testing.assert_allclose(maps.sum((2, 3)), 1)
+    assert np.isfinite(maps).all() and (maps[:, -1].max((1, 2)) == 0.5).all()
 
 
 # --- in a model ---
@@ -186,10 +184,10 @@ def test_a_model_that_was_trained_with_all_tokens():
 def test_weights_of_attention_are_dropped(rule, rng):
     """In training only, with masks from the model's generator."""
     model, x = tiny(rng, rule, 9), images(rng)
-    whole = model.eval()(x).data
+    whole, maps = model.eval()(x).data, model.maps(x).data
     model.blocks[1].attn.dropout, model.blocks[1].attn.rng = 0.5, np.random.default_rng(1)
     assert (model(x).data == whole).all()
-    dropped, maps = model.train()(x).data, model.maps(x).data
+    dropped = model.train()(x).data
     assert np.abs(dropped - whole).max() > 0.01
     model.blocks[1].attn.rng = np.random.default_rng(1)
     assert (model(x).data == dropped).all()
