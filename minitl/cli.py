@@ -110,7 +110,7 @@ class FlopsOptions:
 @dataclass(frozen=True)
 class AblateOptions:
     kind: Positional[Annotated[str, arg(metavar="KIND")]]
-    """location, tokens, fuser, pooling, back, tokenizer, video; recipe, overfit (CIFAR-10); a preset with variants"""
+    """location, tokens, fuser, pooling, back, tokenizer, reduce, video; recipe, overfit (CIFAR-10); or a preset"""
     dataset: str | None = None
     """another data set, as for `minitl train`"""
     seeds: int | None = None

@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, astuple, dataclass, replace
 
 from .nn import ViTConfig, X21DConfig
+from .nn.reduce import REDUCTIONS
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,17 @@ def _count_vit(config, spec):
     later = config.layers - config.loc
 
     def blocks(times, n):
-        cost = block(n, d, config.mlp_dim, config.heads)
+        cost = block(n, d, config.mlp_dim, config.heads, scaled=config.tokenizer == "merge" and n == T * S)
         return Part("block", times, n, replace(cost, kept=n * d) if config.recompute else cost)
 
     parts, left = [Part("patch embedding", 1, T * P, STEMS[config.stem](config, spec, T * P) + Cost(T * P * d))], T * P
     if config.tokenizer == "none":
         parts += [blocks(config.layers, T * P)]
+    elif config.tokenizer in REDUCTIONS:
+        cost = block(T * P, d, config.mlp_dim, config.heads, left=T * S, scaled=True)
+        cost += TOKENIZERS[config.tokenizer](config, T, P, S, d)
+        reducing, left = Part(f"block: {config.tokenizer}", 1, T * S, cost), T * S
+        parts += [blocks(config.loc, T * P), reducing, blocks(later - 1, T * S)]
     else:
         tokenizer, repeats = TOKENIZERS[config.tokenizer](config, T, P, S, d), 1 if config.back == "none" else later
         parts += [blocks(config.loc, T * P), Part(f"tokenizer: {config.tokenizer}", repeats, T * S, tokenizer)]
@@ -104,12 +110,16 @@ def gelu(n):
     return Cost(kept=2 * n)
 
 
-def block(n, d, m, h, e=None):
-    """Encoder block: 4nd² + 2ndm + 2n²d, 4d² + 2dm + 9d + m parameters; ``e`` is the width of all heads, else d."""
-    e = e or d
-    attention = linear(n, d, 3 * e) + Cost(macs=2 * n * n * e, kept=3 * n * e + h * n * n) + linear(n, e, d)
-    mlp = linear(n, d, m) + gelu(n * m) + linear(n, m, d)
-    return 2 * norm(n, d) + attention + mlp + Cost(elementwise=2 * h * n * n + 5 * n * (m + 2 * d))
+def block(n, d, m, h, e=None, left=None, scaled=False):
+    """Encoder block: 4nd² + 2ndm + 2n²d, 4d² + 2dm + 9d + m parameters; ``e`` is the width of all heads, else d.
+
+    ``left`` tokens have an MLP, else all; ``scaled`` is True if attention keeps scaled queries as well.
+    """
+    e, left = e or d, left or n
+    attention = linear(n, d, 3 * e) + Cost(macs=2 * n * n * e, kept=(3 + scaled) * n * e + h * n * n) + linear(n, e, d)
+    mlp = linear(left, d, m) + gelu(left * m) + linear(left, m, d)
+    elementwise = Cost(elementwise=2 * h * n * n + 5 * n * d + 5 * left * (m + d))
+    return norm(n, d) + attention + norm(left, d) + mlp + elementwise
 
 
 def conv(n, k, i, o):
@@ -169,6 +179,8 @@ TOKENIZERS = {  # of the config c, T frames of P pixels, S tokens each, width d
     "query": lambda c, T, P, S, d: cross_attention(T, S, S, P, d, c.heads) + Cost(params=S * d),
     # 7x7 convolution of two channels, the maximum and the mean, and batch norm
     "gate": lambda c, T, P, S, d: frames(T, conv(P, 7, 2, S) + Cost(params=2 * S, kept=P * S) + pooling(P, S, d)),
+    "merge": lambda c, T, P, S, d: frames(T, pooling(P, S, d) + Cost(macs=P // 2 * (P - P // 2) * d // c.heads)),
+    "topk": lambda c, T, P, S, d: frames(T, pooling(P, S, d) + Cost(kept=S * P + P + S)),
 }
 
 

@@ -77,6 +77,7 @@ def test_multiply_adds_of_the_bottleneck_model(last, monkeypatch):
         ("pooling", {"version", "pre_norm", "pool", "tokenizer", "num_tokens", "loc"}),
         ("back", {"back"}),
         ("tokenizer", {"tokenizer", "version", "pre_norm"}),
+        ("reduce", {"tokenizer", "num_tokens", "loc"}),
     ],
 )
 def test_an_ablation_varies_one_thing(kind, options):

@@ -84,6 +84,10 @@ BUILT = [
     {**TINY, "stem": "conv", "stem_width": 12, "head_pool": "sequence"},
     {**TINY, "stem": "conv", "patch_size": 2, "image_size": (8, 12), "tokenizer": "none"},
     {**CLIP, "stem": "conv", "tubelet": 1, "patch_size": 8, "head_pool": "sequence", "loc": 1},
+    {**TINY, "tokenizer": "merge", "num_tokens": 15, "loc": 1},
+    {**CLIP, "tokenizer": "merge", "num_tokens": 20, "head_pool": "sequence"},
+    {**TINY, "tokenizer": "topk", "num_tokens": 5, "loc": 1},
+    {**CLIP, "tokenizer": "topk", "num_tokens": 4, "head_pool": "sequence"},
 ]
 
 

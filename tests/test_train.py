@@ -18,6 +18,7 @@ from minitl.data.actors import sample as sample_clips
 from minitl.errors import InputError
 from minitl.nn import ViTConfig, X21DConfig
 from minitl.nn.baselines import BACKS, TOKENIZERS
+from minitl.nn.reduce import REDUCTIONS
 from minitl.train import TrainConfig, checkpoint, pictures, run, step
 from minitl.train.augmentation import training_batch
 from minitl.train.step import build_model
@@ -312,6 +313,7 @@ def test_images_are_no_clips(tmp_path):
     [
         (SMALL, "16 tokens -> 4 by TokenLearner 1.1 before block 0"),
         (replace(SMALL, tokenizer="none"), "16 tokens"),
+        (replace(SMALL, tokenizer="merge", num_tokens=8), "16 tokens -> 8 by merging in block 0"),
         (
             replace(SMALL, tokenizer="query", back="fuser"),
             "4 by learned queries before block 0 and each later one, back by",
@@ -330,9 +332,9 @@ def test_tokens_in_words(model, text):
 
 
 def test_every_tokenizer_and_way_back_has_words():
-    for field, values in (("tokenizer", TOKENIZERS), ("back", BACKS)):
+    for field, values in (("tokenizer", [*TOKENIZERS, *REDUCTIONS]), ("back", BACKS)):
         for name in values:
-            model = replace(SMALL, **{"num_tokens": 4, field: name})
+            model = replace(SMALL, **{"num_tokens": 8, field: name})
             assert run._tokens(build_model(model, nn.DataSpec()))
 
 

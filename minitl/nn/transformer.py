@@ -55,10 +55,10 @@ class EncoderBlock(Module):
         self.drop, self.drop_path = Dropout(dropout, rng), DropPath(drop_path, rng)
 
     def forward(self, x):
-        x = self._residual(x, self.attn.heads(self.norm1(x)), self.attn.proj)
-        return self._residual(x, self.mlp.hidden(self.norm2(x)), self.mlp.fc2)
+        x = self.residual(x, self.attn.heads(self.norm1(x)), self.attn.proj)
+        return self.residual(x, self.mlp.hidden(self.norm2(x)), self.mlp.fc2)
 
-    def _residual(self, x, y, last):
+    def residual(self, x, y, last):
         """Return x + drop_path(drop(last(y))); ``ops.residual`` adds the bias of the layer ``last`` if it can."""
         if self.training and self.drop.p:
             y, b = self.drop(last(y)), None

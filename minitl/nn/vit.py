@@ -18,6 +18,7 @@ from ..errors import InputError, check_types
 from .baselines import grid_shape, make_back, make_tokenizer
 from .layers import Conv2d, Dropout, LayerNorm, Linear
 from .module import Module, Parameter, constant, normal
+from .reduce import REDUCTIONS, Reduction, expect_fewer
 from .transformer import EncoderBlock
 
 
@@ -47,8 +48,11 @@ class ViTConfig:
     """input of the head: the mean of the tokens, or their average with learned weights (sequence pooling)"""
     zero_head: bool = True
     """initialize the head to zero, so all classes start equally likely"""
-    tokenizer: Literal["learner", "pool", "static", "dense", "mean-dense", "query", "gate", "none"] = "learner"
-    """TokenLearner, grid means, static maps, a linear layer on all patches or their mean, queries, gates, or none"""
+    tokenizer: Literal["learner", "pool", "static", "dense", "mean-dense", "query", "gate", "merge", "topk", "none"] = (
+        "learner"
+    )
+    """TokenLearner, grid means, static maps, a linear layer on all patches or their mean, queries, gates, or none;
+    or in the middle of block ``loc``, which attends to all tokens, ToMe (merge) or EViT (topk)"""
     num_tokens: int = 8
     """tokens that the tokenizer makes from an image, or from each tubelet"""
     loc: int = 0
@@ -97,6 +101,8 @@ class ViTConfig:
             raise InputError(f"back={self.back!r} needs a tokenizer: with tokenizer='none' all tokens stay")
         if self.back == "unpool" and self.tokenizer != "learner":
             raise InputError(f"back='unpool' needs the maps of tokenizer='learner', not of {self.tokenizer!r}")
+        if self.tokenizer in REDUCTIONS and (self.back != "none" or self.recompute):
+            raise InputError(f"tokenizer={self.tokenizer!r} works inside a block; it takes neither back nor recompute")
 
     def grid(self, spec):
         """Return the grid of tokens (T', rows, columns) for the images or clips of a DataSpec; T' is 1 for images.
@@ -113,6 +119,8 @@ class ViTConfig:
         rows, columns = H // self.patch_size, W // self.patch_size
         if self.tokenizer == "pool":
             grid_shape(self.num_tokens, rows, columns)  # raises InputError
+        elif self.tokenizer in REDUCTIONS:
+            expect_fewer(self.tokenizer, self.num_tokens, rows * columns)
         return spec.frames // self.tubelet, rows, columns
 
 
@@ -220,11 +228,16 @@ class ViT(Module):
 
     def forward(self, images):
         x = self._embed(images)
+        x = self.tokenizer(x, self.blocks) if isinstance(self.tokenizer, Reduction) else self._run(x)
+        return self.head(self._average(self.norm(x)))
+
+    def _run(self, x):
+        """Apply the blocks, and before or around them the tokenizers and ways back."""
         tokenizers = [self.tokenizer, *self.later_tokenizers] if self.tokenizer else []
         for i, block in enumerate(self.blocks):
             j = i - self.config.loc
             x = self._reduced(j, tokenizers[j], block, x) if 0 <= j < len(tokenizers) else self._apply(block, x)
-        return self.head(self._average(self.norm(x)))
+        return x
 
     def _average(self, x):
         """Average the tokens: (B, N, dim) -> (B, dim)."""
@@ -258,9 +271,12 @@ class ViT(Module):
         if not self.has_maps:
             raise ValueError(f"this ViT has no maps: its tokenizer is {self.config.tokenizer!r}")
         x = self._embed(images)
-        for block in self.blocks[: self.config.loc]:
-            x = block(x)
-        maps = self.tokenizer.maps(self._to_grid(x))
+        if isinstance(self.tokenizer, Reduction):
+            maps = self.tokenizer.maps(x, self.blocks)
+        else:
+            for block in self.blocks[: self.config.loc]:
+                x = block(x)
+            maps = self.tokenizer.maps(self._to_grid(x))
         return maps if self.spec.frames == 1 else maps.reshape(x.shape[0], -1, *maps.shape[1:])
 
     def _embed(self, images):
@@ -291,6 +307,8 @@ def _stem(config, spec, rng):
 
 
 def _tokenizer(config, grid, rng):
+    if config.tokenizer in REDUCTIONS:
+        return Reduction(config.tokenizer, config.num_tokens, grid, config.loc)
     learner = {name: getattr(config, name) for name in ("version", "pool", "pre_norm", "hidden", "dropout")}
     options = {"learner": learner, "query": {"num_heads": config.heads}}.get(config.tokenizer, {})
     return make_tokenizer(config.tokenizer, config.dim, config.num_tokens, grid, rng=rng, **options)

@@ -81,6 +81,15 @@ KINDS = {
         **{name: image(tokenizer=name) for name in ("gate", "query", "static", "pool", "dense", "mean-dense")},
         "all tokens": image(tokenizer="none"),
     },
+    # rules without weights, which need a block's attention to all tokens first, beside what else can stand there
+    "reduce": {
+        "learner": image(),
+        "learner, loc 0.5": image(loc=1),
+        "grid of 8, loc 0.5": image(tokenizer="pool", loc=1),
+        "merge 32": image(tokenizer="merge", num_tokens=32),
+        **{f"top-k {n}": image(tokenizer="topk", num_tokens=n) for n in (32, 16, 8)},
+        "all tokens": image(tokenizer="none"),
+    },
     # tokens of each frame; and the bottleneck model with tokens and without (Tables 11 and 12)
     "video": {
         "learner 4": clip(num_tokens=4),

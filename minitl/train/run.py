@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..fast.threads import keep_memory, one_blas_thread
 from ..interop import split_spec
 from ..nn import X21D
+from ..nn.reduce import REDUCTIONS
 from . import checkpoint, files, pictures
 from .augmentation import training_batch
 from .config import absolute, check_data, config_of, load_config
@@ -426,13 +427,16 @@ def _tokens(model):
         "mean-dense": "a linear layer on their mean",
         "query": "learned queries",
         "gate": "spatial gates",
+        "merge": "merging",
+        "topk": "top-k attention",
     }
     backs = {"fuser": "TokenFuser", "unpool": "unpooling", "reproject": "re-projection"}
     T, rows, columns = model.grid
     frames = "" if model.spec.frames == 1 else f"{T} x "
     text = f"{frames}{rows * columns} tokens"
     if config.tokenizer != "none":
-        text += f" -> {frames}{config.num_tokens} by {ways[config.tokenizer]} before block {config.loc}"
+        where = "in" if config.tokenizer in REDUCTIONS else "before"
+        text += f" -> {frames}{config.num_tokens} by {ways[config.tokenizer]} {where} block {config.loc}"
     if config.back != "none":
         text += f" and each later one, back by {backs[config.back]}"
     return text
