@@ -202,7 +202,31 @@ EXERCISES["equal_at"] = Exercise(lambda: 6 * 768, hint="attention has 4 N C², e
 
 # --- 09 ---
 
+
 # --- 10 ---
+def _average_precision(score, target):
+    precisions = [target[score >= score[i]].mean() for i in np.flatnonzero(target)]
+    return np.mean(precisions)
+
+
+EXERCISES["my_average_precision"] = Exercise(
+    expected=_average_precision,
+    inputs=lambda rng: [
+        (np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([1, 0, 1, 1, 0])),
+        (np.array([2.0, 1.0, 2.0, 1.0, 1.0, 3.0]), np.array([0, 1, 1, 0, 0, 0])),
+        (np.zeros(4), np.array([0, 1, 0, 0])),
+        (rng.integers(5, size=30).astype(float), rng.integers(2, size=30)),
+    ],
+    hint="for each hit, take the clips with score >= its own score; the precision is the mean of their targets",
+)
+EXERCISES["swap"] = Exercise(
+    expected=lambda: [1, 0, 3, 2, 5, 4, 7, 6, 8, 9],
+    hint="think of each motion as a film of eight pictures and read them from the last to the first",
+)
+EXERCISES["affordable"] = Exercise(
+    expected=lambda: 64,
+    hint="the price depends on the number of tokens alone: set it equal for both and solve for T",
+)
 
 # --- 11 ---
 

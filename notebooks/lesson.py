@@ -3,6 +3,7 @@
 Every function shows its figure at once. ``alt`` says in a sentence what can be seen, for those who do not see it.
 """
 
+import csv
 import os
 from pathlib import Path
 
@@ -34,6 +35,21 @@ def load_model(name):
     weights = {key: array.astype(np.float32) for key, array in arrays.items()}  # stored as float16
     checkpoint.restore(weights, {"model": model})
     return model.eval(), meta
+
+
+def load_curve(name):
+    """Return the command that made a CSV file of the folder ``curves``, and its columns, a dict of lists."""
+    with open(Path(__file__).parent / "curves" / f"{name}.csv", encoding="utf-8") as file:
+        command, *rows = file
+    rows = list(csv.DictReader(rows))
+    return command.removeprefix("#").strip(), {key: [_number(row[key]) for row in rows] for key in rows[0]}
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def show(figure, alt):
