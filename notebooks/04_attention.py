@@ -288,9 +288,8 @@ def split(qkv, h):
 
 def heads(qkv, h):
     """(B, N, 3 h d) -> (B, N, h d)"""
-    B, N, width = qkv.shape
     y = my_attention(*split(qkv, h))  # (B, h, N, d)
-    return y.transpose(0, 2, 1, 3).reshape(B, N, width // 3)
+    return y.transpose(0, 2, 1, 3).reshape(*qkv.shape[:2], -1)
 
 
 qkv = rng.standard_normal((2, 5, 24))  # 3 parts of 2 heads of width 4
