@@ -488,8 +488,8 @@ check(my_tied)
 #
 # </details>
 #
-# **3. Smaller patches.** You halve the side of the patches and keep the images and $C$. By what factor do these change:
-# the number of tokens, the number of entries of $W$, the multiply-adds of the embedding?
+# **3. Smaller patches.** You halve the side of the patches and double $C$; the images stay the same. By what factor do
+# these change: the number of tokens, the number of entries of $W$, the multiply-adds of the embedding?
 
 # %%
 tokens_factor = None
@@ -504,12 +504,13 @@ check(work_factor=work_factor)
 #
 # ```python
 # check(tokens_factor=4)
-# check(entries_factor=1 / 4)
-# check(work_factor=1)
+# check(entries_factor=1 / 2)
+# check(work_factor=2)
 # ```
 #
-# $N$ grows by 4, a patch has a quarter of the numbers, and the product $N \cdot \text{in} \cdot C$ stays. Small patches
-# look free. The bill comes with attention, whose cost grows with $N^2$: by 16.
+# There are 4 times as many tokens. $W$ has a quarter of the rows and twice the columns. The work
+# $N \cdot \text{in} \cdot C$ doubles only because $C$ does: with the same $C$, smaller patches would look free. The
+# bill comes with attention, whose cost grows with $N^2$: by 16.
 #
 # </details>
 

@@ -173,8 +173,8 @@ EXERCISES["my_tied"] = Exercise(
     is_op=True,
 )
 EXERCISES["tokens_factor"] = Exercise(lambda: 4, hint="how many small patches fit into a large one?")
-EXERCISES["entries_factor"] = Exercise(lambda: 1 / 4, hint="W has one row for each number of a patch")
-EXERCISES["work_factor"] = Exercise(lambda: 1, hint="N times the numbers of a patch times C")
+EXERCISES["entries_factor"] = Exercise(lambda: 1 / 2, hint="W has a row for each number of a patch, C columns")
+EXERCISES["work_factor"] = Exercise(lambda: 2, hint="N times the numbers of a patch times C")
 
 # --- 04 ---
 
