@@ -176,3 +176,10 @@ def test_module_inputs_are_checked(rng, monkeypatch):
     monkeypatch.setitem(OPS, "linear", wrong("linear", lambda g: (-g[0](), *g[1:])))
     with pytest.raises(AssertionError, match=r"^input 0 \(2, 3\): wrong gradient"):
         check_module(nn.Linear(3, 4, rng=rng).to(dtype="float64"), rng.standard_normal((2, 3)))
+
+
+def test_the_cotangent_is_not_an_input_that_was_drawn_with_the_same_seed(monkeypatch):
+    """Otherwise dx = x² would pass for y = x² / 2: with the cotangent dy = x it equals x dy."""
+    monkeypatch.setitem(OPS, "neg", lambda x: (x * x / 2, lambda dy: x * x))
+    with pytest.raises(AssertionError, match="wrong gradient"):
+        check_gradients(ops.neg, np.random.default_rng(0).standard_normal((3, 4)))
