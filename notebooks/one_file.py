@@ -9,9 +9,10 @@ token, and dy the gradient of an array y: how fast the loss grows with each numb
 
 import numpy as np
 
-N, S, C = 64, 8, 48
+N, S, C = 64, 8, 48  # patches, tokens, numbers in each
 SIZES = np.array([7, 8, 9])  # pixels across an object; an image has 32 x 32
-COOL, WARM = np.float32([[0.05, 0.2, 0.2], [0.5, 0.95, 0.95]]), np.float32([0.95, 0.25, 0.2])
+COOL = np.float32([[0.05, 0.2, 0.2], [0.5, 0.95, 0.95]])  # least and most red, green and blue
+WARM = np.float32([0.95, 0.25, 0.2])  # of the red object, plus or minus 0.1
 
 # 1. Data. An object has one of eight shapes, each a condition on the points (x, y) of a square from
 # -1 to 1. COVER is the share of a pixel that meets it, for each shape and size, in 9 x 9 pixels.
@@ -43,9 +44,10 @@ def sample(rng, n):
     return images, shape, np.stack([top, left, top + SIZES[size], left + SIZES[size]], axis=1)
 
 
-# 2. Engine. A Tensor is an array `data` and its gradient `grad`. If an op computed it, it also has
-# its parents, the Tensors that it was computed from, and its pullback, a function that turns its
-# gradient into theirs. In this way gradients go back, op by op, from the loss to the weights.
+# 2. Engine. A Tensor is an array `data` and its gradient `grad`. If an op made it, it also has its
+# parents, the Tensors it was made from, and a pullback, which turns its gradient into theirs. So
+# gradients go back, op by op, from the loss to the weights. The Tensor of the highest order goes
+# first, since all that was made from it has a higher one: its gradient is complete.
 class Tensor:
     def __init__(self, data, parents=(), pullback=lambda dy: ()):
         self.data, self.grad, self.parents, self.pullback = data, 0.0, parents, pullback
@@ -55,7 +57,7 @@ class Tensor:
         """Add to `grad` of each Tensor from which this one, the loss, was computed."""
         self.grad, pending = np.ones_like(self.data), {self}
         while pending:
-            y = max(pending, key=lambda tensor: tensor.order)  # what was made from y is done
+            y = max(pending, key=lambda tensor: tensor.order)
             pending.remove(y)
             for x, dx in zip(y.parents, y.pullback(y.grad), strict=True):
                 x.grad = x.grad + unbroadcast(dx, x.data.shape)  # every way to the loss counts
@@ -67,7 +69,7 @@ class Tensor:
         return Tensor(a.data + b.data, (a, b), lambda dy: (dy, dy))
 
     def einsum(a, b, rule):
-        """y_ij = Σ_k a_ik b_kj for the rule "ik,kj->ij",  da_ik = Σ_j dy_ij b_kj,  db likewise"""
+        """By "ik,kj->ij" y_ij = Σ_k a_ik b_kj,  da_ik = Σ_j dy_ij b_kj,  db_kj = Σ_i dy_ij a_ik"""
         ik, kj, ij = rule.replace("->", ",").split(",")
 
         def pullback(dy):
@@ -77,9 +79,9 @@ class Tensor:
         return Tensor(np.einsum(rule, a.data, b.data, optimize=True), (a, b), pullback)
 
     def gelu(self):
-        """y = x (1 + tanh u) / 2,  dx = (1 + tanh u + x (1 - tanh² u) u') / 2 dy"""
+        """y = x (1 + t) / 2,  dx = (1 + t + x t') dy / 2,  t = tanh u,  t' = (1 - t²) u'"""
         x, c, k = self.data, (2 / np.pi) ** 0.5, 0.044715
-        t = np.tanh(c * (x + k * x**3))
+        t = np.tanh(c * (x + k * x**3))  # u = c (x + k x³)
         slope = (1 + t + x * (1 - t**2) * c * (1 + 3 * k * x**2)) / 2
         return Tensor(x * (1 + t) / 2, (self,), lambda dy: [slope * dy])
 
@@ -97,7 +99,7 @@ class Tensor:
         return Tensor(y, (self,), lambda dy: [(dy - dy.mean(**by) - y * (dy * y).mean(**by)) / std])
 
     def cross_entropy(self, labels):
-        """L = -mean ln p[label],  p = softmax(x),  dx = (p - t) dL / B,  t_label = 1"""
+        """L = -mean ln p[label],  p = softmax(x),  dx = (p - t) dL / B,  t = 1 at the label"""
         z = self.data - self.data.max(1, keepdims=True)
         log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
         B, t = len(z), np.eye(8, dtype=z.dtype)[labels]
@@ -119,14 +121,14 @@ class ViT:
 
     def weight(self, name, shape, center=0.0, limit=0.0):
         if name not in self.p:
-            start = center + limit * self.rng.uniform(-1, 1, shape)
-            self.p[name] = Tensor(start.astype("float32"))
+            w = center + limit * self.rng.uniform(-1, 1, shape)
+            self.p[name] = Tensor(w.astype("float32"))
         return self.p[name]
 
     def linear(self, name, x, n_out, scale=1.0):
         """(B, N, n_in) -> (B, N, n_out): y = x W + b"""
         n_in = x.data.shape[-1]
-        limit = scale * (6 / (n_in + n_out)) ** 0.5  # for outputs about as large as the inputs
+        limit = scale * (6 / (n_in + n_out)) ** 0.5  # so that y is about as large as x
         W = self.weight(f"{name}.weight", (n_in, n_out), limit=limit)
         return x.einsum(W, "bnc,cd->bnd") + self.weight(f"{name}.bias", n_out)
 
@@ -140,7 +142,7 @@ class ViT:
 
     def token_learner(self, x):
         """(B, N, C) -> tokens (B, S, C): means of the patches with weights (B, N, S), the maps."""
-        maps = self.mlp("tokenizer.mlp", x, 64, S, scale=0.1).softmax()  # small, so nearly even
+        maps = self.mlp("tokenizer.mlp", x, 64, S, scale=0.1).softmax()  # nearly even at first
         return maps.einsum(x, "bns,bnc->bsc"), maps
 
     def attention(self, name, x):
@@ -151,10 +153,10 @@ class ViT:
 
     def __call__(self, images):
         """Images (B, 32, 32, 3) -> logits (B, 8) and maps (B, N, S)"""
-        x = (images - np.float32(127.5)) / 64
-        x = x.reshape(-1, 8, 4, 8, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, N, 48)
+        x = ((images - np.float32(127.5)) / 64).reshape(-1, 8, 4, 8, 4, 3)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, N, 48)  # 8 x 8 patches of 4 x 4 x 3 numbers
         x = self.linear("patch_embed", Tensor(x), C) + self.weight("pos_embed", (N, C), limit=0.03)
-        x, maps = self.token_learner(x)  # from here on there are 8 tokens instead of 64
+        x, maps = self.token_learner(x)  # from 64 patches to 8 tokens
         for block in ("blocks.0", "blocks.1"):
             x = x + self.attention(f"{block}.attn", self.norm(f"{block}.norm1", x))
             x = x + self.mlp(f"{block}.mlp", self.norm(f"{block}.norm2", x), 96, C)
@@ -169,7 +171,7 @@ def adamw(weights, t, lr, decay=0.05):
         w.m = 0.9 * getattr(w, "m", 0) + 0.1 * w.grad
         w.v = 0.999 * getattr(w, "v", 0) + 0.001 * w.grad**2
         step = (w.m / (1 - 0.9**t)) / (np.sqrt(w.v / (1 - 0.999**t)) + 1e-8)
-        w.data -= lr * (step + decay * (w.data.ndim > 1) * w.data)  # matrices also shrink
+        w.data -= lr * (step + decay * (w.data.ndim > 1) * w.data)  # matrices shrink, too
         w.grad = 0.0
 
 
@@ -180,7 +182,7 @@ def main(steps=1200, tests=1000):
         logits, _ = model(images)
         loss = logits.cross_entropy(labels)
         loss.backward()
-        lr = 4e-3 * min(10 * t / steps, (1 + np.cos(np.pi * t / steps)) / 2)  # warm up, then cool
+        lr = 4e-3 * min(10 * t / steps, (1 + np.cos(np.pi * t / steps)) / 2)  # rise, then fall
         adamw(model.p.values(), t, lr)
         if t % (steps // 10) == 0:
             right = (logits.data.argmax(1) == labels).mean()
@@ -190,9 +192,8 @@ def main(steps=1200, tests=1000):
     print(f"test accuracy {(logits.data.argmax(1) == labels).mean():.1%}")
     (top, left, bottom, right), i = boxes.T[:, :, None], np.arange(32)
     inside = ((top <= i) & (i < bottom))[:, :, None] & ((left <= i) & (i < right))[:, None]
-    share = inside.reshape(-1, 8, 4, 8, 4).mean((2, 4)).reshape(-1, N, 1)
-    mass = (maps.data * share).sum(1).mean()
-    print(f"map mass {mass:.2f} on the red object, where even maps would have {share.mean():.2f}")
+    share = inside.reshape(-1, 8, 4, 8, 4).mean((2, 4)).reshape(-1, N, 1)  # of each patch
+    print(f"map mass {(maps.data * share).sum(1).mean():.2f} (even maps: {share.mean():.2f})")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_map_mass_and_log(one, capsys):
     found = metrics.map_mass(maps.data.transpose(0, 2, 1).reshape(-1, 8, 8, 8), boxes, (32, 32)).mean()
     chance = metrics.box_share(boxes, (32, 32))
     assert accuracy == f"test accuracy {right:.1%}"
-    assert mass == f"map mass {found:.2f} on the red object, where even maps would have {chance:.2f}"
+    assert mass == f"map mass {found:.2f} (even maps: {chance:.2f})"
 
 
 def test_a_few_steps_lower_the_loss(one):
