@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minitl import Tensor, check_gradients
+from minitl import Tensor, check_gradients, flops, nn
 
 EXERCISES = {}  # name of an answer -> Exercise
 NO_ANSWER = "There is no answer yet: it is None. A function needs a return."
@@ -115,6 +115,28 @@ def _line_of(error, answer):
 
 
 # --- 00 ---
+
+
+def _saves(num_tokens):
+    """Return whether TokenLearner before the first block costs fewer multiply-adds than all tokens do."""
+    spec = nn.DataSpec((32, 32), 3, 8)
+    with_all, few = nn.ViTConfig(tokenizer="none"), nn.ViTConfig(version="1.1", num_tokens=num_tokens)
+    all_macs, few_macs = (flops.total(flops.count(config, spec)).macs for config in (with_all, few))
+    return few_macs < all_macs
+
+
+EXERCISES["largest"] = Exercise(
+    expected=lambda: max(filter(_saves, range(1, 65))),
+    hint="compare embed + learner(S) + 2 * block(S) with cost['all 64'] for each S from 1 to 64",
+)
+EXERCISES["where_to"] = Exercise(
+    expected=lambda: "c",
+    hint="draw the maps of a few painted images beside the images, and look at the colors where the maps are bright",
+)
+EXERCISES["same"] = Exercise(
+    expected=lambda: 1.0,
+    hint="exchange columns with `weight[:, [0, 1]] = weight[:, [1, 0]]`, in a copy of the model, and the biases too",
+)
 
 # --- 01 ---
 
