@@ -218,6 +218,30 @@ EXERCISES["equal_at"] = Exercise(lambda: 6 * 768, hint="attention has 4 N C², e
 
 # --- 06 ---
 
+
+def _causal_conv(x, K):
+    y = np.zeros((*x.shape[:2], K.shape[2]))
+    for n, i in np.ndindex(x.shape[1], 3):
+        if n >= i:
+            y[:, n] += x[:, n - i] @ K[i]
+    return y
+
+
+EXERCISES["places_that_change"] = Exercise(
+    expected=lambda: 25,
+    hint="one convolution of 3 x 3 passes a change on by one place in each direction, also diagonally; there are four",
+)
+EXERCISES["causal_conv"] = Exercise(
+    expected=_causal_conv,
+    inputs=lambda rng: [(rng.standard_normal((2, 5, 3)), rng.standard_normal((3, 3, 4)))],
+    hint="put two zeros before the first token, K[0] sees the token itself; add up dx where the parts overlap",
+    is_op=True,
+)
+EXERCISES["multiply_adds_of_maps"] = Exercise(
+    expected=lambda: flops.learner(nn.ViTConfig(), 64, 8, 48).macs - flops.pooling(64, 8, 48).macs,
+    hint="a product of (N, C) and (C, S) takes N C S multiply-adds; a convolution of 3 x 3 is nine such products",
+)
+
 # --- 07 ---
 
 # --- 08 ---
