@@ -216,6 +216,27 @@ EXERCISES["equal_at"] = Exercise(lambda: 6 * 768, hint="attention has 4 N C², e
 
 # --- 05 ---
 
+
+def _squared_error(x, t):
+    e = np.exp(x - x.max(1, keepdims=True))
+    return ((e / e.sum(1, keepdims=True) - t) ** 2).sum() / len(x)
+
+
+EXERCISES["squared_error"] = Exercise(
+    expected=_squared_error,
+    inputs=lambda rng: [(rng.standard_normal((3, 5)), np.eye(5)[[1, 4, 1]]), (800 * np.eye(2, 4), np.eye(4)[[3, 1]])],
+    hint="p is a softmax over each row; with g = 2 (p - t) dL / B its backward is dx = p * (g - sum of p * g)",
+    is_op=True,
+)
+EXERCISES["times_larger"] = Exercise(
+    expected=lambda: (1 - 0.9) / (1 - 0.999) ** 0.5,
+    hint="at the first step m is (1 - 0.9) g and v is (1 - 0.999) g**2; corrected they are g and g**2",
+)
+EXERCISES["parameters_of_block"] = Exercise(
+    expected=lambda: nn.EncoderBlock(48, 3, 96).num_parameters(),
+    hint="two LayerNorms with a weight and a bias each, and four linear layers: C to 3C, C to C, C to M, M to C",
+)
+
 # --- 06 ---
 
 
