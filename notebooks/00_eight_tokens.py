@@ -13,17 +13,15 @@
 # | **You need** | NumPy arrays and their shapes; no knowledge of transformers or gradients |
 
 # %%
-import os
 import time
 
-import matplotlib.pyplot as plt
 import numpy as np
+from checks import check
+from lesson import FAST, bars, images, load_model, show
 
-from minitl import data, metrics, no_grad
-from minitl.train import checkpoint, model_of, pictures
+from minitl import data, flops, metrics, no_grad
+from minitl.train import pictures
 
-FAST = bool(os.environ.get("MINITL_FAST"))  # set by the tests: fewer images
-plt.rcParams["figure.dpi"] = 90
 rng = np.random.default_rng(0)
 
 # %% [markdown]
@@ -41,12 +39,11 @@ print("images", test.images.shape, test.images.dtype, "   boxes", test.boxes.sha
 print("classes", *test.classes)
 
 # %%
-figure, axes = plt.subplots(1, 8, figsize=(10, 1.6), layout="constrained")
-for i, ax in enumerate(axes):
-    ax.imshow(test.images[i])
-    ax.set_title(test.classes[test.labels[i]], fontsize=9)
-    ax.set_axis_off()
-plt.show()
+images(
+    {"": test.images[:8]},
+    titles=[test.classes[k] for k in test.labels[:8]],
+    alt="Eight noisy images of colored shapes; each has one red shape, and its name stands above the image.",
+)
 
 # %% [markdown]
 # ## A model with eight tokens
@@ -56,7 +53,7 @@ plt.show()
 #
 # | step | shape | |
 # |---|---|---|
-# | images | $(B, 32, 32, 3)$ | $B$ images, colours last |
+# | images | $(B, 32, 32, 3)$ | $B$ images, colors last |
 # | patches of 4 × 4 pixels, made into tokens | $(B, H, W, C)$ | a grid of $H = W = 8$ tokens of $C = 48$ numbers |
 # | **TokenLearner** | $(B, S, C)$ | $N = H W = 64$ tokens in, $S = 8$ learned tokens out |
 # | two transformer blocks | $(B, S, C)$ | tokens exchange what they know |
@@ -64,14 +61,6 @@ plt.show()
 
 
 # %%
-def load(name):
-    """A saved model, ready for use, and what was saved with it."""
-    arrays, meta = checkpoint.load(f"models/{name}.safetensors")
-    model = model_of(meta)
-    checkpoint.restore(arrays, {"model": model})
-    return model.eval(), meta
-
-
 def predict(model, x):
     """The most likely class of each image: (B, 32, 32, 3) -> (B,)."""
     with no_grad():  # we only ask for answers, so nothing has to be kept for training
@@ -79,8 +68,8 @@ def predict(model, x):
 
 
 # %%
-model, meta = load("learner-8")
-x = data.normalize(test.images, meta["mean"], meta["std"])  # float32, mean 0 and deviation 1 per colour
+model, meta = load_model("learner-8")
+x = data.normalize(test.images, meta["mean"], meta["std"])  # float32, mean 0 and deviation 1 per color
 correct = predict(model, x) == test.labels
 print(f"{model.num_parameters():,} learned numbers, {correct.mean():.1%} of {B} new images right")
 assert correct.mean() > 0.95
@@ -99,16 +88,19 @@ print("maps", A.shape)
 assert (A > 0).all() and np.allclose(A.sum((2, 3)), 1, atol=1e-4)
 
 # %%
-pictures.show_maps(test.images[:5], A[:5], test.boxes[:5])
+figure = pictures.show_maps(test.images[:5], A[:5], test.boxes[:5])
+show(
+    figure, alt="Five images, each with eight maps: all are bright in the box around the red object and dark elsewhere."
+)
 
 # %% [markdown]
 # Each row is one image; to its right are the eight maps. Bright is where the weight is large. The white box marks the
 # red object, and the model has not seen that box.
 #
 # - Nearly all light falls on the red object, wherever it is and whatever it is. Nobody told the model that position
-#   or colour matters. It was trained on the names of shapes alone.
+#   or color matters. It was trained on the names of shapes alone.
 # - The tokens share the work. One looks at the left part of an object, another at the right or at the top.
-# - A shape needs more than one patch to be recognised, and eight tokens carry several patches of it.
+# - A shape needs more than one patch to be recognized, and eight tokens carry several patches of it.
 #
 # Change `:5` to `5:10` above and look at other images.
 #
@@ -135,17 +127,18 @@ top, left, bottom, right = test.boxes.T
 R, K = covered(top, bottom), covered(left, right)
 mass = np.einsum("bshw,bh,bw->bs", A, R, K)  # (B, S)
 assert np.allclose(mass.mean(1), metrics.map_mass(A, test.boxes, (32, 32)), atol=1e-5)  # minitl's version
+chance = metrics.box_share(test.boxes, (32, 32))  # the mass of a map that is even everywhere
+print(f"mean over tokens and images: {mass.mean():.2f}, which is {mass.mean() / chance:.0f} times chance")
+assert mass.mean() > 0.6 > 8 * chance
 
 # %%
-chance = metrics.box_share(test.boxes, (32, 32))  # the mass of a map that is even everywhere
-figure, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
-ax.bar(np.arange(1, 9), mass.mean(0), color="tab:red")
-ax.axhline(chance, color="black", linestyle="--", linewidth=1)
-ax.text(8.6, chance + 0.03, f"an even map:\n{chance:.3f}")
-ax.set(xlabel="token", ylabel="map mass on the object", ylim=(0, 1), xlim=(0.4, 11), xticks=range(1, 9))
-plt.show()
-print(f"mean over tokens and images: {mass.mean():.2f}, which is {mass.mean() / chance:.0f} times chance")
-assert mass.mean() > 0.6
+bars(
+    {f"token {s + 1}": share for s, share in enumerate(mass.mean(0))},
+    "map mass on the object, mean over the images",
+    text="{:.2f}",
+    chance=chance,
+    alt="Bars of the map mass of the eight tokens: each is far to the right of chance, which is near zero.",
+)
 
 # %% [markdown]
 # ## Do the maps follow the object?
@@ -158,25 +151,18 @@ assert mass.mean() > 0.6
 central = np.abs(test.boxes[:, :2] - 12).max(1).argmin()  # an image whose object is near the middle
 shifts = [(0, 0), (-8, -8), (-8, 8), (8, -8), (8, 8)]  # pixels down and to the right, two patches each
 moved = np.stack([np.roll(x[central], shift, axis=(0, 1)) for shift in shifts])
-pictures = [np.roll(test.images[central], shift, axis=(0, 1)) for shift in shifts]
 
-static, _ = load("static-8")
+static, _ = load_model("static-8")
 with no_grad():
     learned_maps, static_maps = model.maps(moved).data, static.maps(moved).data  # (5, S, H, W) each
 
 # %%
 rows = {
-    "image": pictures,
-    "learned, mean of 8 maps": learned_maps.mean(1),
-    "static, mean of 8 maps": static_maps.mean(1),
+    "image": [np.roll(test.images[central], shift, axis=(0, 1)) for shift in shifts],
+    "learned maps,\nmean of 8": learned_maps.mean(1),
+    "static maps,\nmean of 8": static_maps.mean(1),
 }
-figure, axes = plt.subplots(3, 5, figsize=(7, 4.8), layout="constrained")
-for row, (name, values) in zip(axes, rows.items(), strict=True):
-    for ax, value in zip(row, values, strict=True):
-        ax.imshow(value, cmap="magma")
-        ax.set_axis_off()
-    row[0].set_title(name, loc="left", fontsize=10)
-plt.show()
+images(rows, alt="An image shifted to five places: the learned maps move with its red object, the static maps stay.")
 
 # %% [markdown]
 # The learned maps go where the object goes. The static maps stay where they are. They can only hope that the object
@@ -200,14 +186,14 @@ names = {
     "4 × 4 grid": "grid-16",
     "2 × 4 grid": "grid-8",
 }
-models = {title: load(name)[0] for title, name in names.items()}
+models = {title: load_model(name)[0] for title, name in names.items()}
 accuracy, seconds = {}, {}
 for title, m in models.items():
-    start = time.perf_counter()
+    start = time.process_time()
     accuracy[title] = (predict(m, x) == test.labels).mean()
-    seconds[title] = time.perf_counter() - start
+    seconds[title] = time.process_time() - start
 assert accuracy["8 learned"] > accuracy["all 64"] - 0.05
-assert accuracy["8 learned"] > accuracy["8 static"] + 0.5 and accuracy["8 learned"] > accuracy["4 × 4 grid"] + 0.2
+assert accuracy["8 static"] < 0.35 and accuracy["4 × 4 grid"] < 0.5 < accuracy["8 learned"] - 0.4
 
 # %% [markdown]
 # ### What does it cost?
@@ -243,22 +229,26 @@ cost = {
     "4 × 4 grid": embed + 2 * block(16),
     "2 × 4 grid": embed + 2 * block(8),
 }
-assert 4 < cost["all 64"] / cost["8 learned"] < 5
+head = C * len(test.classes)  # the linear layer at the end; all five models have it
+assert cost == {title: flops.total(flops.count(m.config, m.spec)).macs - head for title, m in models.items()}
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
-colours = ["tab:gray", "tab:red", "tab:blue", "tab:blue", "tab:blue"]
-millions = [value / 1e6 for value in cost.values()]
-for ax, values, style in zip(panels, (list(accuracy.values()), millions), ("{:.1%}", "{:.2f}"), strict=True):
-    bars = ax.barh(list(names), values, color=colours)
-    ax.bar_label(bars, [style.format(value) for value in values], padding=3)
-    ax.spines[["top", "right"]].set_visible(False)
-panels[0].set(title="accuracy (chance is 12.5 %)", xlim=(0, 1.18), xticks=[0, 0.25, 0.5, 0.75, 1])
-panels[1].set(title="multiply-adds per image, millions", xlim=(0, 4))
-panels[0].invert_yaxis()
-plt.show()
+bars(
+    accuracy,
+    "accuracy",
+    chance=1 / len(test.classes),
+    alt="Accuracy: all 64 tokens and 8 learned tokens are near one, the three other ways far below.",
+)
+
+# %%
+bars(
+    {title: value / 1e6 for title, value in cost.items()},
+    "million multiply-adds per image",
+    text="{:.2f}",
+    alt="Multiply-adds: all 64 tokens need more than four times as many as each of the four others.",
+)
 for title in names:
-    print(f"{title:11} {B / seconds[title]:7.0f} images/s on this machine")
+    print(f"{title:11} {B / seconds[title]:7.0f} images per second of one core, on this machine")
 
 # %% [markdown]
 # Eight learned tokens are as good as all 64, for less than a quarter of the multiply-adds. And few tokens alone are
@@ -279,15 +269,11 @@ p /= p.sum(1, keepdims=True)  # (B, 8): a probability for each class
 worst = p[np.arange(B), test.labels].argsort()[:6]
 
 # %%
-figure, axes = plt.subplots(2, 6, figsize=(9, 3.4), layout="constrained")
-for i, (above, below) in zip(worst, axes.T, strict=True):
-    above.imshow(test.images[i])
-    above.set_title(f"{test.classes[test.labels[i]]} → {test.classes[p[i].argmax()]}", fontsize=9)
-    below.imshow(A[i].mean(0), cmap="magma")
-    above.set_axis_off()
-    below.set_axis_off()
-axes[1, 0].set_title("mean of the 8 maps", loc="left", fontsize=9)
-plt.show()
+images(
+    {"image": test.images[worst], "mean of\n8 maps": A[worst].mean(1)},
+    titles=[f"{test.classes[test.labels[i]]} → {test.classes[p[i].argmax()]}" for i in worst],
+    alt="Six images that the model names wrongly, and their maps: the maps are bright on the red object all the same.",
+)
 print(f"map mass: {mass[worst].mean():.2f} on these six images, {mass.mean():.2f} on all")
 
 # %% [markdown]
@@ -300,29 +286,29 @@ print(f"map mass: {mass[worst].mean():.2f} on these six images, {mass.mean():.2f
 # first, and only the second on 8? We trained that too, once with TokenLearner and once with the 2 × 4 grid.
 
 # %%
-late = {title: load(name)[0] for title, name in (("8 learned", "late-learner-8"), ("2 × 4 grid", "late-grid-8"))}
+late = {title: load_model(name)[0] for title, name in (("8 learned", "late-learner-8"), ("2 × 4 grid", "late-grid-8"))}
 late_accuracy = {title: (predict(m, x) == test.labels).mean() for title, m in late.items()}
 late_cost = {
     "8 learned": embed + block(64) + learner(8) + block(8),
     "2 × 4 grid": embed + block(64) + block(8),
 }
 assert late_accuracy["2 × 4 grid"] > accuracy["2 × 4 grid"] + 0.3
+millions = [f"{c['8 learned'] / 1e6:.2f} million" for c in (cost, late_cost)]
+print(f"multiply-adds with 8 learned tokens: {millions[0]} before the first block, {millions[1]} after one block")
+early_accuracy = {f"{title}, before the first block": accuracy[title] for title in late}
 
 # %%
-figure, ax = plt.subplots(figsize=(6.5, 2.7), layout="constrained")
-for shift, title, colour in ((-0.2, "8 learned", "tab:red"), (0.2, "2 × 4 grid", "tab:blue")):
-    values = [accuracy[title], late_accuracy[title]]
-    ax.bar_label(ax.bar(np.arange(2) + shift, values, 0.36, color=colour, label=title), fmt="{:.1%}")
-early, after = (f"{c['8 learned'] / 1e6:.1f} million multiply-adds" for c in (cost, late_cost))
-ax.set_xticks([0, 1], [f"before the first block\n({early})", f"after one block\n({after})"])
-ax.set(ylabel="accuracy", ylim=(0, 1.12), yticks=[0, 0.5, 1])
-ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-plt.show()
+bars(
+    early_accuracy | {f"{title}, after one block": value for title, value in late_accuracy.items()},
+    "accuracy",
+    chance=1 / len(test.classes),
+    alt="Accuracy of learned tokens and of a grid: far apart before the first block, nearly equal after one block.",
+)
 
 # %% [markdown]
 # The gap is nearly gone. In the first block each of the 64 tokens can ask all the others, and so news of the red
 # object has spread everywhere. After that it hardly matters which places one averages. What TokenLearner gains is
-# that you may reduce **early**, and early is where the computation is saved. The multiply-adds under the bars tell
+# that you may reduce **early**, and early is where the computation is saved. The multiply-adds above the bars tell
 # the price.
 #
 # Also keep in mind that this task was made so that a small thing in an unknown place decides. In photographs where
@@ -331,51 +317,77 @@ plt.show()
 # %% [markdown]
 # ## Exercises
 #
+# A check says whether an answer is right, and gives a hint if it is not. The answers are folded below the checks.
+#
 # **1. How many tokens until it no longer pays?** Find the largest $S$ for which a model with $S$ learned tokens,
 # placed before the first block, needs fewer multiply-adds than the model with all 64.
-#
-# <details><summary>Answer</summary>
-#
-# `max(S for S in range(1, 65) if embed + learner(S) + 2 * block(S) < cost["all 64"])` gives 54. The maps cost little,
-# since they are computed once and by a small network.
-#
-# </details>
-#
-# **2. No object, then what?** Paint the box of the red object green in one image
-# (`picture[top:bottom, left:right] = (60, 200, 120)`), normalise it, and draw the maps. They must still add up to 1.
-# Where do they go?
-#
+
+# %%
+largest = None  # your number
+check(largest=largest)
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
 # ```python
-# pictures = test.images[:4].copy()
-# for picture, (top, left, bottom, right) in zip(pictures, test.boxes):
-#     picture[top:bottom, left:right] = (60, 200, 120)
-# with no_grad():
-#     maps = model.maps(data.normalize(pictures, meta["mean"], meta["std"])).data
-# pictures.show_maps(pictures, maps, test.boxes[:4])
+# largest = max(S for S in range(1, 65) if embed + learner(S) + 2 * block(S) < cost["all 64"])
+# check(largest=largest)
 # ```
 #
-# The light leaves the box and falls on whatever is reddest: patches of a red or purple background. A softmax cannot
-# say "nothing here". The sigmoid of notebook 06 can.
+# The maps cost little, since they are computed once and by a small network.
+#
+# </details>
+#
+# **2. No object, then what?** Paint the box of the red object green in a few images,
+# `picture[top:bottom, left:right] = (60, 200, 120)`, normalize them, and draw the maps. The weights of a map must
+# still add up to 1. Where do they go: (a) evenly over the image, (b) to the green box all the same, (c) to the
+# reddest of what is left? Say it first, then look.
+
+# %%
+where_to = None  # "a", "b" or "c"
+check(where_to=where_to)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# ```python
+# painted = test.images[:4].copy()
+# for picture, (top, left, bottom, right) in zip(painted, test.boxes):
+#     picture[top:bottom, left:right] = (60, 200, 120)
+# with no_grad():
+#     maps = model.maps(data.normalize(painted, meta["mean"], meta["std"])).data
+# show(pictures.show_maps(painted, maps, test.boxes[:4]), alt="The maps have left the boxes, which are green now.")
+#
+# where_to = "c"
+# check(where_to=where_to)
+# ```
+#
+# The light leaves the box and falls on patches of a red or purple background. Such a map cannot say "nothing here",
+# because its weights add up to 1. The maps of [lesson 06](06_tokenlearner.ipynb) can.
 #
 # </details>
 #
 # **3. Do the eight tokens have an order?** The transformer blocks get no information on which token is the first.
-# What happens to the answer when you exchange tokens 1 and 2? Say what you expect, then try: the weights that make
-# map $s$ are column $s$ of `model.tokenizer.mlp.fc2.weight.data` and entry $s$ of its `bias.data`.
-#
+# Exchange tokens 1 and 2: the weights that make map $s$ are column $s$ of `model.tokenizer.mlp.fc2.weight.data` and
+# entry $s$ of its `bias.data`. For what share of the images does the answer stay the same?
+
+# %%
+same = None  # your number, from 0 to 1
+check(same=same)
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
 # ```python
-# swapped, _ = load("learner-8")
+# swapped, _ = load_model("learner-8")
 # last = swapped.tokenizer.mlp.fc2
 # last.weight.data[:, [0, 1]] = last.weight.data[:, [1, 0]]
 # last.bias.data[[0, 1]] = last.bias.data[[1, 0]]
-# print((predict(swapped, x) == predict(model, x)).mean())  # 1.0
+# same = (predict(swapped, x) == predict(model, x)).mean()
+# check(same=same)
 # ```
 #
-# Nothing changes but rounding. Attention treats its tokens as a set, and so does the mean at the end.
+# The logits change by rounding only. Attention treats its tokens as a set, and so does the mean at the end.
 #
 # </details>
 
@@ -386,5 +398,6 @@ plt.show()
 # - Draw the maps of a model, and score them against a known box and against chance.
 # - Name the control that shows *why* it works (static maps), and a case in which it gains little (reduce late).
 #
-# **Next:** to see how the maps are computed and trained, go to
-# [notebook 06: TokenLearner, first version](06_tokenlearner.ipynb). The lessons in between are in preparation.
+# **Next:** [A slope you can check](01_slope.ipynb) begins with one derivative, and five lessons later you build and
+# train TokenLearner yourself. If you know how networks are trained, go on to
+# [TokenLearner, first version](06_tokenlearner.ipynb).

@@ -2,36 +2,33 @@
 # # 06 · TokenLearner, first version
 #
 # TokenLearner turns a grid of many tokens into a few. Each of the few is a weighted mean over the whole grid, and the
-# weights are computed from the grid itself. In this notebook you write it in NumPy, line by line, with its gradient;
+# weights are computed from the grid itself. In this lesson you write it in NumPy, line by line, with its gradients;
 # then you train it and watch eight maps find an object that nobody showed them.
 #
 # | | |
 # |---|---|
 # | **Goal** | build TokenLearner 1.0 (the version of the paper) and know why each line is there |
-# | **Time** | 40 minutes to read, 90 seconds to run on two cores of an AMD EPYC |
-# | **You need** | NumPy; for the training part, what `loss.backward()` and an optimiser do |
+# | **Time** | 50 minutes to read, 60 seconds to run on two cores of an AMD EPYC |
+# | **You need** | lessons [02](02_engine.ipynb), [03](03_patches.ipynb), [04](04_attention.ipynb), [05](05_vit.ipynb) |
 
 # %%
 import itertools
-import os
 
-import matplotlib.pyplot as plt
 import numpy as np
+from checks import check
+from lesson import FAST, bars, curves, images
 
 from minitl import Tensor, check_gradients, data, metrics, nn, no_grad, ops, optim
 from minitl.autograd import op
 
-# %%
-FAST = bool(os.environ.get("MINITL_FAST"))  # set by the tests: few training steps
-plt.rcParams["figure.dpi"] = 90
 rng = np.random.default_rng(0)
 
 # %% [markdown]
-# ## One token, with a map drawn by hand
+# ## One token, with a map made by hand
 #
 # Before anything is learned, let us make one token ourselves. We take four images of CLUTTER (one red object among
-# cool ones, see notebook 00) and cut them into a grid of patches. A patch of 4 × 4 pixels and 3 colours is a vector
-# of 48 numbers. For now the patches themselves are our tokens, so that we can look at them.
+# cool ones, see [lesson 00](00_eight_tokens.ipynb)) and cut them into a grid of patches. A patch of 4 × 4 pixels and
+# 3 colors is a vector of 48 numbers. For now the patches themselves are our tokens, so that we can look at them.
 #
 # | letter | meaning | here |
 # |---|---|---|
@@ -47,14 +44,14 @@ rng = np.random.default_rng(0)
 # %%
 few = data.sample(rng, 4)
 B, H, W, C, S = 4, 8, 8, 48, 8
-cells = few.images.reshape(B, H, 4, W, 4, 3) / 255  # row, pixel in row, column, pixel in column, colour
+cells = few.images.reshape(B, H, 4, W, 4, 3) / 255  # row, pixel in row, column, pixel in column, color
 x = cells.transpose(0, 1, 3, 2, 4, 5).reshape(B, H, W, C)
 print("images", few.images.shape, " grid x", x.shape)
 
 # %% [markdown]
 # The map: how red is each patch? From red we subtract the larger of green and blue, and let a **sigmoid**,
-# $\sigma(l) = 1 / (1 + e^{-l})$, turn the result into a weight between 0 and 1. The token is the mean over all
-# places, each multiplied by its weight:
+# $\sigma(l) = 1 / (1 + e^{-l})$, turn the result into a weight between 0 and 1. Its input $l$ is called a *logit*.
+# The token is the mean over all places, each multiplied by its weight:
 #
 # $$z = \frac{1}{N} \sum_{h,w} a_{hw}\, x_{hw}$$
 
@@ -73,15 +70,11 @@ for b, h, w in np.ndindex(B, H, W):
     z[b] += a[b, h, w] * x[b, h, w] / (H * W)
 
 # %%
-figure, axes = plt.subplots(3, 4, figsize=(5, 4.4), layout="constrained")
-for b in range(B):
-    share = a[b].mean()  # undone for the picture only: most weights are 0, so z is dark
-    for ax, picture in zip(axes[:, b], (few.images[b], a[b], (z[b] / share).reshape(4, 4, 3)), strict=True):
-        ax.imshow(picture, cmap="magma", vmin=0, vmax=1)
-        ax.set_axis_off()
-for ax, name in zip(axes[:, 0], ("image", "map $a$", "token $z$"), strict=True):
-    ax.set_title(name, loc="left", fontsize=10)
-plt.show()
+share = a.mean((1, 2))[:, None]  # undone for the picture only: most weights are 0, so z is dark
+images(
+    {"image": few.images, "map $a$": a, "token $z$": (z / share).reshape(B, 4, 4, 3)},
+    alt="Four images, their maps, bright where the image is red, and their tokens, patches of mostly red pixels.",
+)
 
 # %% [markdown]
 # The token, drawn as the 4 × 4 pixels that it is, shows *what* the map has chosen and has forgotten *where*. Our rule
@@ -105,148 +98,30 @@ Z = np.einsum("bshw,bhwc->bsc", A, x) / (H * W)
 loop = np.zeros((B, S, C))
 for b, s, h, w in np.ndindex(B, S, H, W):
     loop[b, s] += A[b, s, h, w] * x[b, h, w] / (H * W)
-assert np.allclose(Z, loop)
-
-pooled = ops.token_pool(Tensor(A.reshape(B, S, H * W)), Tensor(x.reshape(B, H * W, C)), mean=True)
-assert np.allclose(Z, pooled.data)  # minitl's version, the matrix product
-print("Z", Z.shape)
+pooled = ops.token_pool(A.reshape(B, S, H * W), x.reshape(B, H * W, C), mean=True)  # minitl's, a matrix product
+assert np.allclose(Z, loop) and np.allclose(Z, pooled.data)
 
 # %% [markdown]
-# ## Where the maps come from
+# ## The gradient of the pooling
 #
-# The paper computes the maps with four convolutions of 3 × 3, a **GELU** after each of the first three, and a sigmoid
-# at the end. The code that its authors published also normalises first (**LayerNorm**). For $i$ = 1, 2, 3:
+# In training, a loss $L$ is computed from $Z$, and its gradient $dZ$, of the shape of $Z$, comes back. We pass it on.
+# With $n$ for a place of the flattened grid, $Z_{bsc} = \frac{1}{N} \sum_n A_{bsn}\, x_{bnc}$.
 #
-# $$y_0 = \text{norm}(x) \qquad y_i = \text{gelu}(\text{conv}_i(y_{i-1})) \qquad A = \sigma(\text{conv}_4(y_3))$$
+# - One weight $A_{bsn}$ occurs in $Z_{bsc}$ for each $c$, with the factor $x_{bnc} / N$. Add up over $c$:
+#   $dA_{bsn} = \frac{1}{N} \sum_c dZ_{bsc}\, x_{bnc}$. A weight should grow where the token at that place points in
+#   the direction in which $Z$ should go.
+# - One entry $x_{bnc}$ occurs in $Z_{bsc}$ for each $s$, with the factor $A_{bsn} / N$. Add up over $s$:
+#   $dx_{bnc} = \frac{1}{N} \sum_s A_{bsn}\, dZ_{bsc}$. A place gets the gradient of each learned token, as strongly
+#   as it contributed to it.
 #
-# - LayerNorm brings the $C$ numbers of each token to mean 0 and variance 1, then scales and shifts them by learned
-#   numbers. Then bright and dark images get similar maps. Only this branch is normalised; what is averaged is $x$
-#   itself.
-# - A convolution lets a place see its neighbours: "red, with an edge to my left". The first has $C$ channels in and
-#   $S$ out, the other three $S$ in and $S$ out. The last $S$ channels are the maps.
-# - GELU is a smooth version of $\max(x, 0)$. Without it, four convolutions would be no more than one large one.
-
-
-# %%
-def layer_norm(x, weight, bias):
-    """(..., C) -> (..., C)"""
-    n = x - x.mean(-1, keepdims=True)
-    return n / np.sqrt((n * n).mean(-1, keepdims=True) + 1e-6) * weight + bias
-
-
-def gelu(x):
-    return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
-
-
-def conv3x3(x, kernel):
-    """(B, H, W, in) -> (B, H, W, out) with a kernel (3, 3, in, out). Beyond the border there are zeros."""
-    _, H, W, _ = x.shape
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(padded[:, i : i + H, j : j + W] @ kernel[i, j] for i in range(3) for j in range(3))
-
-
-# %%
-kernels = np.zeros((3, 3, 1, 3))  # one channel in, three out
-kernels[:, 0, 0, 0], kernels[:, 2, 0, 0] = -1, 1  # what is on the right minus what is on the left
-kernels[0, :, 0, 1], kernels[2, :, 0, 1] = -1, 1  # below minus above
-kernels[:, :, 0, 2] = 1 / 9  # the mean of the place and its neighbours
-y = conv3x3(a[..., None], kernels)[2]
-
-figure, axes = plt.subplots(1, 5, figsize=(8, 1.9), layout="constrained")
-names = ("image", "map $a$", "right minus left", "below minus above", "mean of 3 × 3")
-for ax, name, picture in zip(axes, names, (few.images[2], a[2], *y.transpose(2, 0, 1)), strict=True):
-    ax.imshow(picture, cmap="magma")
-    ax.set_title(name, fontsize=9)
-    ax.set_axis_off()
-plt.show()
-
-# %% [markdown]
-# These three kernels are written by hand: two find the sides of what is bright in the map $a$, one blurs it. In
-# TokenLearner, kernels are learned. And this is version 1.0, complete; `w` is a dict of its learned arrays.
-
-
-# %%
-def make_maps(x, w):
-    """(B, H, W, C) -> (B, S, H, W)"""
-    y = layer_norm(x, w["norm.weight"], w["norm.bias"])
-    for i in range(3):
-        y = gelu(conv3x3(y, w[f"convs.{i}.weight"]))
-    logits = conv3x3(y, w["convs.3.weight"])  # (B, H, W, S)
-    return sigmoid(logits).transpose(0, 3, 1, 2)
-
-
-def token_learner(x, w):
-    """(B, H, W, C) -> (B, S, C)"""
-    return np.einsum("bshw,bhwc->bsc", make_maps(x, w), x) / (x.shape[1] * x.shape[2])
-
-
-# %% [markdown]
-# Does it equal minitl's? We make one of its modules with random weights, and give the same weights to our function.
-
-# %%
-learner = nn.TokenLearner(C, S, version="1.0", rng=rng).to(dtype="float64")
-w = learner.state_dict()
-for name, array in w.items():
-    print(f"{name:16} {array.shape}")
-assert np.allclose(make_maps(x, w), learner.maps(Tensor(x)).data)
-assert np.allclose(token_learner(x, w), learner(Tensor(x)).data)
-
-
-# %%
-def draw(rows, image):
-    """One row for each name and its maps (S, H, W), black for 0 and light yellow for 1, after the image."""
-    figure = plt.figure(figsize=(9, 1.15 * len(rows)), layout="constrained")
-    for row, (name, maps) in zip(figure.subplots(len(rows), S + 1, squeeze=False), rows.items(), strict=True):
-        for s, (ax, picture) in enumerate(zip(row, (image, *maps), strict=True)):
-            ax.imshow(picture, cmap="magma", vmin=0, vmax=1)
-            ax.set_title(f"map {s}" if s else name, fontsize=9, fontweight="normal" if s else "bold")
-            ax.set_axis_off()
-    plt.show()
-
-
-draw({"start": make_maps(x, w)[0]}, few.images[0])
-
-# %% [markdown]
-# Eight maps before any training, black for 0 and light yellow for 1. The kernels are small random numbers, so the
-# logits are near 0, and $\sigma(0) = 1/2$: every token begins as about half of the mean of everything.
+# The weights come from logits. The slope of the sigmoid can be written with its own value:
 #
-# ## Mean or sum?
+# $$\frac{d\sigma}{dl} = \frac{e^{-l}}{(1 + e^{-l})^2} = \frac{1}{1 + e^{-l}} \cdot \frac{e^{-l}}{1 + e^{-l}}
+# = \sigma\,(1 - \sigma)$$
 #
-# The paper divides by $N$. The authors' code, by default, does not: it takes the **sum**, and so does `pool="sum"`
-# here. The tokens differ by the factor $N$, which is no detail. Since all weights start near $1/2$, a sum starts at
-# about $N/2$ times the size of an ordinary token.
-
-# %%
-sums = nn.TokenLearner(C, S, pool="sum").to(dtype="float64")
-sums.load_state_dict(w)
-sizes = {
-    "a token of the grid": np.linalg.norm(x, axis=-1).mean(),
-    "learned, mean": np.linalg.norm(learner(Tensor(x)).data, axis=-1).mean(),
-    "learned, sum": np.linalg.norm(sums(Tensor(x)).data, axis=-1).mean(),
-}
-figure, ax = plt.subplots(figsize=(6, 1.7), layout="constrained")
-ax.bar_label(ax.barh(list(sizes), list(sizes.values()), color="tab:red"), fmt="{:.1f}", padding=3)
-ax.set(xscale="log", xlim=(0.3, 400), xlabel="length of the vector")
-ax.invert_yaxis()
-plt.show()
-assert np.allclose(sums(Tensor(x)).data, H * W * learner(Tensor(x)).data)
-
-# %% [markdown]
-# ## The gradient, by hand
-#
-# In training, a loss $L$ is computed from $Z$, and its gradient $dZ$ of shape $(B, S, C)$ comes back: how much $L$
-# changes when an entry of $Z$ does. We have to pass it on. With the grid flattened to $N$ places and $A = \sigma(l)$
-# of the logits $l$, three lines do it:
+# Each logit makes one weight, so nothing is summed. As products of matrices, $\odot$ being entry by entry:
 #
 # $$dA = \tfrac{1}{N}\, dZ\, x^\top \qquad dx = \tfrac{1}{N}\, A^\top dZ \qquad dl = dA \odot A \odot (1 - A)$$
-#
-# - $dA$, $(B, S, N)$: a weight should grow where the token at that place points in the direction in which $Z$ should
-#   go.
-# - $dx$, $(B, N, C)$: a place gets the gradient of each learned token, as strongly as it contributed to it.
-# - $A(1 - A)$ is the slope of the sigmoid; $\odot$ multiplies entry by entry.
-#
-# An op in minitl is a function that returns its value and a function `backward`, which gives one gradient for each
-# input.
 
 
 # %%
@@ -263,14 +138,21 @@ def sigmoid_pool(logits, x):
     return np.einsum("bsn,bnc->bsc", A, x) / N, backward
 
 
-# %% [markdown]
-# Is it right? `check_gradients` moves the inputs a little in a random direction and compares how the output really
-# changes with what `backward` says. It is silent when they agree. To be sure that it *can* object, we also give it a
-# version in which a factor was forgotten.
-
-# %%
 logits, flat = rng.standard_normal((2, 3, 5)), rng.standard_normal((2, 5, 4))
 check_gradients(sigmoid_pool, logits, flat)
+
+# %%
+line = np.linspace(-8, 8, 200)
+A = sigmoid(line)
+curves(
+    {"weight $\\sigma(l)$": (line, A), "slope $\\sigma(1 - \\sigma)$": (line, A * (1 - A))},
+    xlabel="logit $l$",
+    ylabel="weight, slope",
+    alt="The sigmoid rises from 0 to 1; its slope is largest, a quarter, at 0 and near zero beyond 5 on either side.",
+)
+
+# %% [markdown]
+# `check_gradients` is silent, so the formulas are right. To be sure that it *can* object, we forget a factor.
 
 
 # %%
@@ -290,25 +172,173 @@ try:
 except AssertionError as error:
     print(error)
 
+# %% [markdown]
+# The forgotten factor is the interesting one, as the slope above shows. A weight that has reached 0 or 1 passes on
+# almost no gradient: it is *saturated* and hardly learns any more. At logit 0 the slope is as large as it can be.
+#
+# ## Where the maps come from
+#
+# The paper computes the maps with four convolutions of 3 × 3, GELU after each of the first three, and a sigmoid at
+# the end. The code that its authors published also normalizes first. For $i$ = 1, 2, 3:
+#
+# $$y_0 = \text{norm}(x) \qquad y_i = \text{gelu}(\text{conv}_i(y_{i-1})) \qquad A = \sigma(\text{conv}_4(y_3))$$
+#
+# LayerNorm gives bright and dark images similar maps. Only this branch is normalized; what is averaged is $x$ itself.
+# Without GELU, four convolutions in a row would be one linear map, as a single larger one is.
+#
+# A **convolution** lets a place see its neighbors: "red, with an edge to my left". It is a sum of nine linear
+# layers. Each sees the grid shifted by one of nine steps, and has its own matrix. Let $P$ be $x$ with a border of
+# zeros, $(B, H + 2, W + 2, C)$, and $P_{ij}$, for $i, j$ = 0, 1, 2, the part of $P$ of size $H × W$ that begins at
+# row $i$ and column $j$. The kernel $K$, $(3, 3, C, S)$, holds nine matrices $K_{ij}$, $(C, S)$. Then
+#
+# $$y = \sum_{i,j} P_{ij}\, K_{ij}$$
+#
+# with all leading axes flattened: $(BHW, C)$ times $(C, S)$ is $(BHW, S)$. Backward, each of the nine is a linear
+# layer as in lesson 03:
+#
+# $$dK_{ij} = P_{ij}^\top\, dy \qquad\qquad dP_{ij} = dy\, K_{ij}^\top$$
+#
+# The parts overlap. An entry of $P$ lies in up to nine of them, and gradients add: each $dP_{ij}$ is *added* to $dP$
+# at the place that $P_{ij}$ was taken from. The border holds constants, so it is cut off, and the rest is $dx$.
+
+
 # %%
-logit = np.linspace(-8, 8, 200)
-figure, ax = plt.subplots(figsize=(5.5, 2.4), layout="constrained")
-ax.plot(logit, sigmoid(logit), color="tab:red", label=r"weight $\sigma(l)$")
-ax.plot(logit, sigmoid(logit) * (1 - sigmoid(logit)), color="tab:blue", label=r"slope $\sigma(l)(1 - \sigma(l))$")
-ax.axvline(0, color="black", linewidth=0.8, linestyle="--")
-ax.set(xlabel="logit $l$", yticks=[0, 0.25, 0.5, 1])
-ax.legend(frameon=False)
-plt.show()
+@op
+def conv3x3(x, K):
+    """y = Σ P_ij K_ij:  x (B, H, W, C), K (3, 3, C, S), y (B, H, W, S)"""
+    _, H, W, _ = x.shape
+    P = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    parts = {(i, j): (slice(None), slice(i, i + H), slice(j, j + W)) for i in range(3) for j in range(3)}
+
+    def backward(dy):
+        dP, dK = np.zeros_like(P), np.zeros_like(K)
+        for ij, part in parts.items():
+            dK[ij] = np.einsum("bhwc,bhws->cs", P[part], dy)
+            dP[part] += dy @ K[ij].T
+        return dP[:, 1:-1, 1:-1], dK
+
+    return sum(P[part] @ K[ij] for ij, part in parts.items()), backward
+
+
+K = rng.standard_normal((3, 3, C, S))
+check_gradients(conv3x3, x, K)
+assert np.allclose(conv3x3(x, K).data, ops.conv2d(x, K, padding=1).data)  # minitl's version: any size and stride
 
 # %% [markdown]
-# The forgotten factor $1 - A$ is the interesting one. A weight that has reached 0 or 1 passes on almost no gradient:
-# it is *saturated* and hardly learns any more. At the start, at the dashed line, the slope is as large as it can be.
+# Three kernels written by hand show what a convolution can do: two find the sides of what is bright in the map $a$,
+# one blurs it. In TokenLearner, kernels are learned.
+#
+# And to see the backward pass, let $dy$ be 1 at three places of the output, with a kernel that holds the numbers 1
+# to 9. Each 1 sends the kernel back to its 3 × 3 places of the input, and where two of them meet, they add up.
+
+# %%
+edge = np.array([[-1.0], [0], [1]]) * np.ones(3)  # what is below minus what is above
+K = np.stack([edge.T, edge, np.ones((3, 3)) / 9], axis=-1)[:, :, None]  # (3, 3, 1, 3): one channel in, three out
+images(
+    {"": [few.images[2], a[2], *conv3x3(a[..., None], K).data[2].transpose(2, 0, 1)]},
+    titles=["image", "map $a$", "right - left", "below - above", "mean of 3 × 3"],
+    alt="An image, its map, and three filtered maps: bright at left edges, bright at upper edges, and blurred.",
+)
+
+# %%
+ones, blank = np.zeros((1, 8, 8, 1)), Tensor(np.zeros((1, 8, 8, 1)), requires_grad=True)
+ones[0, 2, 2], ones[0, 2, 4], ones[0, 7, 7] = 1, 1, 1
+conv3x3(blank, np.arange(1.0, 10).reshape(3, 3, 1, 1)).backward(ones)
+images(
+    {"": [ones[0, ..., 0], blank.grad[0, ..., 0]]},
+    titles=["$dy$", "$dx$"],
+    alt="Left three bright places; right a patch of 3 by 3 around each, brighter where two overlap, cut at the border.",
+)
+
+# %% [markdown]
+# This is version 1.0, complete; `w` is a dict of its learned arrays.
+
+
+# %%
+def make_maps(x, w):
+    """(B, H, W, C) -> (B, S, H, W)"""
+    y = ops.layer_norm(x, w["norm.weight"], w["norm.bias"])
+    for i in range(3):
+        y = ops.gelu(conv3x3(y, w[f"convs.{i}.weight"]))
+    logits = conv3x3(y, w["convs.3.weight"])  # (B, H, W, S)
+    return ops.sigmoid(logits).transpose(0, 3, 1, 2)
+
+
+def token_learner(x, w):
+    """(B, H, W, C) -> (B, S, C)"""
+    B, H, W, C = x.shape
+    return ops.token_pool(make_maps(x, w).reshape(B, -1, H * W), x.reshape(B, H * W, C), mean=True)
+
+
+# %% [markdown]
+# Does it equal minitl's? We make one of its modules with random weights, and give the same weights to our function.
+
+# %%
+learner = nn.TokenLearner(C, S, version="1.0", rng=rng).to(dtype="float64")
+w = learner.state_dict()
+for name, array in w.items():
+    print(f"{name:16} {array.shape}")
+A = make_maps(x, w).data
+assert np.allclose(A, learner.maps(Tensor(x)).data)
+assert np.allclose(token_learner(x, w).data, learner(Tensor(x)).data)
+check_gradients(lambda x: token_learner(x, w), x)
+print(f"weights from {A.min():.2f} to {A.max():.2f}, their mean {A.mean():.2f}")
+assert abs(A.mean() - 0.5) < 0.05 and np.abs(A - 0.5).max() < 0.25
+
+# %%
+columns = ["", *(f"map {s + 1}" for s in range(S))]
+images(
+    {"start": [few.images[0], *A[0]]},
+    titles=columns,
+    low=0,
+    high=1,
+    alt="An image and eight maps before training: all places of all maps have nearly the same medium color.",
+)
+
+# %% [markdown]
+# Eight maps before any training, black for 0 and light yellow for 1. The kernels are small random numbers, so the
+# logits are near 0 and the weights near $\sigma(0) = 1/2$, though not equal: every token begins as about half of the
+# mean of everything.
+#
+# ## Mean or sum?
+#
+# The paper divides by $N$. The authors' code, by default, does not: it takes the **sum**, and so does `pool="sum"`
+# here. The tokens differ by the factor $N$, which is no detail. Since all weights start near $1/2$, a sum starts at
+# about $N/2$ times the size of an ordinary token.
+
+# %%
+sums = nn.TokenLearner(C, S, pool="sum").to(dtype="float64")
+sums.load_state_dict(w)
+Z, Z_sum = learner(Tensor(x)).data, sums(Tensor(x)).data
+assert np.allclose(Z_sum, H * W * Z)
+
+large_x, large_A = x.repeat(2, axis=1).repeat(2, axis=2), A.repeat(2, axis=2).repeat(2, axis=3)  # a finer grid
+large_sum = np.einsum("bshw,bhwc->bsc", large_A, large_x)
+large_mean = large_sum / (4 * H * W)
+print(f"sum:  {np.linalg.norm(large_sum) / np.linalg.norm(Z_sum):.1f} times as long on the finer grid")
+print(f"mean: {np.linalg.norm(large_mean) / np.linalg.norm(Z):.1f} times as long on the finer grid")
+
+# %%
+tokens = {"a token of the grid": x, "learned, mean": Z, "learned, sum": Z_sum}
+bars(
+    {name: np.linalg.norm(values, axis=-1).mean() for name, values in tokens.items()},
+    "length of the vector, logarithmic",
+    text="{:.1f}",
+    xscale="log",
+    alt="Lengths: a learned token by the mean is shorter than one of the grid, by the sum about thirty times longer.",
+)
+
+# %% [markdown]
+# The size matters when weights are used with the other pooling than they were trained with: the shapes agree, the
+# weights load, no error is raised, and the tokens are $N$ times too large or too small. And with the sum, tokens grow
+# with the resolution, as the two printed lines show for the same picture on twice as many rows and columns.
 #
 # ## Training
 #
-# Now a whole network: a small ViT with TokenLearner between the patches and the two transformer blocks.
-# The blocks see $S = 8$ tokens instead of 64. Nothing tells the maps where the object is. The only signal is the name
-# of its shape.
+# Now a whole network: the ViT of lesson 05, with TokenLearner between the patches and the two blocks. The blocks see
+# $S = 8$ tokens instead of 64. Nothing tells the maps where the object is. The only signal is the name of its shape.
+# The loop is that of lesson 05 as well. At a few steps we look at the test images, and keep the accuracy, the maps
+# and their **map mass**, the share of their weight that lies in the box around the object (lesson 00).
 
 # %%
 STEPS = 20 if FAST else 1000
@@ -318,10 +348,10 @@ mean, std = data.channel_stats(train_set.images)
 
 
 def look(model):
-    """Accuracy, map mass (share of the maps on the object), and the maps themselves, on the test images."""
-    images = data.normalize(test_set.images, mean, std)
+    """Accuracy, map mass and the maps themselves, on the test images."""
+    inputs = data.normalize(test_set.images, mean, std)
     with no_grad():
-        logits, A = model(images).data, model.maps(images).data
+        logits, A = model(inputs).data, model.maps(inputs).data
     accuracy = (logits.argmax(1) == test_set.labels).mean()
     return accuracy, metrics.map_mass(A, test_set.boxes, (32, 32)).mean(), A
 
@@ -335,8 +365,8 @@ def train(stop=STEPS, **options):
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     losses, seen = [], {0: look(model)}
     for step in range(stop):
-        images, labels = next(batches)
-        loss = ops.cross_entropy(model(data.normalize(images, mean, std)), labels)
+        inputs, labels = next(batches)
+        loss = ops.cross_entropy(model(data.normalize(inputs, mean, std)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.clip_grad_norm(1.0)
@@ -357,13 +387,20 @@ if not FAST:
 
 # %%
 for i in (2, 5):
-    draw({f"step {step}": seen[step][2][i] for step in (0, STEPS // 10, STEPS)}, test_set.images[i])
+    images(
+        {f"step {step}": [test_set.images[i], *seen[step][2][i]] for step in (0, STEPS // 10, STEPS)},
+        titles=columns,
+        low=0,
+        high=1,
+        alt="An image and its eight maps at three steps: even at first, dark but for spots on the red object at last.",
+    )
 
 # %% [markdown]
-# At step 0 every map is an even 1/2. At step 100 the network can hardly name anything yet, but the maps have begun to
-# lean towards the object: it learns *where* before *what*. At step 1000 most weights are 0, and the few large ones
-# lie on the object or at its edge. The tokens have become different from each other: some maps cover several patches,
-# some only one, and a map may be empty. With a sigmoid, a token can say "nothing for me here".
+# At step 0 the weights are all near 1/2, and no map prefers the object. At step 100 the network can hardly name
+# anything yet, but the maps have begun to lean towards the object: it learns *where* before *what*. At step 1000 most
+# weights are 0, and the few large ones lie on the object or at its edge. The tokens have become different from each
+# other: some maps cover several patches, some only one, and a map may be empty. With a sigmoid, a token can say
+# "nothing for me here".
 #
 # ## What changes with the sum?
 #
@@ -372,138 +409,125 @@ for i in (2, 5):
 
 # %%
 losses_sum, seen_sum = train(stop=STEPS // 2, pool="sum")
+if not FAST:
+    assert seen_sum[STEPS // 2][1] > seen[STEPS // 2][1]  # map mass
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(9, 2.7), layout="constrained")
-for name, colour, run, looks in (("mean", "tab:red", losses, seen), ("sum", "tab:blue", losses_sum, seen_sum)):
-    width = max(STEPS // 40, 1)
-    smooth = np.convolve(run, np.ones(width) / width, "valid")
-    panels[0].plot(np.arange(len(smooth)) + width, smooth, color=colour, label=name)
-    panels[1].plot(list(looks), [mass for _, mass, _ in looks.values()], ".-", color=colour)
-panels[0].set(title=f"loss, mean of {width} steps", xlabel="step", ylim=(0, 2.3))
-panels[1].set(title="map mass on the object", xlabel="step", ylim=(0, 1))
-panels[0].legend(frameon=False)
-plt.show()
+width = max(STEPS // 40, 1)
+smooth = {name: np.convolve(y, np.ones(width) / width, "valid") for name, y in (("mean", losses), ("sum", losses_sum))}
+curves(
+    {name: (np.arange(len(y)) + width, y) for name, y in smooth.items()},
+    xlabel="step",
+    ylabel=f"loss, mean of {width} steps",
+    alt="The loss falls from two with both; with the sum it falls earlier than with the mean.",
+)
+
+# %%
+curves(
+    {name: (list(looks), [look[1] for look in looks.values()]) for name, looks in (("mean", seen), ("sum", seen_sum))},
+    xlabel="step",
+    ylabel="map mass on the object",
+    marks=True,
+    alt="Map mass against steps: with the sum it rises sooner and higher than with the mean.",
+)
 
 # %% [markdown]
 # Here the sum learns faster. That is an observation on one task and not a law: the paper reports its results with the
-# mean, and the third mistake below shows what the mean is good for.
+# mean, which does not depend on the resolution.
 #
-# ## Three mistakes, made on purpose
-#
-# None of them raises an error.
-#
-# **1. `reshape` where `transpose` is needed.** The last convolution gives logits of shape $(H, W, S)$ for each image,
-# and the maps are $(S, H, W)$. Both ways give the right shape. But `reshape` keeps the numbers in their order in
-# memory, where the $S$ numbers of one place lie side by side, so it cuts places apart and makes maps of the pieces.
-
-# %%
-right = seen[STEPS][2][2].clip(1e-6, 1 - 1e-6)  # (S, H, W)
-logits = np.log(right / (1 - right))
-channels_last = right.transpose(1, 2, 0)  # (H, W, S), as the convolution leaves them
-draw({"transpose": channels_last.transpose(2, 0, 1), "reshape": channels_last.reshape(S, H, W)}, test_set.images[2])
-
-# %% [markdown]
-# **2. Softmax over the wrong axis.** The second version of TokenLearner has a softmax in place of the
-# sigmoid. It belongs over the *places*: each map then distributes one unit of attention over the image. Over the
-# *tokens*, each place distributes one unit over the tokens instead. Then every place has to go somewhere, so some
-# tokens must take the background.
-
-
-# %%
-def softmax(logits, axis):
-    e = np.exp(logits - logits.max(axis, keepdims=True))
-    return e / e.sum(axis, keepdims=True)
-
-
-over_places = softmax(logits.reshape(S, H * W), axis=1).reshape(S, H, W)
-over_tokens = softmax(logits, axis=0)
-assert np.allclose(over_places.sum((1, 2)), 1) and np.allclose(over_tokens.sum(0), 1)
-draw({"over places": over_places, "over tokens": over_tokens}, test_set.images[2])
-
-# %% [markdown]
-# **3. Sum where the weights were trained with mean, or the other way round.** The shapes agree, the weights load, and
-# the tokens are $N$ times too large or too small. A related surprise: with the sum, tokens grow with the resolution.
-# Here is the same picture on a grid of twice as many rows and columns.
-
-# %%
-large_x, large_A = (t.repeat(2, axis=-2).repeat(2, axis=-3) for t in (x, A.transpose(0, 2, 3, 1)))  # channels last
-large_sum = np.einsum("bhws,bhwc->bsc", large_A, large_x)
-large_mean = large_sum / (4 * H * W)
-print(f"sum:  {np.linalg.norm(large_sum) / np.linalg.norm(Z * H * W):.1f} times as long")
-print(f"mean: {np.linalg.norm(large_mean) / np.linalg.norm(Z):.1f} times as long")
-assert np.allclose(large_mean, Z)
-
-# %% [markdown]
 # ## Exercises
 #
-# **1. How far does a map see?** Each convolution looks one place further. Which weights of a map can depend on the
-# patch in the upper left corner? Say it first. Then change that patch of `x` and compare `make_maps` before and
-# after.
-#
+# **1. How far does a map see?** Each convolution looks one place further. Change the patch in the upper left corner
+# of `x`. In how many places of a map may the weight change? Say it first, then compare `make_maps` before and after.
+
+# %%
+places_that_change = None  # your number
+check(places_that_change=places_that_change)
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
 # ```python
 # changed = x.copy()
 # changed[:, 0, 0] = rng.random(C)
-# differs = (make_maps(changed, w) != make_maps(x, w)).any((0, 1))  # (H, W)
+# differs = (make_maps(changed, w).data != A).any((0, 1))  # (H, W)
 # print(differs.astype(int))
+# places_that_change = differs.sum()
+# check(places_that_change=places_that_change)
 # ```
 #
-# Four convolutions reach four places, so the 5 × 5 places at that corner change and the others do not. In the middle
-# of a grid it would be 9 × 9.
+# Four convolutions reach four places, so the 5 × 5 places at that corner change. In the middle it would be 9 × 9.
 #
 # </details>
 #
-# **2. The gradient with a softmax.** Write `softmax_pool(logits, x)`: a softmax over the $N$ places, and $Z = A x$
-# without $1/N$. For the softmax, $dl = A \odot (dA - \sum_n dA_n A_n)$. Let `check_gradients` decide whether you are
-# right.
-#
+# **2. A convolution that does not look ahead.** Along a line of $N$ tokens,
+# $y_n = x_n K_0 + x_{n-1} K_1 + x_{n-2} K_2$, where $x$ is zero before the first token. Write it as an op, with its
+# backward: $x$ is $(B, N, C)$, $K$ is $(3, C, S)$, $y$ is $(B, N, S)$.
+
+
+# %%
+@op
+def causal_conv(x, K):
+    y = np.zeros((x.shape[0], x.shape[1], K.shape[2]))  # your sum
+
+    def backward(dy):
+        return np.zeros_like(x), np.zeros_like(K)  # your dx and dK
+
+    return y, backward
+
+
+check(causal_conv)
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
 # ```python
 # @op
-# def softmax_pool(logits, x):
-#     A = softmax(logits, axis=-1)
+# def causal_conv(x, K):
+#     N = x.shape[1]
+#     P = np.pad(x, ((0, 0), (2, 0), (0, 0)))  # token n is at n + 2, so n - i is at n + 2 - i
+#     parts = {i: (slice(None), slice(2 - i, 2 - i + N)) for i in range(3)}
 #
-#     def backward(dZ):
-#         dA = np.einsum("bsc,bnc->bsn", dZ, x)
-#         dlogits = A * (dA - (dA * A).sum(-1, keepdims=True))
-#         return dlogits, np.einsum("bsn,bsc->bnc", A, dZ)
+#     def backward(dy):
+#         dP, dK = np.zeros_like(P), np.zeros_like(K)
+#         for i, part in parts.items():
+#             dK[i] = np.einsum("bnc,bns->cs", P[part], dy)
+#             dP[part] += dy @ K[i].T
+#         return dP[:, 2:], dK
 #
-#     return np.einsum("bsn,bnc->bsc", A, x), backward
+#     return sum(P[part] @ K[i] for i, part in parts.items()), backward
 #
 #
-# check_gradients(softmax_pool, rng.standard_normal((2, 3, 5)), rng.standard_normal((2, 5, 4)))
+# check(causal_conv)
 # ```
-#
-# That is the pooling of TokenLearner 1.1.
 #
 # </details>
 #
-# **3. How many weights still learn?** A weight below 0.01 or above 0.99 is saturated. What share of all weights is it
-# at each step in `seen`? What follows for a learning rate that is too large?
-#
+# **3. What do the maps cost?** Count the multiply-adds (one multiplication and one addition together) of the four
+# convolutions of `make_maps` for one image, with the sizes of this lesson.
+
+# %%
+multiply_adds_of_maps = None  # your number
+check(multiply_adds_of_maps=multiply_adds_of_maps)
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
 # ```python
-# for step, (_, _, A) in seen.items():
-#     print(step, (np.abs(A - 0.5) > 0.49).mean())
+# multiply_adds_of_maps = H * W * 9 * (C * S + 3 * S * S)
+# check(multiply_adds_of_maps=multiply_adds_of_maps)
 # ```
 #
-# None at step 0, most of them at step 1000. Then the maps hardly move any more. If steps that are too large drive the
-# weights to 0 or 1 before the maps have found the object, they stay there: with `8e-3` in place of `3e-3` you may see
-# maps that are dead by step 250.
+# At each of $N$ places, nine matrices: $(C, S)$ in the first convolution, $(S, S)$ in the other three.
 #
 # </details>
 
 # %% [markdown]
 # ## What you can do now
 #
-# - Write TokenLearner 1.0 from memory: normalise, four convolutions with GELU, sigmoid, weighted mean.
-# - Derive its gradient in three lines, and prove it by finite differences.
-# - Recognise the mistakes that raise no error: a `reshape` for a `transpose`, the wrong axis, sum for mean.
+# - Write TokenLearner 1.0 from memory: normalize, four convolutions with GELU, sigmoid, weighted mean.
+# - Derive the gradients of the pooling, the sigmoid and a convolution, and prove them by finite differences.
+# - Say what the sum changes: the size of the tokens, their growth with the resolution, and the pace of learning.
 #
-# **Next:** a lesson in preparation replaces the convolutions by a small network at each place and the sigmoid by a
-# softmax (`version="1.1"`). If you have come here first, see
-# [notebook 00](00_eight_tokens.ipynb) for what the eight tokens are good for.
+# **Next:** [TokenLearner, second version](07_tokenlearner_softmax.ipynb) replaces the convolutions by a small network
+# at each place, and the sigmoid by a softmax over all places.

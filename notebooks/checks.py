@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minitl import Tensor, check_gradients
+from minitl import Tensor, check_gradients, flops, nn
 
 EXERCISES = {}  # name of an answer -> Exercise
 NO_ANSWER = "There is no answer yet: it is None. A function needs a return."
@@ -116,6 +116,28 @@ def _line_of(error, answer):
 
 # --- 00 ---
 
+
+def _saves(num_tokens):
+    """Return whether TokenLearner before the first block costs fewer multiply-adds than all tokens do."""
+    spec = nn.DataSpec((32, 32), 3, 8)
+    with_all, few = nn.ViTConfig(tokenizer="none"), nn.ViTConfig(version="1.1", num_tokens=num_tokens)
+    all_macs, few_macs = (flops.total(flops.count(config, spec)).macs for config in (with_all, few))
+    return few_macs < all_macs
+
+
+EXERCISES["largest"] = Exercise(
+    expected=lambda: max(filter(_saves, range(1, 65))),
+    hint="compare embed + learner(S) + 2 * block(S) with cost['all 64'] for each S from 1 to 64",
+)
+EXERCISES["where_to"] = Exercise(
+    expected=lambda: "c",
+    hint="draw the maps of a few painted images beside the images, and look at the colors where the maps are bright",
+)
+EXERCISES["same"] = Exercise(
+    expected=lambda: 1.0,
+    hint="exchange columns with `weight[:, [0, 1]] = weight[:, [1, 0]]`, in a copy of the model, and the biases too",
+)
+
 # --- 01 ---
 
 
@@ -194,7 +216,52 @@ EXERCISES["equal_at"] = Exercise(lambda: 6 * 768, hint="attention has 4 N C², e
 
 # --- 05 ---
 
+
+def _squared_error(x, t):
+    e = np.exp(x - x.max(1, keepdims=True))
+    return ((e / e.sum(1, keepdims=True) - t) ** 2).sum() / len(x)
+
+
+EXERCISES["squared_error"] = Exercise(
+    expected=_squared_error,
+    inputs=lambda rng: [(rng.standard_normal((3, 5)), np.eye(5)[[1, 4, 1]]), (800 * np.eye(2, 4), np.eye(4)[[3, 1]])],
+    hint="p is a softmax over each row; with g = 2 (p - t) dL / B its backward is dx = p * (g - sum of p * g)",
+    is_op=True,
+)
+EXERCISES["times_larger"] = Exercise(
+    expected=lambda: (1 - 0.9) / (1 - 0.999) ** 0.5,
+    hint="at the first step m is (1 - 0.9) g and v is (1 - 0.999) g**2; corrected they are g and g**2",
+)
+EXERCISES["parameters_of_block"] = Exercise(
+    expected=lambda: nn.EncoderBlock(48, 3, 96).num_parameters(),
+    hint="two LayerNorms with a weight and a bias each, and four linear layers: C to 3C, C to C, C to M, M to C",
+)
+
 # --- 06 ---
+
+
+def _causal_conv(x, K):
+    y = np.zeros((*x.shape[:2], K.shape[2]))
+    for n, i in np.ndindex(x.shape[1], 3):
+        if n >= i:
+            y[:, n] += x[:, n - i] @ K[i]
+    return y
+
+
+EXERCISES["places_that_change"] = Exercise(
+    expected=lambda: 25,
+    hint="one convolution of 3 x 3 passes a change on by one place in each direction, also diagonally; there are four",
+)
+EXERCISES["causal_conv"] = Exercise(
+    expected=_causal_conv,
+    inputs=lambda rng: [(rng.standard_normal((2, 5, 3)), rng.standard_normal((3, 3, 4)))],
+    hint="put two zeros before the first token, K[0] sees the token itself; add up dx where the parts overlap",
+    is_op=True,
+)
+EXERCISES["multiply_adds_of_maps"] = Exercise(
+    expected=lambda: flops.learner(nn.ViTConfig(), 64, 8, 48).macs - flops.pooling(64, 8, 48).macs,
+    hint="a product of (N, C) and (C, S) takes N C S multiply-adds; a convolution of 3 x 3 is nine such products",
+)
 
 # --- 07 ---
 

@@ -1,0 +1,608 @@
+# %% [markdown]
+# # 05 · A ViT small enough to train
+#
+# Lessons 03 and 04 built the parts: patches, linear layers, LayerNorm, GELU, attention. Here they become a Vision
+# Transformer, and you write all that its training needs: a loss, an optimizer, a schedule. Then it learns to name
+# shapes in about a minute on a CPU, and we look at where it looks and at what it costs.
+#
+# | | |
+# |---|---|
+# | **Goal** | assemble a ViT and train it, knowing each line of the training loop |
+# | **Time** | 60 minutes to read, 90 seconds to run on two cores of an AMD EPYC |
+# | **You need** | lessons [02](02_engine.ipynb), [03](03_patches.ipynb) and [04](04_attention.ipynb) |
+
+# %%
+import itertools
+
+import numpy as np
+from checks import check
+from lesson import FAST, bars, curves, graph, images, matrices, show
+
+from minitl import Tensor, check_gradients, data, flops, metrics, nn, no_grad, ops, optim
+from minitl.autograd import op
+from minitl.train import pictures
+
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## The task, and two sets of images
+#
+# In each image of CLUTTER one object is red. Its shape is the *label*, stored as an integer from 0 to 7. The network
+# learns from the training images only. A network with many weights can learn images by heart, and then its answers on
+# them say nothing. So it is judged on test images that it never learned from. Even the mean and the deviation of the
+# colors, by which the inputs are normalized, come from the training images.
+
+# %%
+train_set, test_set = data.clutter(2000, 300) if FAST else data.clutter(20_000, 1000)
+mean, std = data.channel_stats(train_set.images)
+print("train", train_set.images.shape, "  test", test_set.images.shape, "  labels", train_set.labels[:8])
+images(
+    {"": train_set.images[:8]},
+    titles=[f"{k}: {train_set.classes[k]}" for k in train_set.labels[:8]],
+    alt="Eight noisy images of colored shapes with the number and the name of the red shape above each.",
+)
+
+# %% [markdown]
+# ## The encoder block
+#
+# A block takes tokens $x$, $(B, N, C)$, and returns as many. It has two steps:
+#
+# $$u = x + \text{attention}(\text{norm}_1(x)) \qquad\qquad y = u + \text{MLP}(\text{norm}_2(u))$$
+#
+# - In the first, tokens exchange what they know.
+# - In the second, each token is worked on alone. The MLP (multi-layer perceptron) is a linear layer to $M = 2C$
+#   hidden numbers, GELU, and a linear layer back to $C$.
+# - Each LayerNorm stands before its step and inside the branch (*pre-norm*), so nothing stands in the way from $x$ to
+#   $y$ but two additions. These are called *residual connections*.
+
+# %%
+first = [("x", "norm 1"), ("norm 1", "attention"), ("attention", "+"), ("x", "+")]
+second = [("+", "norm 2"), ("norm 2", "MLP"), ("MLP", "+ "), ("+", "+ "), ("+ ", "y")]
+graph(
+    first + second,
+    alt="A graph from x to y: norm and attention on a branch that is added to x, then norm and MLP on a second branch.",
+)
+
+
+# %%
+def encoder_block(x, w, heads):
+    """(B, N, C) -> (B, N, C); w holds the weights by name."""
+    n = ops.layer_norm(x, w["norm1.weight"], w["norm1.bias"])
+    qkv = ops.linear(n, w["attn.qkv.weight"], w["attn.qkv.bias"])  # (B, N, 3C)
+    x = x + ops.linear(ops.attention(qkv, num_heads=heads), w["attn.proj.weight"], w["attn.proj.bias"])
+    n = ops.layer_norm(x, w["norm2.weight"], w["norm2.bias"])
+    hidden = ops.gelu(ops.linear(n, w["mlp.fc1.weight"], w["mlp.fc1.bias"]))  # (B, N, M)
+    return x + ops.linear(hidden, w["mlp.fc2.weight"], w["mlp.fc2.bias"])
+
+
+block = nn.EncoderBlock(dim=48, num_heads=3, mlp_dim=96, rng=rng)
+x = Tensor(rng.standard_normal((2, 64, 48)).astype("float32"))
+assert np.allclose(encoder_block(x, block.state_dict(), heads=3).data, block(x).data, atol=1e-5)
+
+# %% [markdown]
+# ### Why a residual?
+#
+# Attention is a weighted mean. A mean of means of means makes all tokens alike. The residual keeps what each token
+# was and adds to it. We send tokens through twelve blocks with new, random weights, with and without the two
+# additions, and measure after each how much the tokens of an image differ: their standard deviation over the tokens,
+# divided by their size.
+
+
+# %%
+def differences(residual, depth=12):
+    """How much tokens differ after 0, 1, … depth random blocks."""
+    x, found = Tensor(rng.standard_normal((2, 64, 48)).astype("float32")), []
+    for _ in range(depth + 1):
+        found.append(x.data.std(axis=1).mean() / np.sqrt((x.data**2).mean()))
+        block = nn.EncoderBlock(48, 3, 96, rng=rng)
+        x = block(x) if residual else block.mlp(block.norm2(block.attn(block.norm1(x))))
+    return found
+
+
+kept, lost = differences(residual=True), differences(residual=False)
+assert kept[-1] > 0.3 and lost[-1] < 1e-3
+
+# %%
+curves(
+    {"with residuals": (np.arange(13), kept), "without": (np.arange(13), lost)},
+    xlabel="blocks",
+    ylabel="difference of the tokens",
+    yscale="log",
+    marks=True,
+    alt="With residuals the difference stays near one; without them it falls to almost nothing within six blocks.",
+)
+
+# %% [markdown]
+# Without residuals the 64 tokens become one and the same vector. Backward, the addition helps as well: for
+# $y = x + f(x)$ the gradient is $dx = dy$ plus what comes back through $f$. However many blocks there are, part of
+# the gradient arrives at the first one unchanged.
+#
+# ## From tokens to an answer
+#
+# The whole network: patches, embedded and with positions added (lesson 03), two blocks, LayerNorm. Then the *head*:
+# the mean over the tokens, $(B, N, C) \to (B, C)$, and a linear layer to one number for each class, the *logits*,
+# $(B, 8)$. The class with the largest logit is the answer.
+
+
+# %%
+def embed(inputs, w):
+    """Images (B, 32, 32, 3) -> tokens (B, 64, 48)"""
+    patches = inputs.reshape(-1, 8, 4, 8, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 64, 48)
+    return ops.linear(patches, w["patch_embed.weight"], w["patch_embed.bias"]) + w["pos_embed"]
+
+
+def vit(inputs, w):
+    """Images (B, 32, 32, 3) -> logits (B, 8)"""
+    x = embed(inputs, w)
+    for i in range(2):
+        own = {name.removeprefix(f"blocks.{i}."): array for name, array in w.items()}
+        x = encoder_block(x, own, heads=3)
+    x = ops.layer_norm(x, w["norm.weight"], w["norm.bias"])
+    return ops.linear(x.mean(axis=1), w["head.weight"], w["head.bias"])
+
+
+def new_model(**options):
+    """minitl's ViT with all 64 tokens, not trained."""
+    return nn.ViT(nn.ViTConfig(tokenizer="none", **options), train_set.spec, np.random.default_rng(0))
+
+
+model = new_model(zero_head=False)
+some = data.normalize(test_set.images[:4], mean, std)
+logits = vit(some, model.state_dict()).data
+assert np.allclose(logits, model(some).data, atol=1e-5)
+print(f"{model.num_parameters():,} parameters; logits {logits.shape}")
+
+# %% [markdown]
+# ## The loss: cross-entropy
+#
+# Softmax turns logits $x$, $(B, K)$, into probabilities $p_{bk} = e^{x_{bk}} / \sum_j e^{x_{bj}}$. Image $b$ has
+# the label $y_b$. The loss is the mean of $-\ln$ of the probability given to the right class: 0 if that is 1, and
+# large if it is near 0.
+#
+# $$L = -\frac{1}{B} \sum_b \ln p_{b,y_b} = \frac{1}{B} \sum_b \Big( \ln \sum_j e^{x_{bj}} - x_{b,y_b} \Big)$$
+#
+# The derivative by one logit $x_{bk}$ has two terms. The first comes from the logarithm of the sum:
+# $e^{x_{bk}} / \sum_j e^{x_{bj}}$, which is $p_{bk}$. The second is 1 where $k$ is the label, else 0. Call this
+# $t_{bk}$; the row $t_b$ is the label written as *one-hot*. So
+#
+# $$dx_{bk} = \frac{p_{bk} - t_{bk}}{B}\, dL$$
+#
+# The right logit is pulled up, all others are pushed down, each as strongly as its probability is wrong. As in lesson
+# 04, the largest logit of each row is subtracted first, so that no exponential overflows.
+
+
+# %%
+@op
+def softmax_loss(x, labels):
+    """Mean of -ln p over the images:  x (B, K), labels (B,) integers"""
+    B = len(labels)
+    z = x - x.max(1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+
+    def backward(dL):
+        t = labels[:, None] == np.arange(x.shape[1])  # one-hot, (B, K)
+        return (np.exp(log_p) - t) * dL / B, None  # labels have no gradient
+
+    return -log_p[np.arange(B), labels].mean(), backward
+
+
+x, labels = rng.standard_normal((4, 8)), np.array([0, 3, 3, 7])
+check_gradients(lambda x: softmax_loss(x, labels), x)
+assert np.isclose(softmax_loss(1000 * x, labels).data, ops.cross_entropy(1000 * x, labels).data)  # minitl's
+
+# %%
+p = ops.softmax(x).data
+one_hot = (labels[:, None] == np.arange(8)).astype(float)
+matrices(
+    {"$p$": p, "one-hot $t$": one_hot, "$p - t$": p - one_hot},
+    xlabel="class",
+    ylabel="image",
+    alt="Three matrices: probabilities, ones at the labels, and the difference, which is negative only at the labels.",
+)
+
+# %% [markdown]
+# ## The optimizer: AdamW
+#
+# `backward` gives a gradient $g$ for each array of weights $w$. The plainest step is $w \leftarrow w - \eta\, g$, with
+# a *learning rate* $\eta$. Its trouble: gradients of different weights can differ in size by orders of magnitude, so
+# one $\eta$ is too large for some and too small for others. AdamW divides each gradient by its own usual size. It
+# keeps two running means for each weight, of $g$ and of $g^2$, both starting at 0. At step $t$ = 1, 2, …:
+#
+# $$m \leftarrow \beta_1 m + (1 - \beta_1)\, g \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2
+# \qquad \hat m = \frac{m}{1 - \beta_1^t} \qquad \hat v = \frac{v}{1 - \beta_2^t}$$
+#
+# $$w \leftarrow (1 - \eta \lambda)\, w - \eta\, \frac{\hat m}{\sqrt{\hat v} + \epsilon}$$
+#
+# - Means that start at 0 are too small at first: after one step $m = (1 - \beta_1)\, g$. The divisors of $\hat m$
+#   and $\hat v$ correct that (*bias correction*).
+# - $\lambda$ is the *weight decay*: weights that no gradient needs shrink towards 0. It is *decoupled*: it acts on
+#   $w$ itself and is not divided by $\sqrt{\hat v}$, as it would be if it were part of $g$.
+# - In minitl only arrays with two or more axes decay. Biases and the scales of LayerNorm do not.
+
+
+# %%
+def adamw(w, g, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01):
+    """Update the array w, and its running means m and v, in place; step counts from 1."""
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g**2 - v)
+    m_hat = m / (1 - beta1**step)
+    v_hat = v / (1 - beta2**step)
+    if w.ndim >= 2:
+        w *= 1 - lr * weight_decay
+    w -= lr * m_hat / (np.sqrt(v_hat) + eps)
+
+
+theirs = [nn.Parameter(rng.standard_normal(shape)) for shape in ((3, 2), (2,))]  # a matrix and a bias
+ours = [(p.data.copy(), np.zeros(p.shape), np.zeros(p.shape)) for p in theirs]
+optimizer = optim.AdamW(theirs, lr=0.1, weight_decay=0.5)
+for step in range(1, 6):
+    for p, (w, m, v) in zip(theirs, ours, strict=True):
+        p.grad[...] = g = rng.standard_normal(p.shape)
+        adamw(w, g, m, v, step, lr=0.1, weight_decay=0.5)
+    optimizer.step()
+    assert all(np.allclose(p.data, w) for p, (w, _, _) in zip(theirs, ours, strict=True))
+
+# %% [markdown]
+# To see what the division is good for, minimize $\frac12 (w_1^2 + 0.001\, w_2^2)$ from $w = (1, 1)$. The second
+# gradient is a thousand times smaller than the first.
+
+# %%
+slopes, sgd, adam, paths = np.array([1, 0.001]), np.ones(2), np.ones(2), []
+m, v = np.zeros(2), np.zeros(2)
+for step in range(1, 201):
+    sgd -= 0.1 * slopes * sgd
+    adamw(adam, slopes * adam, m, v, step, lr=0.02)
+    paths.append([*sgd, *adam])
+
+# %%
+names = ["plain step, $w_1$", "plain step, $w_2$", "AdamW, $w_1$", "AdamW, $w_2$"]
+curves(
+    {name: (np.arange(1, 201), path) for name, path in zip(names, np.transpose(paths), strict=True)},
+    xlabel="step",
+    ylabel="weight",
+    alt="By plain steps the first weight goes to zero and the second stays at one; by AdamW both go to zero alike.",
+)
+
+# %% [markdown]
+# ## Two guards: clipping and the schedule
+#
+# **Clipping.** A batch of unusual images can give a huge gradient. If the length of *all* gradients together,
+# $\lVert g \rVert$, exceeds 1, every one of them is divided by $\lVert g \rVert$. The direction stays as it is.
+#
+# **Warm-up and cosine.** In the first steps the running means rest on few gradients and the weights are random, so the
+# learning rate rises from near 0 during the first tenth of the steps. Then it falls along half a cosine, because at
+# the end small steps are needed to settle. With $T$ steps, of which $R$ are warm-up, and the peak $\eta$:
+#
+# $$\eta_i = \eta\, \frac{i + 1}{R + 1} \;\text{ for } i < R, \qquad
+# \eta_i = \frac{\eta}{2} \Big( 1 + \cos \frac{\pi (i - R)}{T - R} \Big) \;\text{ from then on}$$
+
+
+# %%
+def clip(grads, max_norm):
+    """Scale arrays in place so that their common length is at most max_norm; return the length before."""
+    norm = np.sqrt(sum((g**2).sum() for g in grads))
+    for g in grads:
+        g *= min(1, max_norm / norm)
+    return norm
+
+
+def schedule(i, total, warmup, peak):
+    if i < warmup:
+        return peak * (i + 1) / (warmup + 1)
+    return peak / 2 * (1 + np.cos(np.pi * (i - warmup) / (total - warmup)))
+
+
+grads = [p.grad.copy() for p in theirs]
+assert np.isclose(clip(grads, 1.0), optimizer.clip_grad_norm(1.0)) and np.allclose(grads[0], theirs[0].grad)
+rates = [schedule(i, 600, 60, 4e-3) for i in range(600)]
+assert np.allclose(rates, [optim.warmup_cosine(i, 600, 60, 4e-3) for i in range(600)])
+
+# %%
+curves(
+    {"": (np.arange(600), rates)},
+    xlabel="step",
+    ylabel="learning rate",
+    alt="The learning rate rises in a straight line for 60 steps and falls along half a cosine to zero at step 600.",
+)
+
+# %% [markdown]
+# ## Training
+#
+# A step takes a *batch* of 100 images. An *epoch* is one pass over the training images, in a new order each time. The
+# loop has five lines that every training loop has:
+#
+# 1. compute the loss of a batch;
+# 2. `zero_grad`: set all gradients to 0, because `backward` *adds* to them (lesson 01), and those of the last step
+#    are still there;
+# 3. `backward`: compute the gradients;
+# 4. clip them, and set the learning rate of this step;
+# 5. `step`: move the weights.
+
+# %%
+STEPS = 12 if FAST else 600
+
+
+def evaluate(model, inputs):
+    """Logits (B, 8) of uint8 images, a hundred at a time, without recording a graph."""
+    with no_grad():
+        return np.concatenate([model(data.normalize(part, mean, std)).data for part in np.array_split(inputs, 10)])
+
+
+def accuracy(model, dataset):
+    return (evaluate(model, dataset.images).argmax(1) == dataset.labels).mean()
+
+
+# %%
+def train(model, stop=STEPS):
+    """Train a model; return the loss of each step, and pairs (step, test accuracy) on the way."""
+    optimizer = optim.AdamW(model.parameters(), weight_decay=0.05)
+    loader = data.Loader(train_set, 100, shuffle=True, rng=np.random.default_rng(0))
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
+    losses, tests = [], []
+    for step in range(stop):
+        inputs, labels = next(batches)
+        loss = ops.cross_entropy(model(data.normalize(inputs, mean, std)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = optimizer.clip_grad_norm(1.0)
+        optimizer.lr = optim.warmup_cosine(step, STEPS, STEPS // 10, 4e-3)
+        optimizer.step()
+        losses.append(loss.item())
+        if (step + 1) % (STEPS // 6) == 0:
+            tests.append((step + 1, accuracy(model, test_set)))
+            print(f"step {step + 1:3}   loss {losses[-1]:.3f}   gradient {norm:.2f}   test accuracy {tests[-1][1]:.1%}")
+    return losses, tests
+
+
+# %%
+model = new_model()
+losses, tests = train(model)
+assert np.isclose(losses[0], np.log(8), atol=1e-3)
+if not FAST:
+    assert tests[-1][1] > 0.85  # chance is 0.125
+
+# %%
+width = max(STEPS // 30, 1)
+smooth = np.convolve(losses, np.ones(width) / width, "valid")
+curves(
+    {"": (np.arange(len(smooth)) + width, smooth)},
+    xlabel="step",
+    ylabel=f"loss, mean of {width} steps",
+    alt="The training loss starts at two, stays there briefly, falls steeply, and levels off.",
+)
+
+# %%
+curves(
+    {"": tuple(np.transpose([(0, 1 / 8), *tests]))},
+    xlabel="step",
+    ylabel="test accuracy",
+    marks=True,
+    ylim=(0, 1),
+    alt="The test accuracy rises from chance, an eighth, steeply at first and then ever more slowly.",
+)
+
+# %% [markdown]
+# The head of `new_model()` starts at zero, so at first all eight classes are equally likely and the loss is
+# $\ln 8 \approx 2.08$. A first loss far from $\ln K$ is a sign of a mistake. For some steps little happens, until the
+# network has found that red matters; then the loss falls fast.
+#
+# ## Three controls
+#
+# Whatever a network achieves, ask what else could explain it. Say what you expect of each before you read on.
+#
+# 1. **By heart?** Then it would be better on the training images than on the test images.
+# 2. **Is it attention?** We leave it out and keep the MLPs, so no token hears of any other before the final mean.
+#    To save time this run stops after a third of the steps, and is compared with the first at that step.
+# 3. **Does it need positions?** The trained network gets test images whose 64 patches have been shuffled.
+
+# %%
+no_attention = new_model()
+for block in no_attention.blocks:
+    block.forward = lambda x, block=block: x + block.mlp(block.norm2(x))
+_, tests_without = train(no_attention, stop=STEPS // 3)
+
+patches = test_set.images.reshape(-1, 8, 4, 8, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 64, 4, 4, 3)
+patches = patches[:, rng.permutation(64)].reshape(-1, 8, 8, 4, 4, 3)  # the same order for all images
+shuffled = patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 32, 32, 3)
+
+# %%
+right = {
+    "test images": tests[-1][1],
+    "training images": accuracy(model, train_set.take(np.arange(1000))),
+    "test images, shuffled": (evaluate(model, shuffled).argmax(1) == test_set.labels).mean(),
+    f"step {STEPS // 3}": tests[1][1],
+    f"step {STEPS // 3}, no attention": tests_without[-1][1],
+}
+if not FAST:
+    assert tests[1][1] > 0.4 and tests_without[-1][1] < 0.25
+    assert right["test images, shuffled"] > right["test images"] - 0.1
+
+# %%
+bars(
+    right,
+    "accuracy",
+    chance=1 / 8,
+    alt="Accuracy is alike on test, training and shuffled images; at the earlier step it is at chance without attention.",
+)
+
+# %% [markdown]
+# Two answers are as expected. The third was not: shuffled patches hardly matter. This network takes an image as a set
+# of patches. It finds the red ones and names the shape from the pieces of edge inside them; how the pieces lie to
+# each other adds little. Do not conclude from a good result that a part you built in is what made it good.
+#
+# ## What does it confuse?
+
+# %%
+predicted = evaluate(model, test_set.images).argmax(1)
+counts = metrics.confusion_counts(test_set.labels, predicted, 8)
+assert np.isclose(np.trace(counts) / counts.sum(), tests[-1][1])
+show(
+    pictures.confusion(counts, test_set.classes),
+    alt="A confusion matrix: rows are true shapes, columns answers; most of each row is on the diagonal.",
+)
+
+# %% [markdown]
+# ## Where does it look?
+#
+# The network was never told where the object is. Attention is a hint: in the first block, token $i$ takes the share
+# $A_{ij}$ of its news from token $j$. The mean over all $i$ and all heads is the attention that patch $j$
+# *receives*. These 64 numbers add up to 1, and the generator of the images knows the box around the object. So we can
+# ask what share of the attention falls into the box, the **map mass** of lesson 00.
+
+
+# %%
+def received(inputs, w, heads=3):
+    """The attention that each patch receives in the first block: uint8 images -> (B, 8, 8)"""
+    x = embed(data.normalize(inputs, mean, std), w)
+    n = ops.layer_norm(x, w["blocks.0.norm1.weight"], w["blocks.0.norm1.bias"])
+    qkv = ops.linear(n, w["blocks.0.attn.qkv.weight"], w["blocks.0.attn.qkv.bias"]).data
+    q, k, _ = qkv.reshape(len(inputs), 64, 3, heads, -1).transpose(2, 0, 3, 1, 4)  # (B, heads, 64, 16) each
+    A = ops.softmax(q @ k.swapaxes(2, 3) / np.sqrt(q.shape[-1])).data  # (B, heads, 64, 64)
+    return A.mean((1, 2)).reshape(-1, 8, 8)
+
+
+before = received(test_set.images, new_model().state_dict())
+after = received(test_set.images, model.state_dict())
+mass = [metrics.map_mass(maps[:, None], test_set.boxes, (32, 32)).mean() for maps in (before, after)]
+chance = metrics.box_share(test_set.boxes, (32, 32))
+print(f"on the object: {mass[0]:.3f} before training, {mass[1]:.3f} after it, {chance:.3f} by chance")
+assert FAST or mass[1] > 2 * chance
+
+# %%
+images(
+    {"image": test_set.images[:8], "before": before[:8], "after": after[:8]},
+    low=0,
+    alt="Eight images and their received attention: even before training, brightest on the red object afterwards.",
+)
+
+# %% [markdown]
+# Attention is a hint and not a proof: a token may be attended to and then ignored, and the second block looks as
+# well.
+#
+# ## What does it cost?
+#
+# We count multiply-adds, one multiplication and one addition together. A product of $(N, C)$ and $(C, D)$ takes
+# $N C D$. A block has linear layers from $C$ to $3C$, to $C$, to $M$ and back to $C$, and in attention two products
+# with $N^2 C$ each, $q k^\top$ and $A v$.
+
+# %%
+N, C, M = 64, 48, 96
+cost = {
+    "patch embedding": N * 48 * C,
+    "linear layers of attention": 2 * N * (C * 3 * C + C * C),
+    "products of attention": 2 * 2 * N * N * C,
+    "MLP": 2 * N * 2 * C * M,
+    "head": C * 8,
+}
+assert sum(cost.values()) == flops.total(flops.count(model.config, model.spec)).macs  # minitl's count
+
+# %%
+bars(
+    {name: value / 1e6 for name, value in cost.items()},
+    "million multiply-adds per image",
+    text="{:.2f}",
+    alt="Bars of multiply-adds: both kinds of linear layers cost most, products of attention less, the ends little.",
+)
+print(f"together {sum(cost.values()) / 1e6:.2f} million; the object covers {chance:.0%} of an image")
+
+# %% [markdown]
+# All but the head grow with $N$, and the products of attention with $N^2$. Yet each of the 64 patches gets the same
+# work, and nearly all of them show background. TokenLearner, in the next lesson, starts from there.
+#
+# ## Exercises
+#
+# **1. Another loss.** The squared error of the probabilities, $L = \frac{1}{B} \sum_{bk} (p_{bk} - t_{bk})^2$, looks
+# reasonable too. Write it as an op of logits $x$ and targets $t$, both $(B, K)$, with both gradients. Let $g$ be the
+# derivative by $p$, and use softmax's backward of lesson 04.
+
+
+# %%
+@op
+def squared_error(x, t):
+    L = np.zeros(())  # your loss
+
+    def backward(dL):
+        return np.zeros_like(x), np.zeros_like(t)  # your dx and dt
+
+    return L, backward
+
+
+check(squared_error)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# ```python
+# @op
+# def squared_error(x, t):
+#     e = np.exp(x - x.max(1, keepdims=True))
+#     p = e / e.sum(1, keepdims=True)
+#
+#     def backward(dL):
+#         g = 2 * (p - t) * dL / len(x)
+#         return p * (g - (p * g).sum(1, keepdims=True)), -g
+#
+#     return ((p - t) ** 2).sum() / len(x), backward
+#
+#
+# check(squared_error)
+# ```
+#
+# The factor $p$ is its weakness. If the right class has a probability near 0 and a wrong one near 1, the answer could
+# not be worse, and yet the gradient is almost 0. That of cross-entropy, $p - t$, is as large as it can be.
+#
+# </details>
+#
+# **2. The first step of AdamW.** With $\beta_1 = 0.9$ and $\beta_2 = 0.999$, how many times larger would the first
+# step be without bias correction, with $m$ and $v$ in place of $\hat m$ and $\hat v$? Neglect $\epsilon$.
+
+# %%
+times_larger = None  # your number
+check(times_larger=times_larger)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# ```python
+# g = 0.02  # any gradient
+# m, v = (1 - 0.9) * g, (1 - 0.999) * g**2
+# corrected = g / np.sqrt(g**2)  # 1: the first step has the size of the learning rate, whatever the gradient
+# times_larger = m / np.sqrt(v) / corrected
+# check(times_larger=times_larger)
+# ```
+#
+# $0.1 / \sqrt{0.001}$. The correction, like warm-up, keeps first steps from being too large.
+#
+# </details>
+#
+# **3. Count the weights.** How many parameters has an encoder block with $C = 48$ and $M = 96$? All four linear
+# layers have a bias.
+
+# %%
+parameters_of_block = None  # your number
+check(parameters_of_block=parameters_of_block)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# ```python
+# attention = (C * 3 * C + 3 * C) + (C * C + C)
+# mlp = (C * M + M) + (M * C + C)
+# norms = 2 * 2 * C
+# parameters_of_block = attention + mlp + norms
+# check(parameters_of_block=parameters_of_block)
+# ```
+#
+# Heads change nothing: they split the same $C$ numbers.
+#
+# </details>
+
+# %% [markdown]
+# ## What you can do now
+#
+# - Write a ViT: embedding, positions, blocks with two residuals each, mean, head.
+# - Derive the gradient of cross-entropy, and write AdamW, clipping and the schedule.
+# - Train it, read the log, and ask of a result what a control would say.
+#
+# **Next:** [TokenLearner, first version](06_tokenlearner.ipynb) replaces the 64 tokens by 8 that the image itself
+# chooses.
