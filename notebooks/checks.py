@@ -298,3 +298,43 @@ EXERCISES["affordable"] = Exercise(
 # --- 11 ---
 
 # --- 12 ---
+
+
+def patients():
+    """Return the maps (S, H, W) of five models, one of them healthy, for the same image."""
+    S, H, W = 8, 8, 8
+    rng = np.random.default_rng(12)
+    h, w = np.ogrid[:H, :W]
+    peaks = rng.uniform(2, 6, (S, 2))[..., None, None]
+    logits = -((h - peaks[:, 0]) ** 2 + (w - peaks[:, 1]) ** 2) / 3 + rng.standard_normal((S, H, W)) / 3
+    e = np.exp(logits)
+    maps = e / e.sum((1, 2), keepdims=True)
+    return {
+        "P": e / e.sum(0),
+        "Q": np.repeat(maps[:1], S, axis=0),
+        "R": maps.transpose(1, 2, 0).reshape(S, H, W),
+        "T": 1 / (1 + np.exp(-20 * (logits + 2))),
+        "U": maps,
+    }
+
+
+EXERCISES["diagnosis"] = Exercise(
+    expected=lambda: ("wrong axis", "equal", "reshape", "saturated", "healthy"),
+    hint="a softmax leaves sums of 1 along its axis; a reshape keeps the sum of all maps, not that of each",
+)
+
+
+def _masked_softmax(x, mask):
+    e = np.where(mask, np.exp(np.minimum(x - np.where(mask, x, -1e9).max(-1, keepdims=True), 0)), 0)
+    return e / np.maximum(e.sum(-1, keepdims=True), 1)
+
+
+EXERCISES["masked_softmax"] = Exercise(
+    expected=_masked_softmax,
+    inputs=lambda rng: [
+        (rng.standard_normal((2, 3, 4)), np.array([[1, 1, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], bool)),
+        (np.array([[1000.0, 999, -1000], [-1000, -1001, 2000]]), np.array([[1, 1, 1], [1, 1, 0]], bool)),
+        (np.ones((2, 3)), np.array([[0, 0, 0], [1, 0, 1]], bool)),
+    ],
+    hint="-inf minus -inf is NaN, and so is 0 / 0; take the maximum over the entries that count",
+)

@@ -27,7 +27,10 @@ MOST_BYTES = 500_000
 
 def faults(source, notebook=None):
     """Return what is wrong with a lesson, in words. ``notebook`` replaces the stored one."""
-    stored = notebook or nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    target = source.with_suffix(".ipynb")
+    if not notebook and not target.exists():
+        return [f"there is no {target.name}; {REBUILD}"]
+    stored = notebook or nbformat.read(target, as_version=4)
     texts = [cell.source for cell in stored.cells if cell.cell_type == "markdown"]
     codes = [cell.source for cell in stored.cells if cell.cell_type == "code"][1:]  # the first fetches the course
     found = [

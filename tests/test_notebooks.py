@@ -188,6 +188,7 @@ def test_a_good_lesson_has_no_faults(tmp_path):
     source, notebook = lesson_in(tmp_path, GOOD)
     nbformat.validate(notebook)
     assert proofread.faults(source, notebook) == []
+    assert proofread.faults(source) == [f"there is no 03_maps.ipynb; {proofread.REBUILD}"]
     nbformat.write(notebook, source.with_suffix(".ipynb"))
     assert proofread.faults(source) == []
 
@@ -317,17 +318,8 @@ def test_a_value_is_not_given_away(name, capsys):
     exercise = checks.EXERCISES[name]
     value = exercise.expected()
     assert said(capsys, **{name: value}) == f"{name} is right.\n"
-    for wrong in (
-        None,
-        ...,
-        "a guess",
-        123456.5,
-        -123456.5,
-        (123456.5, 123456.5),
-        np.full(np.shape(value), 123456.5),
-        True,
-        [123456.5],
-    ):
+    large = 123456.5
+    for wrong in (None, ..., "a guess", large, -large, (large, large), [large], np.full(np.shape(value), large)):
         text = said(capsys, **{name: wrong})
         problem, hint = text.split("\nHint: ")
         assert problem.startswith(f"{name} is not right yet. ") and hint == f"{exercise.hint}\n"
@@ -338,6 +330,7 @@ def test_a_value_is_too_small_or_too_large(capsys):
     assert "54.054 is too large." in said(capsys, sample_number=54.054)
     assert "53 is too small." in said(capsys, sample_number=53)
     assert "'softmax' is not the answer." in said(capsys, sample_text="softmax")
+    assert "True is not the answer." in said(capsys, sample_number=True)
     assert "no answer yet" in said(capsys, sample_number=...)
 
 
