@@ -1,4 +1,4 @@
-"""Draw the map of the course and write its table: ``python notebooks/make_map.py``, after a change of a lesson's header.
+"""Draw the map of the course and write its table: ``python notebooks/make_map.py``, when a header has changed.
 
 The picture is images/course.png, the table is in README.md. Both say what the headers of the lessons say: an arrow
 leads to a lesson from each one that it links to under "You need", unless other arrows already lead there from it.
@@ -15,7 +15,12 @@ from matplotlib.patches import FancyBboxPatch
 from minitl.train.pictures import png
 
 FOLDER = Path(__file__).resolve().parent
-PARTS = {"Start, gradients": "00 01 02", "Transformers": "03 04 05", "TokenLearner": "06 07 08", "Beyond": "09 10 11 12"}
+PARTS = {
+    "Start, gradients": "00 01 02",
+    "Transformers": "03 04 05",
+    "TokenLearner": "06 07 08",
+    "Beyond": "09 10 11 12",
+}
 HEADER = re.compile(
     r"# # (?P<number>\d\d) · (?P<title>.+)\n(?:.*\n)+?"
     r"# \| \*\*Goal\*\* \| (?P<goal>.+) \|\n"
@@ -38,16 +43,17 @@ class Lesson:
 
 
 def lessons(folder=FOLDER):
-    """Return all lessons by number. Raises ValueError for a header that lacks something."""
+    """Return all lessons that have a notebook, by number. Raises ValueError for a header that lacks something."""
     found = {}
-    for source in sorted(folder.glob("[0-9][0-9]_*.py")):
+    for notebook in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        source = notebook.with_suffix(".py")
         header = HEADER.search(source.read_text(encoding="utf-8"))
         if not header:
             raise ValueError(f"{source.name} needs a header with its title, Goal, Time and You need, as in 00")
         parts = header.groupdict()
         needs = re.findall(r"\]\((\d\d)_", parts.pop("needs"))
         parts |= {"minutes": int(parts["minutes"]), "seconds": int(parts["seconds"])}
-        found[parts["number"]] = Lesson(source.with_suffix(".ipynb").name, needs=needs, **parts)
+        found[parts["number"]] = Lesson(notebook.name, needs=needs, **parts)
     return found
 
 
@@ -91,13 +97,23 @@ def draw(course):
         title = "\n".join(textwrap.wrap(lesson.title, 20))
         ax.text(x - width / 2 + 0.04, y + 0.05, lesson.number, va="center", fontsize=11, fontweight="bold")
         ax.text(x - width / 2 + 0.17, y + 0.05, title, va="center", fontsize=9)
-        ax.text(x + width / 2 - 0.03, y - 0.27, f"{lesson.minutes} min", ha="right", va="center", fontsize=8, color="#404040")
+        ax.text(
+            x + width / 2 - 0.03,
+            y - 0.27,
+            f"{lesson.minutes} min",
+            ha="right",
+            va="center",
+            fontsize=8,
+            color="#404040",
+        )
     for a, b in arrows(course):
         (xa, ya), (xb, yb) = at[a], at[b]
         below = xa == xb
         start = (xa, ya - height / 2) if below else (xa + width / 2, ya)
         end = (xb, yb + height / 2) if below else (xb - width / 2, yb)
-        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1, "shrinkA": 0, "shrinkB": 0})
+        ax.annotate(
+            "", end, start, arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1, "shrinkA": 0, "shrinkB": 0}
+        )
     return figure
 
 

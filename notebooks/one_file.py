@@ -113,8 +113,8 @@ def unbroadcast(grad, shape):
     return grad.sum(tuple(axes), keepdims=True).reshape(shape)
 
 
-# 4. Model. A vision transformer with one attention head. The dict `p` holds its weights, which are
-# made on first use. Letters name axes: b image, n and m patch or token, s token, c and d channel.
+# 4. Model. A vision transformer with one attention head. The dict `p` has its weights, named as in
+# minitl and made on first use. Axes are b image, n and m patch or token, s token, c and d channel.
 class ViT:
     def __init__(self, rng):
         self.rng, self.p = rng, {}
@@ -158,8 +158,8 @@ class ViT:
         x = self.linear("patch_embed", Tensor(x), C) + self.weight("pos_embed", (N, C), limit=0.03)
         x, maps = self.token_learner(x)  # from 64 patches to 8 tokens
         for block in ("blocks.0", "blocks.1"):
-            x = x + self.attention(f"{block}.attn", self.norm(f"{block}.norm1", x))
-            x = x + self.mlp(f"{block}.mlp", self.norm(f"{block}.norm2", x), 96, C)
+            x = x + self.attention(f"{block}.attn", self.norm(f"{block}.norm1", x))  # among tokens
+            x = x + self.mlp(f"{block}.mlp", self.norm(f"{block}.norm2", x), 96, C)  # in each
         logits = self.linear("head", self.norm("norm", x), 8, scale=0.0)
         return logits.einsum(Tensor(np.full(S, 1 / S, "float32")), "bsk,s->bk"), maps  # their mean
 

@@ -23,7 +23,8 @@ sys.path.insert(0, str(FOLDER))
 JUPYTER = "the course needs jupytext, nbclient, ipykernel and codespell: pip install 'minitl[test]'"
 for name in ("jupytext", "nbclient", "ipykernel", "codespell_lib"):
     pytest.importorskip(name, reason=JUPYTER)
-build, checks, lesson, proofread = map(pytest.importorskip, ("build", "checks", "lesson", "proofread"))
+MODULES = "build", "checks", "lesson", "make_map", "proofread"
+build, checks, lesson, make_map, proofread = map(pytest.importorskip, MODULES)
 Exercise = checks.Exercise
 
 # --- each lesson and page ---
@@ -41,6 +42,49 @@ def test_a_page_has_no_faults(page):
 
 def test_each_notebook_has_a_source():
     assert [source.stem for source in build.sources()] == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+
+
+def test_the_table_of_the_course():
+    """It lists the notebooks there are, and says what their headers say."""
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    course = make_map.lessons()
+    assert make_map.table(course) in page, "run python notebooks/make_map.py"
+    notebooks = [path.name for path in sorted(FOLDER.glob("[0-9]*.ipynb"))]
+    assert re.findall(r"^\| \[\d\d\]\((.*?)\) \|", page, re.M) == notebooks
+    weeks = [
+        int(number) for row in re.findall(r"^\| \d \| (\d.*?) \|", page, re.M) for number in re.findall(r"\d\d", row)
+    ]
+    assert (min(weeks), max(weeks)) == (0, 12)
+
+
+def test_the_map_of_the_course():
+    """Each lesson is a box in one of the columns, and each arrow leads from one that is needed to the next."""
+    course = make_map.lessons()
+    places = " ".join(make_map.PARTS.values()).split()
+    assert len(set(places)) == len(places) and course.keys() <= set(places)
+    (ax,) = make_map.draw(course).axes
+    texts = "\n".join(text.get_text() for text in ax.texts)
+    for number, one in course.items():
+        assert number in texts and one.title.split()[-1] in texts and one.needs == [n for n in one.needs if n < number]
+    assert len(ax.patches) == len(course)
+    assert len(ax.texts) == len(make_map.PARTS) + 3 * len(course) + len(make_map.arrows(course))  # an arrow is a text
+
+
+def test_arrows_that_follow_from_others_are_left_out():
+    needs = {"01": [], "02": ["01"], "03": ["01", "02"], "04": ["01"], "05": ["01", "03", "04", "99"]}
+    course = {n: make_map.Lesson(f"{n}.ipynb", n, "title", "goal", 1, 1, of) for n, of in needs.items()}
+    assert make_map.arrows(course) == [("01", "02"), ("02", "03"), ("01", "04"), ("03", "05"), ("04", "05")]
+
+
+def test_a_header_that_lacks_something(tmp_path):
+    (tmp_path / "03_maps.ipynb").touch()
+    header = GOOD.replace("| maps |", "| see maps |").replace("an hour", "5 minutes to read, 2 seconds to run")
+    (tmp_path / "03_maps.py").write_text(header)
+    (one,) = make_map.lessons(tmp_path).values()
+    assert (one.title, one.goal, one.minutes, one.seconds) == ("Maps", "see maps", 5, 2)
+    (tmp_path / "03_maps.py").write_text(header.replace("to read", ""))
+    with pytest.raises(ValueError, match=r"03_maps\.py needs a header"):
+        make_map.lessons(tmp_path)
 
 
 def test_models():

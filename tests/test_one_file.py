@@ -146,6 +146,7 @@ def test_map_mass_and_log(one, capsys):
 
     images, labels, boxes = one.sample(np.random.default_rng(2), 100)
     logits, maps = models[0](images)
+    assert models[0].p["head.weight"].data.any(), "it has learned, since this starts at zero"
     right = (logits.data.argmax(1) == labels).mean()
     found = metrics.map_mass(maps.data.transpose(0, 2, 1).reshape(-1, 8, 8, 8), boxes, (32, 32)).mean()
     chance = metrics.box_share(boxes, (32, 32))

@@ -1,4 +1,4 @@
-"""README.md and notebooks/RESULTS.md: their Python code runs, their commands, options and links exist."""
+"""README.md and the two pages in notebooks/: their Python code runs, their commands, options and links exist."""
 
 import inspect
 import re
@@ -17,8 +17,8 @@ from tests.bench import measure
 from tests.bench.__main__ import BenchOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-README, RESULTS = ROOT / "README.md", ROOT / "notebooks" / "RESULTS.md"
-TEXTS = {path: path.read_text(encoding="utf-8") for path in (README, RESULTS)}
+README, COURSE, RESULTS = ROOT / "README.md", ROOT / "notebooks" / "README.md", ROOT / "notebooks" / "RESULTS.md"
+TEXTS = {path: path.read_text(encoding="utf-8") for path in (README, COURSE, RESULTS)}
 TEXT = "\n".join(TEXTS.values())
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXTS[README], re.M | re.S)
 SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", TEXT, re.M | re.S))
