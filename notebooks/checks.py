@@ -265,6 +265,30 @@ EXERCISES["multiply_adds_of_maps"] = Exercise(
 
 # --- 07 ---
 
+
+def _warm_pool(logits, x, tau):
+    e = np.exp((logits - logits.max(-1, keepdims=True)) / tau)
+    return e / e.sum(-1, keepdims=True) @ x
+
+
+EXERCISES["changed"] = Exercise(
+    expected=lambda: (1, 64),
+    hint="the MLP works at one place; the softmax divides by a sum over all places",
+)
+EXERCISES["idle"] = Exercise(
+    expected=lambda: "mlp.fc2.bias",
+    hint="which array adds the same number to the logits of all places of a map?",
+)
+EXERCISES["warm_pool"] = Exercise(
+    expected=_warm_pool,
+    inputs=lambda rng: [
+        (rng.standard_normal((2, 3, 5)), rng.standard_normal((2, 5, 4)), 0.5 + rng.random((3, 1))),
+        (900 + rng.standard_normal((1, 2, 6)), rng.standard_normal((1, 6, 3)), 0.5 + rng.random((2, 1))),
+    ],
+    hint="let u = logits / tau: du is the gradient of softmax_pool; then dlogits = du / tau, dtau = -du logits / tau²",
+    is_op=True,
+)
+
 # --- 08 ---
 
 # --- 09 ---
