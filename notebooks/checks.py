@@ -294,6 +294,31 @@ EXERCISES["warm_pool"] = Exercise(
 # --- 09 ---
 
 
+def _soft_fuse(y, x, V):
+    e = np.exp(x @ V - (x @ V).max(-1, keepdims=True))
+    return x + e / e.sum(-1, keepdims=True) @ y
+
+
+EXERCISES["first_to_learn"] = Exercise(
+    expected=lambda: ("mix.weight", "mix_norm2.bias"),
+    hint="with M = 0, the new tokens Y' and dŶ = M dU are zero; go through the formulas that contain them",
+)
+EXERCISES["soft_fuse"] = Exercise(
+    expected=_soft_fuse,
+    inputs=lambda rng: [
+        (rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 5, 4)), rng.standard_normal((4, 3))),
+        (rng.standard_normal((1, 2, 3)), 300 * rng.standard_normal((1, 4, 3)), rng.standard_normal((3, 2))),
+    ],
+    hint="the last axis of x V is the tokens; dx is do, plus what comes back from x V",
+    is_op=True,
+)
+EXERCISES["reproject_cost"] = Exercise(
+    expected=lambda N, C, S: flops.reproject(nn.ViTConfig(), 1, N, S, C).macs,
+    inputs=lambda rng: [(64, 48, 8), (196, 30, 7)],
+    hint="four linear layers, two of them at the places and two at the tokens; then scores and weighted sums",
+)
+
+
 # --- 10 ---
 def _average_precision(score, target):
     precisions = [target[score >= score[i]].mean() for i in np.flatnonzero(target)]
