@@ -345,6 +345,20 @@ EXERCISES["affordable"] = Exercise(
 )
 
 # --- 11 ---
+EXERCISES["my_avg_pool"] = Exercise(
+    expected=lambda x: (x[:, ::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, ::2] + x[:, 1::2, 1::2]) / 4,
+    inputs=lambda rng: [(rng.standard_normal((2, 4, 6, 3)),), (rng.standard_normal((3, 2, 8, 1)),)],
+    hint="split H into (H/2, 2) and W into (W/2, 2); each of the four entries of a window gets a quarter of its dy",
+    is_op=True,
+)
+EXERCISES["fold"] = Exercise(
+    expected=lambda W, w, b, mean, var: (W * (w / np.sqrt(var + 1e-5)), b - mean * (w / np.sqrt(var + 1e-5))),
+    inputs=lambda rng: [
+        (rng.standard_normal((3, 8)), *rng.standard_normal((3, 8)), rng.random(8)),
+        (rng.standard_normal((2, 2)), *rng.standard_normal((3, 2)), np.array([0, 1e-5])),
+    ],
+    hint="write w (x W - mean) / sqrt(var + eps) + b, and collect what is multiplied by x and what is not",
+)
 
 # --- 12 ---
 
