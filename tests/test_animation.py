@@ -77,18 +77,20 @@ def test_a_short_run(make, tmp_path):
 
 
 def test_light_follows_the_map(make):
-    """An even map leaves an image as it is; a map of one patch darkens all others."""
+    """An even map leaves an image as it is; a map of one patch darkens all others; a quarter gives half the light."""
     shown = data.sample(np.random.default_rng(0), 4)
     shown.boxes[...] = 0, 0, 1, 1
     maps = np.full((4, 8, 8), 1 / 64)
-    maps[1] = np.eye(64)[8 * 5 + 2].reshape(8, 8)
+    maps[1] = maps[2] = np.eye(64)[8 * 5 + 2].reshape(8, 8)
+    maps[2] = np.maximum(maps[2], 0.25)
     picture = np.asarray(make.frame(shown, 30, 100, 0.5, 0.25, maps))
     above, below = ([part[::5, ::5] for part in row] for row in parts(make, picture))  # one of 5 x 5 equal pixels
     inner = np.s_[2:, 2:]  # without the box
     assert all((above[i][inner] == shown.images[i][inner]).all() for i in range(4))
-    assert all((below[i][inner] == above[i][inner]).all() for i in (0, 2, 3))
+    assert all((below[i][inner] == above[i][inner]).all() for i in (0, 3))
     lit = np.s_[20:24, 8:12]
     assert (below[1][lit] == above[1][lit]).all()
-    dark = above[1] * 0.1
-    dark[lit] = above[1][lit]
-    assert np.abs(below[1] - dark)[inner].max() <= 1
+    for i, light in ((1, 0.1), (2, 0.1 + 0.9 * 0.5)):
+        dark = above[i] * light
+        dark[lit] = above[i][lit]
+        assert np.abs(below[i] - dark)[inner].max() <= 1
