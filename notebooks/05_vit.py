@@ -60,6 +60,7 @@ first = [("x", "norm 1"), ("norm 1", "attention"), ("attention", "+"), ("x", "+"
 second = [("+", "norm 2"), ("norm 2", "MLP"), ("MLP", "+ "), ("+", "+ "), ("+ ", "y")]
 graph(
     first + second,
+    size=(6.5, 1),
     alt="A graph from x to y: norm and attention on a branch that is added to x, then norm and MLP on a second branch.",
 )
 
@@ -190,9 +191,10 @@ x, labels = rng.standard_normal((4, 8)), np.array([0, 3, 3, 7])
 check_gradients(lambda x: softmax_loss(x, labels), x)
 assert np.isclose(softmax_loss(1000 * x, labels).data, ops.cross_entropy(1000 * x, labels).data)  # minitl's
 
-# %%
 p = ops.softmax(x).data
 one_hot = (labels[:, None] == np.arange(8)).astype(float)
+
+# %%
 matrices(
     {"$p$": p, "one-hot $t$": one_hot, "$p - t$": p - one_hot},
     xlabel="class",
