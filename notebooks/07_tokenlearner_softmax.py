@@ -506,8 +506,8 @@ assert len(rows) == 4  # CLUTTER with 1.1 and 1.0, CIFAR-10 with 1.1 and 1.0
 # version 1.1, at how many may the logit change? And the weight? Say it first.
 
 # %%
-changed = None  # (your number of logits, your number of weights)
-check(changed=changed)
+logits_and_weights = None  # (your number of logits, your number of weights)
+check(logits_and_weights=logits_and_weights)
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -517,8 +517,8 @@ check(changed=changed)
 # y[:, 0] = rng.random(C)
 # logits_differ = (make_logits(y, w) != make_logits(x, w)).any((0, 1))
 # weights_differ = (softmax(make_logits(y, w)) != softmax(make_logits(x, w))).any((0, 1))
-# changed = (logits_differ.sum(), weights_differ.sum())
-# check(changed=changed)
+# logits_and_weights = (logits_differ.sum(), weights_differ.sum())
+# check(logits_and_weights=logits_and_weights)
 # ```
 #
 # The MLP sees one place, so one logit changes. But the weights add up to 1: if one grows, all others shrink.
@@ -529,8 +529,8 @@ check(changed=changed)
 # tokens, whatever its values are. Which one?
 
 # %%
-idle = None  # its name, as a string
-check(idle=idle)
+idle_array = None  # its name, as a string
+check(idle_array=idle_array)
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -539,8 +539,8 @@ check(idle=idle)
 # for name, array in w.items():
 #     other = w | {name: array + rng.standard_normal(array.shape)}
 #     print(f"{name:16} changes the tokens: {not np.allclose(token_learner(x, other), Z)}")
-# idle = "mlp.fc2.bias"
-# check(idle=idle)
+# idle_array = "mlp.fc2.bias"
+# check(idle_array=idle_array)
 # ```
 #
 # It adds the same number to all logits of a map, and only differences count. Its gradient is $\sum_n dl_{sn} = 0$. With

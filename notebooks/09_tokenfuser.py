@@ -511,7 +511,7 @@ for row in results[start : start + 6]:
 # that is not zero? Say it first: it is 0 where a factor of the formula is 0.
 
 # %%
-first_to_learn = None  # a tuple of names in alphabetical order
+first_to_learn = None  # a set of names: {"...", "..."}
 check(first_to_learn=first_to_learn)
 
 # %% [markdown]
@@ -522,7 +522,7 @@ check(first_to_learn=first_to_learn)
 # newborn(Tensor(y), Tensor(x.reshape(B, H, H, C))).backward(do)
 # for name, array in newborn.named_parameters():
 #     print(f"{name:16} {np.abs(array.grad).max():.2g}")
-# first_to_learn = ("mix.weight", "mix_norm2.bias")
+# first_to_learn = {"mix.weight", "mix_norm2.bias"}
 # check(first_to_learn=first_to_learn)
 # ```
 #
