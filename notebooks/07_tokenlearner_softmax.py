@@ -43,11 +43,8 @@ rng = np.random.default_rng(0)
 # %%
 edges = [("x", "MLP at each place"), ("MLP at each place", "softmax over places"), ("softmax over places", "maps A")]
 edges += [("maps A", "Z = A x"), ("x", "Z = A x")]
-graph(
-    edges,
-    "A graph: x leads through the MLP and the softmax to the maps A; A and x lead to the tokens Z.",
-    size=(8, 1.4),
-)
+alt = "A graph: x leads through the MLP and the softmax to the maps A; A and x lead to the tokens Z."
+graph(edges, alt, size=(8, 1.4))
 
 
 # %%
@@ -86,8 +83,8 @@ assert np.allclose(Z, learner(Tensor(x.reshape(B, H, W, C))).data)  # minitl's v
 # The weights of a map are positive and add up to 1. A sum with such weights is a **convex combination**: no entry of
 # a token is larger than the largest at any place, or smaller than the smallest.
 #
-# 1. **Mean or sum is no longer a question.** Learned tokens are about as large as those of the grid, at every
-#    resolution.
+# 1. **Mean or sum is no longer a question.** No learned token is longer than the longest one of the grid, and a finer
+#    grid changes nothing.
 # 2. **Only differences count.** The same number added to all logits of a map changes nothing. A place gets much
 #    weight if its logit is larger than the others.
 # 3. **A map cannot be empty.** Where nothing is what a token looks for, its weight must still go somewhere.
@@ -119,9 +116,7 @@ assert sums["painted over"][0] < sums["the image"][0] / 3 and np.isclose(sums["p
 
 # %%
 titles = [["", f"sigmoid, sum {a:.2f}", f"softmax, sum {b:.2f}"] for a, b in sums.values()]
-alt = (
-    "With the red object both maps are bright on it; without it the sigmoid's is dark, the softmax's bright elsewhere."
-)
+alt = "Both maps are bright on the red object; without it the sigmoid's is dark, the softmax's bright elsewhere."
 images(rows, alt, titles, side=1.4, low=0, high=0.5)
 
 # %% [markdown]
@@ -135,7 +130,7 @@ images(rows, alt, titles, side=1.4, low=0, high=0.5)
 #
 # $$dA_{sn} = \sum_c dZ_{sc}\, x_{nc} = dZ_s \cdot x_n \qquad\qquad dx_{nc} = \sum_s A_{sn}\, dZ_{sc}$$
 #
-# where $dZ_s$ and $x_n$ are vectors of $C$ numbers, and the dot is their product.
+# where $dZ_s$ and $x_n$ are vectors of $C$ numbers, and the dot is their inner product.
 #
 # **Step 2: from $A$ to $l$.** Lesson 04 derived the gradient of softmax. Here it runs over the places $m$ of each map:
 #
@@ -506,8 +501,8 @@ assert len(rows) == 4  # CLUTTER with 1.1 and 1.0, CIFAR-10 with 1.1 and 1.0
 # version 1.1, at how many may the logit change? And the weight? Say it first.
 
 # %%
-changed = None  # (your number of logits, your number of weights)
-check(changed=changed)
+logits_and_weights = None  # (your number of logits, your number of weights)
+check(logits_and_weights=logits_and_weights)
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -517,8 +512,8 @@ check(changed=changed)
 # y[:, 0] = rng.random(C)
 # logits_differ = (make_logits(y, w) != make_logits(x, w)).any((0, 1))
 # weights_differ = (softmax(make_logits(y, w)) != softmax(make_logits(x, w))).any((0, 1))
-# changed = (logits_differ.sum(), weights_differ.sum())
-# check(changed=changed)
+# logits_and_weights = (logits_differ.sum(), weights_differ.sum())
+# check(logits_and_weights=logits_and_weights)
 # ```
 #
 # The MLP sees one place, so one logit changes. But the weights add up to 1: if one grows, all others shrink.
@@ -529,8 +524,8 @@ check(changed=changed)
 # tokens, whatever its values are. Which one?
 
 # %%
-idle = None  # its name, as a string
-check(idle=idle)
+idle_array = None  # its name, as a string
+check(idle_array=idle_array)
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -539,8 +534,8 @@ check(idle=idle)
 # for name, array in w.items():
 #     other = w | {name: array + rng.standard_normal(array.shape)}
 #     print(f"{name:16} changes the tokens: {not np.allclose(token_learner(x, other), Z)}")
-# idle = "mlp.fc2.bias"
-# check(idle=idle)
+# idle_array = "mlp.fc2.bias"
+# check(idle_array=idle_array)
 # ```
 #
 # It adds the same number to all logits of a map, and only differences count. Its gradient is $\sum_n dl_{sn} = 0$. With

@@ -7,7 +7,7 @@
 #
 # | | |
 # |---|---|
-# | **Goal** | build TokenFuser, know why it starts as nothing at all, and when you can do without it |
+# | **Goal** | build TokenFuser, know why it starts as the identity, and when you can do without it |
 # | **Time** | 45 minutes to read, 60 seconds to run on two cores of an AMD EPYC |
 # | **You need** | [04](04_attention.ipynb): LayerNorm, attention; [07](07_tokenlearner_softmax.ipynb): TokenLearner |
 
@@ -34,9 +34,9 @@ rng = np.random.default_rng(0)
 # - the answer may be wanted **at each place**: which patches belong to the object?
 # - the next layer may need a grid: a convolution, or another TokenLearner that looks again, elsewhere.
 #
-# So the paper (Section 3.2) puts TokenLearner in the middle of a network instead of at a point of no return. Around a
-# transformer block, it makes the tokens few and TokenFuser brings them back. The grid itself is carried along by a
-# residual, as in every block, and this can be repeated from layer to layer.
+# So the paper (Section 3.2) also has the tokens few only in between: TokenLearner comes before a transformer block, and
+# TokenFuser behind it brings all places back. The grid itself is carried along by a residual, as in every block, and
+# the three can be repeated layer after layer.
 
 # %%
 chain = ["grid x", "TokenLearner", "block, 8 tokens", "TokenFuser", "grid o"]
@@ -64,7 +64,9 @@ graph(
 #    $s$ the place $n$ takes.
 # 3. **Paint**: $o = x + W\, Y'$, that is $(N, C) + (N, S)\,(S, C)$.
 #
-# The two norms in step 1 are not in the paper's formula but in the authors' code.
+# Where the paper and its authors' code differ, minitl has both. The two norms in step 1 are in the code alone, and are
+# the default here. The weights $W$ are those of the paper; the code has an MLP in place of $V$ (`beta="mlp"`). For
+# clips the paper mixes the tokens of all frames, the code those of each frame (`mix="frame"`).
 
 
 # %%
@@ -73,8 +75,7 @@ def token_fuser(y, x, w):
     y = ops.layer_norm(y, w["mix_norm1.weight"], w["mix_norm1.bias"])
     u = w["mix.weight"].T @ y + w["mix.bias"][:, None]
     y = ops.layer_norm(u, w["mix_norm2.weight"], w["mix_norm2.bias"])
-    n = ops.layer_norm(x, w["norm.weight"], w["norm.bias"])
-    W = ops.sigmoid(n @ w["beta.weight"])
+    W = ops.sigmoid(ops.layer_norm(x, w["norm.weight"], w["norm.bias"]) @ w["beta.weight"])
     return x + W @ y
 
 
@@ -119,16 +120,16 @@ images(rows, "An image and eight maps before training, of uneven gray that follo
 # $$dW_{ns} = \sum_c do_{nc}\, Y'_{sc} \qquad dY'_{sc} = \sum_n W_{ns}\, do_{nc} \qquad\text{or}\qquad
 # \underset{(N, S)}{dW} = do\, Y'^\top \qquad \underset{(S, C)}{dY'} = W^\top do$$
 #
-# **Into the sigmoid.** Let $n = \text{norm}(x)$ and $l = n V$, a linear layer (lesson 03), with the slope of the
-# sigmoid from lesson 06:
+# **Through the sigmoid.** Let $\hat x = \text{norm}(x)$ and $l = \hat x V$, a linear layer (lesson 03), with the slope
+# of the sigmoid from lesson 06:
 #
-# $$\underset{(N, S)}{dl} = dW \odot W \odot (1 - W) \qquad \underset{(C, S)}{dV} = n^\top dl \qquad
-# \underset{(N, C)}{dn} = dl\, V^\top$$
+# $$\underset{(N, S)}{dl} = dW \odot W \odot (1 - W) \qquad \underset{(C, S)}{dV} = \hat x^\top dl \qquad
+# \underset{(N, C)}{d\hat x} = dl\, V^\top$$
 #
-# From $n$ back to $x$ goes the gradient of LayerNorm (lesson 04). Its result is *added* to $dx$: $x$ acts twice, by the
-# residual and by the weights.
+# The gradient of LayerNorm (lesson 04) leads from $\hat x$ back to $x$. Its result is *added* to $dx$: $x$ acts twice,
+# by the residual and by the weights.
 #
-# **Into the mixing matrix.** LayerNorm takes $dY'$ back to $dU$. With $\hat Y = \text{norm}(Y)$,
+# **Through the mixing matrix.** LayerNorm takes $dY'$ back to $dU$. With $\hat Y = \text{norm}(Y)$,
 # $U_{tc} = \sum_s M_{st}\, \hat Y_{sc} + b_t$. $M_{st}$ is in $U_{tc}$ for each $c$ with the factor $\hat Y_{sc}$;
 # $\hat Y_{sc}$ is in $U_{tc}$ for each $t$ with the factor $M_{st}$:
 #
@@ -151,14 +152,14 @@ def fuse(y, x, M, V):
     """o = x + σ(norm(x) V) norm(Mᵀ norm(y)):  y (B, S, C), x (B, N, C), M (S, S), V (C, S)"""
     y_hat, back_y = norm(y)
     y_new, back_u = norm(M.T @ y_hat)
-    n, back_n = norm(x)
-    W = 1 / (1 + np.exp(-n @ V))
+    x_hat, back_x = norm(x)
+    W = 1 / (1 + np.exp(-x_hat @ V))
 
     def backward(do):
         dW = do @ y_new.swapaxes(1, 2)  # (B, N, S)
         dl = dW * W * (1 - W)
-        dV = np.einsum("bnc,bns->cs", n, dl)
-        dx = do + back_n(dl @ V.T)  # by the residual and by the weights
+        dV = np.einsum("bnc,bns->cs", x_hat, dl)
+        dx = do + back_x(dl @ V.T)  # by the residual and by the weights
         du = back_u(W.swapaxes(1, 2) @ do)  # (B, S, C)
         dM = np.einsum("bsc,btc->st", y_hat, du)
         return back_y(M @ du), dx, dM, dV
@@ -190,7 +191,7 @@ except AssertionError as error:
     print(error)
 
 # %% [markdown]
-# ## It starts as nothing at all
+# ## It starts as the identity
 #
 # In minitl, as in the authors' code, $M$ and $b$ start as zeros. Then $U = 0$, its norm is 0, and $o = x$: **the new
 # layer is the identity**, whatever tokens come.
@@ -208,7 +209,7 @@ assert np.allclose(grid.grad, do) and np.allclose(tokens.grad, 0)
 
 # %% [markdown]
 # A layer that is put between others should do no harm at first. The network begins as it would without the fuser, and
-# the gradient goes through the residual unchanged (`grid.grad` is `do`), through ever so many fusers in a row.
+# the gradient goes through the residual unchanged (`grid.grad` equals `do`), however many fusers follow one another.
 #
 # The price: with $M = 0$ we have $d\hat Y = M\, dU = 0$. In the first step nothing comes back to the tokens, to the
 # block, or to TokenLearner. Only when $M$ has moved do they begin to learn.
@@ -268,15 +269,16 @@ def targets(boxes):
     return (rows[:, :, None] * columns[:, None]).astype("float32")
 
 
-def cross_entropy(p, t):
+def binary_cross_entropy(p, t):
     p = p.clip(1e-7, 1 - 1e-7)
     return (-t * np.log(p) - (1 - t) * np.log(1 - p)).mean()
 
 
+STEPS = 20 if FAST else 300
 train_set, test_set = data.clutter(1000, 200) if FAST else data.clutter(20_000, 1000)
 mean, std = data.channel_stats(train_set.images)
 test_inputs, T = data.normalize(test_set.images, mean, std), targets(test_set.boxes)
-print(f"{T.mean():.1%} of all places are covered; the loss cannot be below {cross_entropy(T, T):.3f}")
+print(f"{T.mean():.1%} of all places are covered; the loss cannot be below {binary_cross_entropy(T, T):.3f}")
 
 # %%
 alt = "Six images and their targets: bright where the box around the red object covers a patch, darker at its edges."
@@ -345,7 +347,6 @@ def train(back, stop=None, look=lambda model: None):
 # the target or the answer is above 1/2, the share in which both are.
 
 # %%
-STEPS = 20 if FAST else 300
 ways = {
     "no way back": Nothing(),
     "unpooling": nn.Unpool(),
@@ -360,7 +361,7 @@ for name, back in ways.items():
         p = painted[name] = ops.sigmoid(models[name](test_inputs)).data
     hit, aim = p > 0.5, T > 0.5
     overlap[name] = (hit & aim).sum() / (hit | aim).sum()
-    print(f"{name:16} loss above the floor {cross_entropy(p, T) - cross_entropy(T, T):.3f}")
+    print(f"{name:16} loss above the floor {binary_cross_entropy(p, T) - binary_cross_entropy(T, T):.3f}")
 
 # %%
 alt = "Without a way back about 0.3; unpooling, TokenFuser, re-projection and the block on all 64 about 0.65."
@@ -378,7 +379,7 @@ images(rows, alt, low=0, high=1)
 # A place that sees its own patch knows whether it is red. It cannot know whether the red is the object or background,
 # or whether it lies in a corner of the box that the shape leaves free. For this it has to hear from elsewhere. All
 # three ways back bring that news, and with eight tokens they come close to a block in which all 64 places talk to each
-# other. Which of the three makes little difference here.
+# other. The differences between the three are too small to rank them here.
 #
 # ## The tokens, painted back
 #
@@ -404,9 +405,7 @@ assert np.allclose(full, painted["TokenFuser"][look_at], atol=1e-4)
 
 # %%
 titles = ["", "answer", *(f"token {s}" for s in range(S))]
-alt = (
-    "Weights of eight tokens, patchy, and answers without each: without some tokens reddish background is painted too."
-)
+alt = "Patchy weights of eight tokens, and answers without each: without some, reddish background is painted too."
 for b, i in enumerate(look_at):
     rows = {"weights W": [test_set.images[i], full[b], *W[b].transpose(2, 0, 1)]}
     rows |= {"without it": [test_set.images[i], full[b], *(p[b] for p in without)]}
@@ -458,15 +457,15 @@ curves(lines, "step", "size of W Y', relative to x", alt)
 config = nn.ViTConfig(version="1.1", pre_norm=False)
 assert flops.fuser(config, 1, N, S, C).macs == S * S * C + N * C * S + N * S * C
 few_tokens = (flops.learner(config, N, S, C) + flops.block(S, C, 96, 3)).macs  # TokenLearner and its block
-cost = {name: few_tokens + back(config, 1, N, S, C).macs for name, back in flops.BACKS.items()}
-cost = {"no way back": few_tokens, **cost, "block on all 64": flops.block(N, C, 96, 3).macs}
-assert cost["fuser"] < cost["block on all 64"] / 3
+cost = {"no way back": few_tokens}
+for title, name in (("unpooling", "unpool"), ("TokenFuser", "fuser"), ("re-projection", "reproject")):
+    cost[title] = few_tokens + flops.BACKS[name](config, 1, N, S, C).macs
+cost["block on all 64"] = flops.block(N, C, 96, 3).macs
+assert cost["TokenFuser"] < cost["block on all 64"] / 3
 
 # %%
 millions = {name: macs / 1e6 for name, macs in cost.items()}
-alt = (
-    "Multiply-adds: TokenLearner and block 0.41, with fuser 0.46, with re-projection 0.79, block on all 64 places 1.57."
-)
+alt = "Multiply-adds: TokenLearner and block need 0.41, with a way back 0.43 to 0.79, a block on all 64 1.57."
 bars(millions, "millions of multiply-adds", alt, text="{:.2f}")
 
 # %% [markdown]
@@ -511,7 +510,7 @@ for row in results[start : start + 6]:
 # that is not zero? Say it first: it is 0 where a factor of the formula is 0.
 
 # %%
-first_to_learn = None  # a tuple of names in alphabetical order
+first_to_learn = None  # a set of names: {"...", "..."}
 check(first_to_learn=first_to_learn)
 
 # %% [markdown]
@@ -522,7 +521,7 @@ check(first_to_learn=first_to_learn)
 # newborn(Tensor(y), Tensor(x.reshape(B, H, H, C))).backward(do)
 # for name, array in newborn.named_parameters():
 #     print(f"{name:16} {np.abs(array.grad).max():.2g}")
-# first_to_learn = ("mix.weight", "mix_norm2.bias")
+# first_to_learn = {"mix.weight", "mix_norm2.bias"}
 # check(first_to_learn=first_to_learn)
 # ```
 #

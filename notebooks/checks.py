@@ -271,19 +271,19 @@ def _warm_pool(logits, x, tau):
     return e / e.sum(-1, keepdims=True) @ x
 
 
-EXERCISES["changed"] = Exercise(
+EXERCISES["logits_and_weights"] = Exercise(
     expected=lambda: (1, 64),
     hint="the MLP works at one place; the softmax divides by a sum over all places",
 )
-EXERCISES["idle"] = Exercise(
+EXERCISES["idle_array"] = Exercise(
     expected=lambda: "mlp.fc2.bias",
     hint="which array adds the same number to the logits of all places of a map?",
 )
 EXERCISES["warm_pool"] = Exercise(
     expected=_warm_pool,
     inputs=lambda rng: [
-        (rng.standard_normal((2, 3, 5)), rng.standard_normal((2, 5, 4)), 0.5 + rng.random((3, 1))),
-        (900 + rng.standard_normal((1, 2, 6)), rng.standard_normal((1, 6, 3)), 0.5 + rng.random((2, 1))),
+        (rng.standard_normal((2, 7, 5)), rng.standard_normal((2, 5, 4)), 0.5 + rng.random((7, 1))),
+        (900 + rng.standard_normal((1, 8, 6)), rng.standard_normal((1, 6, 3)), 0.5 + rng.random((8, 1))),
     ],
     hint="let u = logits / tau: du is the gradient of softmax_pool; then dlogits = du / tau, dtau = -du logits / tau²",
     is_op=True,
@@ -300,14 +300,14 @@ def _soft_fuse(y, x, V):
 
 
 EXERCISES["first_to_learn"] = Exercise(
-    expected=lambda: ("mix.weight", "mix_norm2.bias"),
+    expected=lambda: {"mix.weight", "mix_norm2.bias"},
     hint="with M = 0, the new tokens Y' and dŶ = M dU are zero; go through the formulas that contain them",
 )
 EXERCISES["soft_fuse"] = Exercise(
     expected=_soft_fuse,
     inputs=lambda rng: [
         (rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 5, 4)), rng.standard_normal((4, 3))),
-        (rng.standard_normal((1, 2, 3)), 300 * rng.standard_normal((1, 4, 3)), rng.standard_normal((3, 2))),
+        (rng.standard_normal((1, 4, 3)), 300 * rng.standard_normal((1, 5, 3)), rng.standard_normal((3, 4))),
     ],
     hint="the last axis of x V is the tokens; dx is do, plus what comes back from x V",
     is_op=True,
