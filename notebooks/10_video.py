@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 10 · Eight tokens per frame
 #
-# A video of 64 frames with 64 patches each has 4,096 tokens, and attention compares every token with every other. So
-# few tokens matter more for video than for images. This lesson applies the TokenLearner of lesson 07 to every frame,
-# trains a model to name the motions in a clip, and measures it by average precision. The paper's video models learn
-# eight tokens per frame; our frames are small, and four will do.
+# A video of 64 frames with 64 patches each has 4,096 tokens, and attention compares every token with every other. That
+# is why it matters even more for video than for images to have few tokens. This lesson applies the TokenLearner of
+# lesson 07 to every frame, trains a model to name the motions in a clip, and measures it by average precision. The
+# paper's video model learns eight tokens per frame; our frames are small, and four will do.
 #
 # | | |
 # |---|---|
@@ -38,7 +38,7 @@ print(f"{train_set.labels.sum(1).mean():.2f} labels per clip")
 # %%
 names = ["\n".join(np.array(test_set.classes)[labels == 1]) for labels in test_set.labels]
 frames = [f"frame {t + 1}" for t in range(8)]
-rows = {names[i]: test_set.images[i] for i in (0, 2, 5)}
+rows = {names[i]: test_set.images[i] for i in (3, 7, 18)}
 alt = "Three film strips of eight frames: among cool objects, red and yellow ones move as their labels say."
 images(rows, titles=frames, alt=alt)
 
@@ -57,7 +57,7 @@ images(rows, titles=frames, alt=alt)
 # | TokenLearner | $(B T, S, C)$ |
 # | the tokens of a clip | $(B, T S, C)$ |
 #
-# Both are a `reshape` and not a `transpose`, because $B$ and $T$ are neighbors in memory, and so are $T$ and $S$.
+# Both steps are a `reshape` and not a `transpose`, because $B$ and $T$ are neighbors in memory, and so are $T$ and $S$.
 
 # %%
 B, T, H, W, C, S = 2, 8, 8, 8, 48, 4
@@ -109,7 +109,7 @@ alt = "On logarithmic axes, attention grows twice as steeply as the linear layer
 curves(lines, "frames", "million multiply-adds", alt=alt, size=(7, 2.8), marks=True, xscale="log", yscale="log")
 
 # %% [markdown]
-# On such axes a line of slope 2 is a square. With 64 tokens per frame, attention is the larger part from the start.
+# On these axes a square is a line of slope 2. With 64 tokens per frame, attention is the larger part from the start.
 # With four, it is still the smaller part at 32 frames. TokenLearner and the embedding of patches remain, and they
 # grow only in proportion to $T$. For the whole model with two blocks and our eight frames:
 
@@ -117,7 +117,8 @@ curves(lines, "frames", "million multiply-adds", alt=alt, size=(7, 2.8), marks=T
 config = nn.ViTConfig(version="1.1", pre_norm=False, num_tokens=S, positions="waves", zero_head=False)
 everything = nn.ViTConfig(tokenizer="none")
 macs = {c.tokenizer: flops.total(flops.count(c, train_set.spec)).macs for c in (everything, config)}
-print({name: f"{value / 1e6:.1f} million multiply-adds per clip" for name, value in macs.items()})
+for name, value in macs.items():
+    print(f"tokenizer {name:8} {value / 1e6:.1f} million multiply-adds per clip")
 assert macs["none"] > 10 * macs["learner"]
 
 # %% [markdown]
@@ -147,8 +148,8 @@ print(f"largest change of a logit: {with_time:.3f} with time in the positions, {
 assert with_time > 0.01 and without_time < 1e-5
 
 # %% [markdown]
-# Without time, the order of the frames changes nothing but the rounding. This is no matter of training: such a model
-# cannot learn it.
+# Without time, the order of the frames changes nothing but the rounding. Training cannot help: whatever its weights,
+# such a model gives the same answer for every order.
 #
 # ## Several labels: one yes or no for each
 #
@@ -211,7 +212,7 @@ curves({"naive": (logit, naive), "stable": (logit, stable)}, "logit x in float32
 # %% [markdown]
 # ## Average precision by hand
 #
-# How good is a model if most labels are 0? A model that always says "no" has 84 % of the answers right. So one ranks
+# How good is a model if most labels are 0? One that always says "no" is right about most of them. So one ranks
 # instead. For one motion, sort all clips by their score, the most confident first. At each clip that really has the
 # motion, a **hit**, ask: of the clips down to here, what share were hits? That is the *precision* at this rank. The
 # **average precision** (AP) is the mean of the precision at all hits.
@@ -234,7 +235,7 @@ assert np.isclose(average_precision(score, target), metrics.average_precision(sc
 
 # %% [markdown]
 # What does a model reach that knows nothing? In a random order, the share of hits is about the same down to every
-# rank: it is the **prior**, the share of clips with this motion. So chance is the prior, 16 % here, and not 50 %.
+# rank: it is the **prior**, the share of clips with this motion. So chance is the prior, about 0.15 here, and not 0.5.
 
 # %%
 prior = test_set.labels.mean(0)
@@ -245,10 +246,10 @@ assert abs(np.mean(random) - prior.mean()) < (0.1 if FAST else 0.03)
 # %% [markdown]
 # ## Training
 #
-# The whole full run, `minitl train actors`, uses 10,000 clips and takes minutes. Here we train for less time, on fewer
-# clips, and see the rest of the story from stored curves. To get further in little time we use the optimizer `Muon`
-# in place of AdamW: it orthogonalizes the update of each matrix, so that the matrix learns equally fast in all
-# directions. [Lesson 11](11_cifar.ipynb) measures what that is worth. Everything else is as in lesson 05.
+# The full run, `minitl train actors`, uses 10,000 clips and takes minutes. Here we train on fewer clips for less time,
+# and draw the stored curves of the full runs below. To get further in little time we use the optimizer `Muon` in place
+# of AdamW. It orthogonalizes the update of each matrix, so that the matrix learns equally fast in all directions;
+# [lesson 11](11_cifar.ipynb) measures what that is worth. The rest is as in lesson 05.
 
 # %%
 EPOCHS = 1 if FAST else 6
@@ -297,7 +298,8 @@ for name, c in configs.items():
     models[name], histories[name] = train(c)
     print(f"{name:23} mean average precision by epoch: {' '.join(f'{m:.2f}' for m in histories[name])}")
 if not FAST:
-    assert histories["TokenLearner, 4 tokens"][-1] > histories["grid of 2 × 2"][-1] + 0.15
+    learned, grid, averaged = (history[-1] for history in histories.values())
+    assert learned > grid + 0.15 and grid > averaged
 
 # %%
 runs = {name: load_curve(file) for name, file in zip(configs, ("actors", "actors-grid", "actors-mean"), strict=True)}
@@ -307,8 +309,8 @@ alt = "With ten thousand clips, TokenLearner ends far above the grid, and the gr
 curves(lines, "epoch", "mean average precision", alt=alt, size=(7, 2.8), marks=True, ylim=(0, 1))
 
 # %% [markdown]
-# These are the stored curves of the full runs, by the commands above. The order of the three is the same as in our
-# short run.
+# These are the stored curves of the full runs, made by the commands above. The three models come in the same order as
+# in our short run. With one mean per frame, the two actors drown in the other eight objects.
 
 # %%
 model = models["TokenLearner, 4 tokens"]
@@ -336,12 +338,12 @@ by_motion = dict(zip(test_set.classes, ap, strict=True))
 bars(by_motion, "average precision", alt=alt, text="{:.2f}", chance=prior.mean(), xlim=(0, 1.15))
 print(f"mean average precision {ap.mean():.3f}")
 if not FAST:
-    assert ap.min() > 2 * prior.mean()
+    assert ap.mean() > 4 * prior.mean()
 
 # %% [markdown]
 # ## Where the tokens look
 #
-# Nothing in the loss says what an actor is or where it is. The maps of two tokens on one clip, over its eight frames:
+# Nothing in the loss says what an actor is or where it is. Here are the maps of all four tokens on one clip:
 
 # %%
 with no_grad():
@@ -354,21 +356,21 @@ if not FAST:
     assert mass.mean() > 0.25
 
 # %%
-i = 2
+i = 3
 rows = {names[i]: test_set.images[i]} | {f"token {s + 1}": maps[i, :, s] for s in range(S)}
 alt = "A film strip of a clip and four rows of maps below it: bright spots move along with the actors."
 images(rows, titles=frames, alt=alt)
 
 # %% [markdown]
-# The bright spots follow the actors from frame to frame, although the maps of each frame are computed without a look
-# at the others. They can, because an actor can be told by its color. **That is a limit:** an object that differs from
-# others only by its motion could not be chosen by maps of single frames.
+# Each map is drawn on its own scale. The bright spots follow the two actors from frame to frame, although the maps of
+# a frame are computed without a look at the others. They can, because color tells an actor. **That is a limit:** an
+# object that stands out by its motion alone could not be found by maps of single frames.
 #
 # ## Does the order matter?
 #
 # The answer could also come from single frames, or from the set of places where an actor has been. The test: shuffle
-# the frames of each test clip. Which motions should survive? Say it before you look.
-
+# the frames of each test clip. A blinking object blinks in any order, and a shaking one jumps between two places in
+# any order. So these two should survive the shuffling, and the other motions should not.
 
 # %%
 order = rng.permuted(np.tile(np.arange(T), (len(test_set), 1)), axis=1)  # another order for each clip
@@ -376,24 +378,42 @@ shuffled = np.take_along_axis(test_set.images, order[:, :, None, None, None], ax
 ap_shuffled = metrics.average_precision(scores(model, shuffled), test_set.labels)
 
 # %%
-alt = "Ten bars: blink and shake stay high, all other motions fall towards chance."
+alt = "Ten bars near chance, except blink, which keeps about half of its average precision."
 by_motion = dict(zip(test_set.classes, ap_shuffled, strict=True))
 bars(by_motion, "average precision, shuffled", alt=alt, text="{:.2f}", chance=prior.mean(), xlim=(0, 1.15))
 print(f"mean average precision {ap.mean():.3f} in order, {ap_shuffled.mean():.3f} shuffled")
-
-# %%
-lasting = [test_set.classes.index(name) for name in ("blink", "shake")]
 if not FAST:
-    assert ap_shuffled[lasting].min() > 0.6 and np.delete(ap_shuffled, lasting).max() < 0.6
+    assert ap_shuffled.mean() < 0.5 * ap.mean()
 
 # %% [markdown]
-# A blinking object blinks in any order, and a shaking one is at two places in any order. The others become motions
-# without a direction: still more than chance, since a shuffled "left" is at least not a circle, but no more can be
-# known. So the model does compare frames in their order, and most of the score comes from there.
+# The order matters. But our prediction was wrong: shaking did not survive. When a model fails where it should not, ask
+# what it has learned instead. In `minitl/data/actors.py` a shake is $\cos 8 \pi t$ at the times
+# $t = 0, \frac18, \frac28, \dots$, which is $1, -1, 1, -1, \dots$: **every shake begins on the right**. And positions
+# tell the model the number of each frame. So it may have learned *on the right in frames 1, 3, 5, 7* instead of *to
+# and fro*. If that is so, it must fail when a clip starts one frame later, and not when it starts two frames later. We
+# move the first frames to the end, where a shake goes on as before.
+
+# %%
+shake = test_set.classes.index("shake")
+later = []
+for k in range(4):
+    rolled = np.roll(test_set.images, -k, axis=1)  # the first k frames come last
+    later.append(metrics.average_precision(scores(model, rolled), test_set.labels)[shake])
+    print(f"starting {k} frames later: average precision of shake {later[k]:.2f}")
+if not FAST:
+    assert min(later[0], later[2]) > max(later[1], later[3]) + 0.2
+
+# %% [markdown]
+# So it is. The model names the shakes of this data set and has not learned what we meant. Such a **shortcut** is
+# found only by a test in which it fails. (A random phase, which blinking has, would close it.)
 #
-# One more control is in [RESULTS.md](RESULTS.md): a convolutional model with a convolution over time solves ACTORS
-# almost perfectly *without* any tokens, for nine times the multiply-adds. Tokens are not needed for this task. They
-# make it cheap.
+# Another control is in [RESULTS.md](RESULTS.md): a convolutional model with convolutions over time solves ACTORS
+# almost perfectly *without* tokens. Tokens are not needed for this task; they make it cheap.
+
+# %%
+convolutional = flops.total(flops.count(nn.X21DConfig(last="conv"), train_set.spec)).macs
+print(f"the convolutional model needs {convolutional / macs['learner']:.1f} times as many multiply-adds")
+assert convolutional > 5 * macs["learner"]
 
 # %% [markdown]
 # ## Exercises
@@ -448,7 +468,8 @@ check(swap=swap)
 # ```
 #
 # Left and right, up and down, both rotations, and growing and shrinking change places. Blinking and shaking stay. With
-# the new labels the model is as good as before, so it has learned the direction of time.
+# the new labels the model is nearly as good as before, so it has learned the direction of time. What is missing is the
+# shake: played backward, it begins on the left.
 #
 # </details>
 #
