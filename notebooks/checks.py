@@ -291,6 +291,25 @@ EXERCISES["warm_pool"] = Exercise(
 
 # --- 08 ---
 
+EXERCISES["reducing_block"] = Exercise(
+    expected=lambda N, S, C, M: 4 * N * C**2 + 2 * N**2 * C + 2 * S * C * M,
+    inputs=lambda rng: [(64, 8, 48, 96), (10, 3, 7, 5)],
+    hint="attention and the layer behind its heads come before the reduction, the MLP after it",
+)
+
+
+def _keep_and_fuse(received, x, S):
+    kept, rest = np.split(np.argsort(-received), [S - 1])
+    return np.concatenate([x[kept], np.average(x[rest], axis=0, weights=received[rest])[None]])
+
+
+EXERCISES["keep_and_fuse"] = Exercise(
+    expected=_keep_and_fuse,
+    inputs=lambda rng: [(rng.random(N), rng.standard_normal((N, 3)), S) for N, S in ((7, 4), (12, 1), (5, 5))],
+    hint="S - 1 tokens stay and one is made of all others; its weights are their attention, divided by its sum",
+)
+EXERCISES["blocks_needed"] = Exercise(expected=lambda: 3, hint="each block can at most halve what it gets")
+
 # --- 09 ---
 
 

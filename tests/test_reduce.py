@@ -162,7 +162,7 @@ def test_a_model_that_was_trained_with_all_tokens():
     """Its weights fit, and the fewer tokens are left, the more images it gets wrong."""
     arrays, meta = checkpoint.load(ALL_64)
     model = model_of(meta)
-    checkpoint.restore(arrays, {"model": model})
+    model.load_state_dict({name.removeprefix("model."): array for name, array in arrays.items()})
     test = data.sample(np.random.default_rng(0), 300)
     x = data.normalize(test.images, meta["mean"], meta["std"])
 
