@@ -68,8 +68,9 @@ def images(rows, alt, titles=None, side=1.1, low=None, high=None):
     by_row = titles if titles and not isinstance(titles[0], str) else [titles]
     with rc_context(STYLE):
         aspect = np.shape(next(iter(rows.values()))[0])
-        height = side * aspect[0] / aspect[1] + (0.2 if len(by_row) > 1 else 0.05)
-        figure = Figure(figsize=(side * columns + 0.5, height * len(rows) + 0.25), layout="constrained")
+        height = side * aspect[0] / aspect[1] + (0.2 if len(by_row) > 1 else 0.08)
+        names = 0.075 * max(map(len, rows)) + 0.05  # inches
+        figure = Figure(figsize=(side * columns + names, height * len(rows) + 0.25), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.02, hspace=0.02)
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for i, (name, row) in enumerate(rows.items()):
