@@ -69,7 +69,7 @@ def _of_function(exercise, answer):
             return f"It stops with {type(error).__name__}: {error}{_line_of(error, answer)}{question}"
         result = result.data if isinstance(result, Tensor) else result
         if problem := _difference(exercise.expected(*arguments), result):
-            return f"For {', '.join(map(_brief, arguments))}: {problem}"
+            return problem if problem == NO_ANSWER else f"For {', '.join(map(_brief, arguments))}: {problem}"
         if exercise.is_op:
             try:
                 check_gradients(answer, *arguments)
