@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 01 · A slope you can check
 #
-# To train a network is to change its numbers so that a *loss* gets smaller. For each of these numbers one has to know
-# whether the loss grows or falls with it, and how fast. This lesson computes such slopes for functions of arrays and
-# checks every one of them by a measurement. It shows two mistakes that raise no error and give wrong slopes. At the
-# end, slopes fit a curve to data.
+# To train a network is to change its numbers so that its *loss* gets smaller, one number that says how wrong its
+# answers are. For each of these numbers one has to know whether the loss grows or falls with it, and how fast. This
+# lesson computes such slopes for functions of arrays and checks every one of them by a measurement. It shows mistakes
+# that raise no error and give wrong slopes. At the end, slopes fit a curve to data.
 #
 # | | |
 # |---|---|
-# | **Goal** | compute the slope of a loss with respect to every number behind it, and prove the result right |
+# | **Goal** | compute the slope of a loss with respect to every number behind it, and check the result |
 # | **Time** | 40 minutes to read, 5 seconds to run on two cores of an AMD EPYC |
 # | **You need** | NumPy arrays and the derivative of a function of one variable; no knowledge of networks |
 
@@ -63,8 +63,8 @@ lesson.curves(lines, "x", "f(x)", alt=seen, ylim=(-1.5, 6))
 #
 # $$\frac{f(x + h) - f(x - h)}{2h} = f'(x) + \tfrac{1}{6} h^2 f'''(x) + \dots$$
 #
-# The one-sided difference of the secant keeps the term $\tfrac{1}{2} h f''(x)$. With a tenth of $h$, its error is a
-# tenth, and the error of the central difference is a hundredth.
+# The one-sided difference of the secant keeps the term $\tfrac{1}{2} h f''(x)$. If $h$ is divided by 10, its error is
+# divided by 10 too, and the error of the central difference by 100.
 
 # %%
 for h in (0.1, 0.01, 0.001):
@@ -78,11 +78,13 @@ for h in (0.1, 0.01, 0.001):
 # ## One slope for each number
 #
 # Now let $x$ be an array and $L$ a loss, a single number computed from it. There is one slope for each entry of $x$.
-# Together they are the **gradient**, an array of the same shape as $x$. We write $dx$ for it:
+# Together they are the **gradient**, an array of the same shape as $x$. In this course its name is $dx$, short for
+# $\partial L / \partial x$, and never a small change of $x$:
 #
 # $$dx_i = \frac{\partial L}{\partial x_i}\,, \text{ the slope of } L \text{ when } x_i \text{ alone moves}$$
 #
-# It can always be measured, one entry after the other. This function will be our referee.
+# It can always be measured, one entry after the other. This function will be our referee. (A still smaller $h$ would
+# not be better: lesson 02 shows why.)
 
 
 # %%
@@ -98,7 +100,7 @@ def measure(loss, x, h=1e-5):
 
 # %% [markdown]
 # The referee is slow. It computes the loss twice for each entry, so for a network with a million numbers it would
-# compute the loss two million times, to make a single training step. The rest of this lesson finds all slopes at once.
+# compute the loss two million times for a single step of training. The rest of this lesson finds all slopes at once.
 #
 # ## Two boxes in a row
 #
@@ -119,7 +121,8 @@ lesson.graph(edges, alt=seen, size=(6.5, 1))
 #
 # $$dx_i = \frac{\partial L}{\partial y_i} \cdot \frac{\partial y_i}{\partial x_i} = w_i\,(1 - y_i^2)$$
 #
-# Read it from the end. We start with $dL = 1$, and each box turns the gradient of its output into that of its input:
+# Read it from the end. We start with $dL = \partial L / \partial L = 1$, and each box turns the gradient of its output
+# into that of its input:
 #
 # - the dot product: $dy = w\, dL$
 # - the $\tanh$: $dx = (1 - y^2)\, dy$, entry by entry
@@ -187,7 +190,7 @@ def total(x):
 # %%
 def nodes(loss):
     """All nodes that the loss was computed from, and itself, oldest first."""
-    found, todo = {loss}, [loss]
+    found, todo = {loss}, [loss]  # todo: nodes whose parents have not been looked at
     while todo:
         new = set(todo.pop().parents) - found
         found |= new
@@ -212,8 +215,8 @@ lesson.graph(arrows(L), alt=seen, size=(8, 1.8))
 
 # %% [markdown]
 # Every box says `grad None`, since no gradient has been computed yet. Some libraries start with 0 instead, and a graph
-# drawn too early then shows zeros that look like results. Here `None` means "not known", and 0 will mean "$L$ does
-# not depend on it".
+# drawn too early then shows zeros that look like results. Here `None` means "not known", and 0 is a result: $L$ does
+# not react to small changes.
 #
 # Now walk back, from the newest node to the oldest. Each node turns its gradient into gradients of its parents. How a
 # parent takes what comes is a function of its own, because there will be two ways.
@@ -247,7 +250,7 @@ lesson.graph(arrows(L), alt=seen, size=(8, 1.8))
 #
 # ## A value that is used twice
 #
-# A small change: $L = \sum_i x_i \tanh x_i$. Now $x$ goes into two boxes.
+# Now put $x$ in the place of $w$: $L = \sum_i x_i \tanh x_i$. It goes into two boxes.
 
 # %%
 x = Node("x", x0)
@@ -314,17 +317,18 @@ assert np.allclose(w.grad, measure(lambda w: np.tanh(X @ w).sum(), w0))
 
 # %%
 x = Node("x", np.array([0.8, -0.5]))
-a = mul(x, x)
+a = mul(x, x)  # drawn with one arrow
 b, c = tanh(a), sin(a)
 d = mul(b, c)
 L = total(d)
-diamond = ("xa", "ab", "ac", "bd", "cd", "dL")
+diamond = ("xa", "ab", "ac", "bd", "cd", "dL")  # "xa" is an arrow from x to a
 seen = "x leads to a; a leads to b and to c, and both of these lead to d, which leads to the loss L."
 lesson.graph([tuple(pair) for pair in diamond], alt=seen, size=(6.5, 1.2))
 
 # %% [markdown]
 # A rule that seems natural: hand a gradient on as soon as it arrives. From $L$ to $d$, on to $c$, to $a$, to $x$, and
-# then to $b$, which was left out. Which of these four orders give the right gradient?
+# then to $b$, which was left out. It is the third of the orders below. The fourth goes on from $b$ to $a$ and $x$ once
+# more. Which of the four give the right gradient?
 
 # %%
 measured = measure(lambda x: (np.tanh(x * x) * np.sin(x * x)).sum(), x.value)
@@ -338,9 +342,9 @@ print(f"measured          dx = {measured}")
 assert verdicts == ["right", "right", "wrong", "wrong"]
 
 # %% [markdown]
-# The first two. In the third, $a$ handed its gradient on before $b$ had added to it, so the part that comes through $b$
-# never reached $x$. In the fourth, $a$ was visited again after that part had come. But now `a.grad` was the sum of both
-# parts, so the part that comes through $c$ reached $x$ twice.
+# The first two do. In the third, $a$ handed its gradient on before $b$ had added to it, so the part that comes through
+# $b$ never reached $x$. In the fourth, $a$ was visited again after that part had come. But now `a.grad` was the sum of
+# both parts, so the part that comes through $c$ reached $x$ twice.
 
 # %%
 visits = {"L": "1st", "d": "2nd", "c": "3rd", "a": "4th: too early", "x": "5th: too little", "b": "6th: too late"}
@@ -388,12 +392,12 @@ assert all(agrees(seed) for seed in range(10))
 # ## What gradients are for
 #
 # Here are 40 noisy points, and we want a curve through them. The curve is a sum of seven cosine waves, each with a
-# weight of its own: $y = X w$ with $X$ of shape $(40, 7)$. The loss is the sum of the squared distances,
-# $L = \sum_i r_i^2$ with $r = y - \text{target}$.
+# weight of its own: $y = X w$ with $X_{ik} = \cos(\pi k t_i)$ of shape $(40, 7)$. The loss is the sum of the squared
+# distances, $L = \sum_i r_i^2$ with $r = y - \text{target}$.
 #
 # All weights begin at 0. The gradient says how fast $L$ grows with each weight, so we move each weight a little in the
-# other direction, $w \leftarrow w - 0.01\, dw$, and repeat. This is **gradient descent**. All networks in this course
-# learn by steps against the gradient.
+# other direction, $w \leftarrow w - 0.01\, dw$, and repeat. This is **gradient descent**, and 0.01 is its *learning
+# rate*. All networks in this course learn by steps against the gradient.
 
 # %%
 t = np.linspace(0, 1, 40)
@@ -463,13 +467,14 @@ assert np.allclose(w.grad, 5 * once)
 
 # %% [markdown]
 # It is five times. The nodes between `L` and `w` had kept their gradients from the first call, added to them, and
-# handed the sums on: once at `L`, twice at the next node, then three, four and five times. So only leaves of a graph,
-# such as `w`, should keep a gradient. Lesson 02 shows how minitl does that, and why it refuses the second call.
+# handed the sums on: once at `L`, twice at the next node, then three, four and five times. So only the **leaves** of a
+# graph, nodes without parents such as `w`, should keep a gradient. Lesson 02 shows how minitl does that, and why it
+# refuses the second call.
 #
 # ## Exercises
 #
-# **1. The other factor.** In $y = X w$, let the loss depend on $X$ too. Write the sum out, take the slope of $y_i$ with
-# respect to $X_{ik}$, and return $dX$.
+# **1. The other factor.** In $y = X w$, let $X$ be learned too. Write the sum out, take the slope of $y_i$ with respect
+# to $X_{ik}$, and return $dX$ for a given $dy$.
 
 
 # %%

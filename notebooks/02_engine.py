@@ -3,7 +3,7 @@
 #
 # Lesson 01 walked back through a graph of arrays. Here that walk becomes an engine of forty lines. Before you write a
 # part, you see what fails without it. Then you read minitl's own engine beside yours, learn to test a gradient so
-# that no mistake passes, and train the same network with both engines.
+# that a mistake shows, and train the same network with both engines.
 #
 # | | |
 # |---|---|
@@ -33,6 +33,7 @@ rng = np.random.default_rng(0)
 # In lesson 01 every function took arrays out of nodes and put its result into a new node. That can be written once.
 # From now on an **op** is a plain function of arrays that returns its value and its pullback, which is always called
 # `backward`. The decorator `op` makes it accept Tensors. A `Tensor` is the node of lesson 01, and `data` is its value.
+# An input may also be an array or a number; it gets no gradient.
 
 # %%
 order = itertools.count()
@@ -135,7 +136,7 @@ lesson.matrices(panels, "column", "row", alt=seen, text="{:.0f}", side=1.8)
 # ## Failure 2: recursion
 #
 # A tensor must wait for all that use it. A common way to find such an order is a function that calls itself: first it
-# sorts all that a tensor was made from, then it adds the tensor.
+# lists all that a tensor was made from, then the tensor. The walk takes the list from its end.
 
 
 # %%
@@ -143,7 +144,7 @@ def oldest_first(tensor, found):
     for parent in tensor.parents:
         if isinstance(parent, Tensor) and parent not in found:
             oldest_first(parent, found)
-    found[tensor] = True
+    found[tensor] = True  # a dict keeps the order in which its keys came
     return found
 
 
@@ -196,7 +197,8 @@ assert np.allclose(x.grad, 10_001 / 3)  # x was used 10,001 times; in a mean of 
 
 # %% [markdown]
 # That is the engine: `Tensor`, `op`, `unbroadcast` and `backward`. Does it agree with minitl? The expression below has
-# a product of matrices, broadcasting, and values that are used twice.
+# a product of matrices, broadcasting, and values that are used twice. In minitl, a Tensor whose gradient we want says
+# so: `requires_grad=True`.
 
 # %%
 x, W, b = rng.standard_normal((4, 3)), rng.standard_normal((3, 3)), rng.standard_normal(3)
@@ -223,8 +225,9 @@ assert sum(lengths) < 40
 # and say in words what the matter is. Here they are, part by part.
 #
 # **Edges point at nodes.** Your `Tensor` does two things: it holds an array, and it is a node of the graph. minitl
-# separates them. A `Tensor` has `data`, `grad`, and the `node` that made it. A `Node` has the pullback and the parents,
-# and no array:
+# separates them. A `Tensor` has `data`, `grad`, and the `node` that made it, or none if it is a leaf. A `Node` has the
+# pullback and the parents, and no array. The picture after its source is the graph of `y = x + 1` and
+# `loss = ops.mean(y)`:
 
 
 # %%
@@ -251,7 +254,7 @@ lesson.graph(edges, alt=seen, size=(6.5, 1.4))
 # **The first gradient is borrowed.** Your engine makes a new array at each addition. Adding in place would avoid that,
 # but `add` returns the same array twice, and whoever changes one gradient then changes both. minitl keeps the first
 # gradient as it is, makes a new array at the second, and adds in place from the third on, for then the array is its
-# own.
+# own. (`array_module` is NumPy, or CuPy on a GPU: a leaf gets a copy at once.)
 
 # %%
 _, add_backward = autograd.PLAIN["add"](np.zeros(3), np.zeros(3))  # the function of arrays
@@ -269,8 +272,8 @@ source(autograd.Tensor.backward, "def accumulate", "owned.add")
 # **Pullbacks are dropped after use**: the last line below. With them go the arrays that they kept, so memory becomes
 # free during the walk. A second call on the same graph is then impossible, and minitl says so. In your engine all
 # tensors in the middle still have their gradients, so a second call does not put them on the heap again, and `x` gets
-# nothing more. (Two lines are new: a gradient may also be a function, called only if somebody needs it, and an
-# `Accumulator` adds itself to the sum so far.)
+# nothing more. (The walk of lesson 01 visited them all, and gave too much.) Two lines of the source are for speed: a
+# gradient may also be a function, called only if somebody needs it, and an `Accumulator` adds itself to the sum so far.
 
 # %%
 source(autograd.Tensor.backward, "while heap", "node.parents, node.pullback =")
@@ -296,13 +299,13 @@ def memory(leaf, op, kit):
     """Megabytes in use at each of 20 layers tanh(x + 0.1), on the way forward and on the way back."""
     used = []
 
-    def probe(x):  # an op that changes nothing
+    def probe(x):  # an op that changes nothing: y = x, dx = dy
         def note(dy=None):
             used.append(tracemalloc.get_traced_memory()[0] / 1e6)
             return dy
 
-        note()
-        return x, note
+        note()  # on the way forward
+        return x, note  # the pullback: on the way back
 
     x = leaf(np.ones(100_000))  # 0.8 MB
     tracemalloc.start()
@@ -388,9 +391,10 @@ lesson.curves(lines, "step h", "error", alt=seen, xscale="log", yscale="log", yl
 # On these axes truncation is a straight line of slope 2 and rounding one of slope -1; together they make a V. (In
 # float32, below $h = 10^{-8}$, $x + h$ is rounded to $x$, and the measured slope is 0.)
 #
-# The sum of the two is smallest where $h^3 = 3 \epsilon\, |f / f'''|$. So the best $h$ is near the **cube root of**
-# $\epsilon$, and an error of about $\epsilon^{2/3}$ remains. In float64 a slope can be measured to ten digits or more,
-# in float32 to about five. So gradients are checked in float64, even if the network is trained in float32.
+# The sum of the two is smallest where its derivative $\frac{1}{3} h |f'''| - \epsilon |f| / h^2$ is 0, that is where
+# $h^3 = 3 \epsilon\, |f / f'''|$. So the best $h$ is near the **cube root of** $\epsilon$, and an error of at most
+# about $\epsilon^{2/3}$ remains. In float64 a slope can be measured to ten digits or more, in float32 to about five. So
+# gradients are checked in float64, even if the network is trained in float32.
 #
 # ## One number for all entries
 #
@@ -430,7 +434,8 @@ for name, c in {"c = 1": np.ones((2, 3)), "c random": rng.standard_normal((2, 3)
 
 # %% [markdown]
 # Under the sum the mistake passes. The entries of a softmax always add up to 1, so their sum has the slope 0, and any
-# pullback that turns equal $dy$ into 0 agrees with that. To see it, write the pullback as a matrix, $dx = M\, dy$:
+# pullback that turns equal $dy$ into 0 agrees with that. To see it, write the pullback for one row as a matrix,
+# $dx = M\, dy$. By the formula in the docstring, the right $M$ has $y_i$ on its diagonal, minus $y_i\, y_j$ everywhere:
 
 # %%
 y = ops.softmax(minitl.Tensor(x[0])).data
@@ -456,14 +461,16 @@ print(inspect.getdoc(autograd.op))
 
 # %% [markdown]
 # From the next lesson on, every op is checked in this way, and made with minitl's decorator: `@op` from
-# `minitl.autograd`. Its rules, printed above, are those that you have met here.
+# `minitl.autograd`. Of its rules, printed above, 2 to 5 are those that you have met here. Rule 6 lets a network compute
+# in float32 though its gradients were checked in float64.
 #
 # ## A network
 #
-# Here are two spirals. On which of them does a point $x$ lie? A network of two layers answers with a number that should
-# be $1$ or $-1$:
+# Take two spirals. On which of them does a point $x$ of the plane lie? A network of two layers answers with a number
+# that should be $1$ or $-1$. For $B$ points at once and 32 numbers between the layers:
 #
-# $$y = \tanh(x W_1 + b_1)\, W_2 + b_2$$
+# $$\underset{(B,\,1)}{y} = \tanh\bigl(\underset{(B,\,2)}{x}\;\underset{(2,\,32)}{W_1} + \underset{(32)}{b_1}\bigr)\;
+# \underset{(32,\,1)}{W_2} + \underset{(1)}{b_2}$$
 
 # %%
 B, hidden = 200, 32
@@ -495,9 +502,11 @@ def areas(p):
 
 
 # %%
-chain = "X>x W1|W1>x W1|x W1>+ b1|b1>+ b1|+ b1>tanh|tanh>h W2|W2>h W2|h W2>+ b2|b2>+ b2|+ b2>loss"
-seen = "The network as a graph: X enters, then come W1, b1, tanh, W2 and b2, and the loss at the end."
-lesson.graph([tuple(edge.split(">")) for edge in chain.split("|")], alt=seen, size=(8, 2))
+into = {"matmul 1": "x W1", "add 1": "b1", "matmul 2": "W2", "add 2": "b2"}  # what each op takes beside the last result
+edges = [(name, box) for box, names in into.items() for name in names.split()]
+edges += itertools.pairwise(["matmul 1", "add 1", "tanh", "matmul 2", "add 2", "loss"])
+seen = "The network as a graph: x enters, then come W1, b1, tanh, W2 and b2, and the loss at the end."
+lesson.graph(edges, alt=seen, size=(8, 2))
 
 
 # %%
@@ -508,7 +517,7 @@ def train(engine, steps=1000):
     for step in range(steps + 1):
         if step in (0, 100, 300, steps):
             kept[step] = {name: w.data for name, w in p.items()}
-        r = network(p, X, kit) + -arm
+        r = network(p, X, kit) + -arm  # your engine has no minus
         loss = kit.mean(r * r)
         losses.append(loss.data.item())
         loss.backward()

@@ -46,12 +46,12 @@ print("second form", e / e.sum())
 # $$\frac{\partial y_i}{\partial x_j} = \frac{\delta_{ij}\, e^{x_i}}{s} - \frac{e^{x_i} e^{x_j}}{s^2}
 # = y_i\,(\delta_{ij} - y_j)$$
 #
-# These $K \times K$ numbers are the **Jacobian** of softmax. A score changes all weights, so its gradient is a sum over
-# all of them:
+# These $K \times K$ numbers are the **Jacobian** of softmax, the matrix $M$ of lesson 02. A score changes all weights,
+# so its gradient is a sum over all of them:
 #
 # $$dx_j = \sum_i dy_i\, y_i\, (\delta_{ij} - y_j) = y_j \Bigl( dy_j - \sum_i dy_i\, y_i \Bigr)$$
 #
-# The Jacobian is gone: one sum and two products of vectors remain. In words: only the difference between $dy_j$ and the
+# No matrix is left: one sum and a few products entry by entry. In words: only the difference between $dy_j$ and the
 # mean of $dy$, taken with the weights $y$, reaches a score.
 
 
@@ -76,7 +76,7 @@ assert np.allclose(my_softmax(scores).data, ops.softmax(Tensor(scores)).data)  #
 @op
 def careless_softmax(x):
     y = my_softmax(x).data
-    return y, lambda dy: dy * y * (1 - y)  # only i = j, as for the sigmoid
+    return y, lambda dy: dy * y * (1 - y)  # only i = j, as if a score changed its own weight alone
 
 
 try:
@@ -98,15 +98,16 @@ lesson.matrices(jacobians, "score j", "weight i", alt, unit="slope", text="{:.2f
 #
 # ## LayerNorm
 #
-# LayerNorm brings each token to mean 0 and variance 1, then scales and shifts it by learned $w$ and $b$. For a token of
-# $C$ numbers:
+# LayerNorm brings each token to mean 0 and variance 1, which gives $n$ (*normalized*), then scales and shifts it by
+# learned $w$ and $b$. For one token, $x$, $n$, $w$, $b$ and $y$ have $C$ numbers each:
 #
 # $$y_i = n_i w_i + b_i \qquad n_i = \frac{x_i - \mu}{\sigma} \qquad \mu = \frac{1}{C} \sum_i x_i \qquad
 # \sigma^2 = \frac{1}{C} \sum_i (x_i - \mu)^2 + \varepsilon$$
 #
 # The small $\varepsilon$ keeps $\sigma$ away from 0. From $y$ to $n$ all is entry by entry: $g_i = dy_i\, w_i$ is the
 # gradient of $n_i$; $dw_i = \sum dy_i\, n_i$ and $db_i = \sum dy_i$, summed over all tokens. From $n$ to $x$, an $x_j$
-# acts in three ways: directly, through $\mu$ and through $\sigma$. With $\sum_i (x_i - \mu) = 0$,
+# acts in three ways: directly, through $\mu$ and through $\sigma$. Take the derivative of the last formula and use
+# $\sum_i (x_i - \mu) = 0$:
 #
 # $$\frac{\partial \mu}{\partial x_j} = \frac{1}{C} \qquad
 # 2 \sigma \frac{\partial \sigma}{\partial x_j} = \frac{2}{C} \sum_i (x_i - \mu)
@@ -143,17 +144,19 @@ check_gradients(my_layer_norm, x, w, b)
 assert np.allclose(my_layer_norm(x, w, b).data, ops.layer_norm(Tensor(x), w, b).data)
 
 t = Tensor(x, requires_grad=True)
-my_layer_norm(t, w, b).backward(rng.standard_normal(x.shape))
-assert np.allclose(t.grad.sum(-1), 0) and np.allclose((t.grad * x).sum(-1), 0, atol=1e-4)
+my_layer_norm(t, w, b).backward(rng.standard_normal(x.shape))  # y is not a number, so this takes dy
+assert np.allclose(t.grad.sum(-1), 0) and np.allclose((t.grad * x).sum(-1), 0, atol=1e-4)  # ε shows
 
 # %% [markdown]
-# The last line shows what the two means are for. If $x$ is shifted or scaled, $y$ stays the same. So no gradient may
-# point in these directions, and the means remove what does.
+# The last line shows what the two means are for. If $x$ is shifted or scaled, $y$ stays the same. A shift moves $x$
+# along $(1, \dots, 1)$, a scaling along $x$ itself. The slope in both directions is 0, so $\sum dx_i = 0$ and
+# $\sum dx_i\, x_i = 0$, and the means see to that.
 #
 # ## GELU
 #
-# GELU is a smooth $\max(x, 0)$: it multiplies $x$ by the probability $\Phi$ that a standard normal number is below $x$.
-# minitl follows the authors' code and approximates $\Phi$ with a tanh. The slope of tanh is $1 - t^2$:
+# GELU stands between the two linear layers of a transformer's MLP ([05](05_vit.ipynb)). It is a smooth $\max(x, 0)$: it
+# multiplies $x$ by the probability $\Phi$ that a standard normal number is below $x$. minitl follows the code of
+# TokenLearner's authors and approximates $\Phi$ with a tanh. The slope of tanh is $1 - t^2$:
 #
 # $$y = x\,\Phi \qquad \Phi = \tfrac{1}{2} (1 + t) \qquad t = \tanh u \qquad
 # u = \sqrt{2 / \pi}\, (x + 0.044715\, x^3)$$
@@ -188,7 +191,7 @@ lesson.curves(lines, "x", "y", alt, ylim=(-0.5, 2))
 #
 # Let $x$ of shape $(N, C)$ be the tokens of an image. Three linear layers make three vectors of $d$ numbers from each:
 # a **query** $q$ (what the token looks for), a **key** $k$ (what it can be found by), a **value** $v$ (what it hands
-# over). Then
+# over), each of shape $(N, d)$. Then there are scores $l$, weights $A$ and results $y$:
 #
 # $$\underset{(N, N)}{l} = \frac{q\, k^\top}{\sqrt{d}} \qquad \underset{(N, N)}{A} = \text{softmax of each row of } l
 # \qquad \underset{(N, d)}{y} = \underset{(N, N)}{A}\;\underset{(N, d)}{v}$$
@@ -197,7 +200,8 @@ lesson.curves(lines, "x", "y", alt, ylim=(-0.5, 2))
 # mean of the values.
 #
 # **Backward** is a chain of three steps that you know. $y = Av$ is a product of matrices, as in lesson 03. Softmax is
-# done. And $l_{nm}$ contains $q_n$ with the factor $k_m / \sqrt{d}$, and $k_m$ with the factor $q_n / \sqrt{d}$:
+# done. And $l_{nm} = \sum_c q_{nc}\, k_{mc} / \sqrt{d}$ contains $q_{nc}$ with the factor $k_{mc} / \sqrt{d}$, so
+# $dq_{nc} = \sum_m dl_{nm}\, k_{mc} / \sqrt{d}$; for $dk_{mc}$ the sum runs over $n$.
 #
 # $$\underset{(N, N)}{dA} = dy\, v^\top \qquad \underset{(N, d)}{dv} = A^\top dy$$
 #
@@ -251,13 +255,14 @@ except AssertionError as error:
 # %% [markdown]
 # ### Why divide by √d?
 #
-# If the entries of $q$ and $k$ are random with mean 0 and variance 1, then $q_n \cdot k_m$ is a sum of $d$ such
-# products and has variance $d$. Divided by $\sqrt{d}$, it has variance 1 for every $d$. Without the division the scores
-# grow with $d$, softmax becomes sure before it has learned anything, and a sure softmax hardly learns.
+# If the entries of $q$ and $k$ are random and independent, with mean 0 and variance 1, their products have variance 1
+# too, and $q_n \cdot k_m$, a sum of $d$ of them, has variance $d$. Divided by $\sqrt{d}$, it has variance 1 for every
+# $d$. Without the division the scores grow with $d$, softmax becomes sure before it has learned anything, and a sure
+# softmax hardly learns.
 
 # %%
 widths = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256])
-largest = {"q·k": [], "q·k / √d": []}  # weight in each row, of 64 tokens
+largest = {"q·k": [], "q·k / √d": []}  # the largest of 64 weights, mean over the rows
 for d in widths:
     products = rng.standard_normal((64, d)) @ rng.standard_normal((d, 64))
     largest["q·k"].append(my_softmax(products).data.max(1).mean())
@@ -272,10 +277,11 @@ lesson.curves(lines, "width d of a head", "largest weight of a row", alt, marks=
 # %% [markdown]
 # ## Several heads
 #
-# One head takes one weighted mean. With $h$ heads of width $d = C/h$, each token reads in $h$ ways at once. One matrix
-# makes all queries, keys and values, `qkv` of shape $(B, N, 3C)$. We split its last axis and bring $N$ and $d$ to the
-# end, so that `@` works on each image and head for itself; afterwards we go back. `reshape` and `transpose` are ops
-# whose gradients only move numbers.
+# One head takes one weighted mean. With $h$ heads of width $d = C/h$, each token reads in $h$ ways at once. One linear
+# layer with a matrix $(C, 3C)$ makes all queries, keys and values; its result `qkv` has shape $(B, N, 3C)$. We split
+# the last axis and bring $N$ and $d$ to the end, so that `@` works on each image and head for itself. Then we go back,
+# and the results of all heads lie side by side, $(B, N, C)$. A last linear layer, $(C, C)$, mixes them; it is left out
+# here. `reshape` and `transpose` are ops whose gradients only move numbers.
 
 
 # %%
@@ -314,14 +320,15 @@ assert not same
 # Tokens in another order give the same results in that other order, says the check on `order`. Attention knows no
 # order, and that is why lesson 03 added positions.
 #
-# The careless heads mix images, tokens and channels, and `check_gradients` is silent. It is right to be: this is the
-# correct gradient of a wrong function. It compares backward with forward. Only a second version, or a loop, finds an
-# error in both.
+# The careless heads mix images, tokens and the parts of a token, and `check_gradients` is silent. It is right to be:
+# this is the correct gradient of a wrong function. It compares backward with forward. Only a second version, or a loop,
+# finds an error in both.
 #
 # ## Before and after training
 #
-# `all-64` has two blocks with three heads each, and all 64 tokens. We compute its attention weights with our own
-# functions. As control we take the same model with random weights.
+# `all-64` of lesson 00 works on all 64 tokens, in two *blocks*: attention with three heads, then an MLP, each with a
+# LayerNorm before it. We compute its attention weights with our own `split`. As control we take the same model with
+# random weights.
 
 
 # %%
@@ -329,7 +336,7 @@ def attention_weights(model, images):
     """Return the attention weights of each block, (B, h, N, N)."""
     x, found = model.patch_embed(Tensor(vit.patchify(images, 4))) + model.pos_embed, []
     for block in model.blocks:
-        normed = block.norm1(x)  # a block begins with a LayerNorm
+        normed = block.norm1(x)  # the LayerNorm
         q, k, v = split(block.attn.qkv(normed), block.attn.num_heads)
         A = ops.softmax(q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1]))
         y = (A @ v).transpose(0, 2, 1, 3).reshape(x.shape)
@@ -358,22 +365,24 @@ lesson.matrices(
 )
 
 # %% [markdown]
-# Vertical lines: all tokens read from the same few. Which? A row of $A$ has 64 weights, one for each patch, so we can
-# lay it over the image, bright where the weight is large. Below are the rows of three tokens: the first patch, the last
-# patch, and the patch at the middle of the red object, which the white box marks.
+# This is $A$ for one image, the second of those below. Vertical lines: all tokens read from the same few. Which? A row
+# of $A$ has 64 weights, one for each patch, so we can lay it over the image, bright where the weight is large. Below
+# are the rows of three tokens: the first patch, the last patch, and the patch at the middle of the red object, which
+# the white box marks.
 
 # %%
 top, left, bottom, right = test.boxes.T
-center = (top + bottom) // 8 * 8 + (left + right) // 8
+center = (top + bottom) // 8 * 8 + (left + right) // 8  # a row of patches has 8
 rows, every = {"first": np.zeros(B, int), "last": np.full(B, 63), "object": center}, np.arange(B)
 stages = {f"before: {n}": before[1][every, 0, row].reshape(B, 8, 8)[:4] for n, row in rows.items()}
 stages |= {f"after: {n}": after[1][every, 0, row].reshape(B, 8, 8)[:4] for n, row in rows.items()}
-alt = "Before training, weights lie anywhere; after training, all three tokens read from a patch of the red object."
+alt = "Before training, weights lie anywhere; after it, mostly on the red object, in the third image elsewhere too."
 lesson.show(pictures.show_stages(test.images[:4], stages, test.boxes[:4]), alt)
 
 # %% [markdown]
-# The model was never told where the object is. Four images may be lucky ones, so we count: the share of all weights
-# that lies in the box, for each head. (An even map has the share that is marked as chance.)
+# The model was never told where the object is. In the third image its tokens also read from a reddish patch of the
+# background. So how often does it find the object? We count the share of all weights that lies in the box, for each
+# head. (An even map has the share that is marked as chance.)
 
 
 # %%
@@ -434,14 +443,16 @@ lesson.bars(right, "accuracy", alt, chance=1 / 8, xlim=(0, 1.15))
 #
 # ## The price: N²
 #
-# For one image, the linear layers that make $q, k, v$ and the output need $4NC^2$ multiply-adds. The products
-# $q k^\top$ and $A v$ need $N^2 C$ each, and $A$ has $h N^2$ entries, which are kept for backward.
+# For one image, the linear layers that make $q$, $k$ and $v$ and the one that mixes the heads need $4NC^2$
+# multiply-adds. The products $q k^\top$ and $A v$ of all heads need $N^2 C$ each; beyond $N = 2C$ they cost more. And
+# $A$ has $h N^2$ entries, which are kept for backward.
 
 # %%
 C, h, hidden = 48, 3, 96
 N = np.array([8, 16, 32, 64, 128, 256, 512, 1024])
 linear, pairs = 4 * N * C**2, 2 * N**2 * C
-assert np.array_equal(linear + pairs + 2 * N * C * hidden, [flops.block(n, C, hidden, h).macs for n in N.tolist()])
+mlp = 2 * N * C * hidden  # the rest of a block
+assert np.array_equal(linear + pairs + mlp, [flops.block(n, C, hidden, h).macs for n in N.tolist()])
 for n in (8, 64, 1024):
     print(f"{n:5} tokens: A has {h * n * n:9,} entries")
 
@@ -522,8 +533,9 @@ check(my_rms_norm)
 #
 # </details>
 #
-# **3. When do pairs cost more?** A block of ViT-B has $C = 768$, and after attention an MLP of two linear layers with
-# $4C$ hidden units. For how many tokens $N$ do the pairs, $2N^2C$, cost as much as all linear layers together?
+# **3. When do pairs cost more?** A block of ViT-B, a transformer of common size, has $C = 768$, and after attention an
+# MLP of two linear layers with $4C$ numbers in between. For how many tokens $N$ do the pairs, $2N^2C$, cost as much as
+# all linear layers together?
 
 # %%
 equal_at = None  # your number of tokens
