@@ -15,7 +15,12 @@ from matplotlib.patches import FancyBboxPatch
 from minitl.train.pictures import png
 
 FOLDER = Path(__file__).resolve().parent
-PARTS = {"Start, gradients": "00 01 02", "Transformers": "03 04 05", "TokenLearner": "06 07 08", "Beyond": "09 10 11 12"}
+PARTS = {
+    "Start, gradients": "00 01 02",
+    "Transformers": "03 04 05",
+    "TokenLearner": "06 07 08",
+    "Beyond": "09 10 11 12",
+}
 HEADER = re.compile(
     r"# # (?P<number>\d\d) · (?P<title>.+)\n(?:.*\n)+?"
     r"# \| \*\*Goal\*\* \| (?P<goal>.+) \|\n"
@@ -91,13 +96,23 @@ def draw(course):
         title = "\n".join(textwrap.wrap(lesson.title, 20))
         ax.text(x - width / 2 + 0.04, y + 0.05, lesson.number, va="center", fontsize=11, fontweight="bold")
         ax.text(x - width / 2 + 0.17, y + 0.05, title, va="center", fontsize=9)
-        ax.text(x + width / 2 - 0.03, y - 0.27, f"{lesson.minutes} min", ha="right", va="center", fontsize=8, color="#404040")
+        ax.text(
+            x + width / 2 - 0.03,
+            y - 0.27,
+            f"{lesson.minutes} min",
+            ha="right",
+            va="center",
+            fontsize=8,
+            color="#404040",
+        )
     for a, b in arrows(course):
         (xa, ya), (xb, yb) = at[a], at[b]
         below = xa == xb
         start = (xa, ya - height / 2) if below else (xa + width / 2, ya)
         end = (xb, yb + height / 2) if below else (xb - width / 2, yb)
-        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1, "shrinkA": 0, "shrinkB": 0})
+        ax.annotate(
+            "", end, start, arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1, "shrinkA": 0, "shrinkB": 0}
+        )
     return figure
 
 
