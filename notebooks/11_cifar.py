@@ -436,7 +436,7 @@ runs = {name: load_curve(file)[1] for name, file in names.items()}
 pairs = [(name, part) for name in runs for part in ("train", "test")]
 lines = {f"{name}, {part}": (runs[name]["epoch"], runs[name][f"{part}_accuracy"]) for name, part in pairs}
 alt = "Without augmentation training accuracy nears one and test accuracy stops near 0.4; with it the gap narrows."
-curves(lines, "epoch", "accuracy", alt=alt, size=(7, 3), ylim=(0, 1.02))
+curves(lines, "epoch", "accuracy", alt=alt, size=(7, 3), ylim=(0, 1.02), xticks=range(0, 21, 5))
 
 # %%
 for name, part in pairs:
