@@ -41,11 +41,8 @@ rng = np.random.default_rng(0)
 # %%
 chain = ["grid x", "TokenLearner", "block, 8 tokens", "TokenFuser", "grid o"]
 edges = [*itertools.pairwise(chain), ("grid x", "TokenFuser")]
-graph(
-    edges,
-    "A chain from grid x by TokenLearner, block and TokenFuser to grid o; x also leads to TokenFuser.",
-    (7.5, 1.2),
-)
+alt = "A chain from grid x by TokenLearner, block and TokenFuser to grid o; x also leads to TokenFuser."
+graph(edges, alt, size=(7.5, 1.4))
 
 # %% [markdown]
 # ## The formula
@@ -91,7 +88,8 @@ w = fuser.state_dict()
 for name, array in w.items():
     print(f"{name:16} {array.shape}")
 
-w["mix.weight"][...] = rng.standard_normal((S, S))  # it starts as zeros, and then this test would prove little
+# The arrays of w are those of the module. M and b start as zeros, and then the test would prove little.
+w["mix.weight"][...] = rng.standard_normal((S, S))
 w["mix.bias"][...] = rng.standard_normal(S)
 expected = fuser(Tensor(y), Tensor(x.reshape(B, H, H, C))).data  # minitl's version
 assert np.allclose(token_fuser(y, x, w).data, expected.reshape(B, N, C))
@@ -194,7 +192,8 @@ except AssertionError as error:
 # ## It starts as the identity
 #
 # In minitl, as in the authors' code, $M$ and $b$ start as zeros. Then $U = 0$, its norm is 0, and $o = x$: **the new
-# layer is the identity**, whatever tokens come.
+# layer is the identity**, whatever tokens come. We check this, and then follow a gradient that is given at one place
+# only, back through the fuser and through a TokenLearner before it: once with $M = 0$, once with a random $M$.
 
 # %%
 newborn = nn.TokenFuser(C, S, rng=rng).to(dtype="float64")
@@ -207,12 +206,27 @@ do = rng.standard_normal(o.shape)
 o.backward(do)
 assert np.allclose(grid.grad, do) and np.allclose(tokens.grad, 0)
 
+learner = nn.TokenLearner(C, S, version="1.1", rng=rng).to(dtype="float64")
+one_place, reached = np.zeros((1, H, H, C)), {}
+one_place[0, 2, 5] = rng.standard_normal(C)
+for name, layer in (("M = 0", newborn), ("random M", fuser)):
+    grid = Tensor(x[:1].reshape(1, H, H, C), requires_grad=True)
+    layer(learner(grid), grid).backward(one_place)
+    reached[name] = np.abs(grid.grad[0]).mean(-1)
+assert (reached["M = 0"] > 0).sum() == 1 and (reached["random M"] > 0).all()
+
+# %%
+alt = "The gradient of the output is at one place. With M = 0 it stays there; with a random M it reaches all places."
+pictures = [few.images[0], np.abs(one_place[0]).mean(-1), *reached.values()]
+images({"": pictures}, alt, ["image", "do", *(f"dx, {name}" for name in reached)], low=0)
+
 # %% [markdown]
 # A layer that is put between others should do no harm at first. The network begins as it would without the fuser, and
 # the gradient goes through the residual unchanged (`grid.grad` equals `do`), however many fusers follow one another.
 #
 # The price: with $M = 0$ we have $d\hat Y = M\, dU = 0$. In the first step nothing comes back to the tokens, to the
-# block, or to TokenLearner. Only when $M$ has moved do they begin to learn.
+# block, or to TokenLearner. Only when $M$ has moved do they begin to learn. Then what one place is asked for becomes a
+# matter of all places, as the last picture shows: through the tokens.
 #
 # ## Two other ways back
 #
@@ -277,17 +291,18 @@ def binary_cross_entropy(p, t):
 STEPS = 20 if FAST else 300
 train_set, test_set = data.clutter(1000, 200) if FAST else data.clutter(20_000, 1000)
 mean, std = data.channel_stats(train_set.images)
-test_inputs, T = data.normalize(test_set.images, mean, std), targets(test_set.boxes)
-print(f"{T.mean():.1%} of all places are covered; the loss cannot be below {binary_cross_entropy(T, T):.3f}")
+test_inputs, shares = data.normalize(test_set.images, mean, std), targets(test_set.boxes)
+floor = binary_cross_entropy(shares, shares)
+print(f"{shares.mean():.1%} of all places are covered; the loss cannot be below {floor:.3f}")
 
 # %%
 alt = "Six images and their targets: bright where the box around the red object covers a patch, darker at its edges."
-images({"image": test_set.images[:6], "target": T[:6]}, alt, low=0, high=1)
+images({"image": test_set.images[:6], "target": shares[:6]}, alt, low=0, high=1)
 
 # %% [markdown]
 # The network: patches, positions, TokenLearner with 8 tokens, one block, a way back, and at each place a linear layer
-# to one logit. The way back is the part that we exchange. As controls, `Nothing` throws the tokens away, so that each
-# place must decide by its own patch, and `AllPlaces` applies a block to all 64 places instead.
+# to one logit. The way back is the part that we exchange. There are two controls: `Nothing` throws the tokens away, so
+# that each place must decide by its own patch, and `AllPlaces` applies a block to all 64 places instead.
 
 
 # %%
@@ -359,9 +374,9 @@ for name, back in ways.items():
     models[name] = train(back)
     with no_grad():
         p = painted[name] = ops.sigmoid(models[name](test_inputs)).data
-    hit, aim = p > 0.5, T > 0.5
+    hit, aim = p > 0.5, shares > 0.5
     overlap[name] = (hit & aim).sum() / (hit | aim).sum()
-    print(f"{name:16} loss above the floor {binary_cross_entropy(p, T) - binary_cross_entropy(T, T):.3f}")
+    print(f"{name:16} loss above the floor {binary_cross_entropy(p, shares) - floor:.3f}")
 
 # %%
 alt = "Without a way back about 0.3; unpooling, TokenFuser, re-projection and the block on all 64 about 0.65."
@@ -370,7 +385,7 @@ if not FAST:
     assert overlap["TokenFuser"] > overlap["no way back"] + 0.15
 
 # %%
-rows = {"image": test_set.images[:8], "target": T[:8]}
+rows = {"image": test_set.images[:8], "target": shares[:8]}
 rows |= {name: painted[name][:8] for name in ("no way back", "TokenFuser", "block on all 64")}
 alt = "Eight images, targets and answers: without tokens only the red patches are found, with the fuser the whole box."
 images(rows, alt, low=0, high=1)
@@ -414,7 +429,7 @@ for b, i in enumerate(look_at):
 # %% [markdown]
 # The weights alone tell us little: unlike TokenLearner's maps they are not sparse, and a token's vector may act either
 # way. The second row is easier to read. Without some of the tokens, patches of reddish background are painted as well.
-# These tokens carry the news that holds the other red places back: the object is over there.
+# These tokens carry the news that holds the other red places back.
 #
 # ## How long does it remain the identity?
 #
@@ -518,7 +533,7 @@ check(first_to_learn=first_to_learn)
 #
 # ```python
 # newborn.zero_grad()
-# newborn(Tensor(y), Tensor(x.reshape(B, H, H, C))).backward(do)
+# newborn(Tensor(y), Tensor(x.reshape(B, H, H, C))).backward(rng.standard_normal((B, H, H, C)))
 # for name, array in newborn.named_parameters():
 #     print(f"{name:16} {np.abs(array.grad).max():.2g}")
 # first_to_learn = {"mix.weight", "mix_norm2.bias"}
