@@ -191,7 +191,7 @@ except AssertionError as error:
 # %% [markdown]
 # ## It starts as the identity
 #
-# In minitl, as in the authors' code, $M$ and $b$ start as zeros. Then $U = 0$, its norm is 0, and $o = x$: **the new
+# As in the authors' code, $M$ and $b$ start as zeros. Then $U = 0$, its norm is 0, and $o = x$: **the new
 # layer is the identity**, whatever tokens come. We check this, and then follow a gradient that is given at one place
 # only, back through the fuser and through a TokenLearner before it: once with $M = 0$, once with a random $M$.
 
@@ -427,9 +427,9 @@ for b, i in enumerate(look_at):
     images(rows, alt, titles, low=0, high=1)
 
 # %% [markdown]
-# The weights alone tell us little: unlike TokenLearner's maps they are not sparse, and a token's vector may act either
-# way. The second row is easier to read. Without some of the tokens, patches of reddish background are painted as well.
-# These tokens carry the news that holds the other red places back.
+# The weights alone tell us little: unlike TokenLearner's maps they are not sparse. The second row is easier to read.
+# Without some of the tokens, patches of reddish background are painted as well. These tokens carry the news that holds
+# other red places back.
 #
 # ## How long does it remain the identity?
 #
@@ -455,11 +455,10 @@ alt = "With norms the added part jumps from 0 to more than the grid at step 1; w
 curves(lines, "step", "size of W Y', relative to x", alt)
 
 # %% [markdown]
-# One step. As soon as $M$ is not zero, however small, the norm behind it scales $U$ up to full size. In backward that
-# norm divides by its $\sigma$, at the start $\sqrt{\varepsilon} = 1/1000$, so $M$ also gets a gradient about 1000 times
-# larger. With the norms, the identity is a matter of the first step, not of the first phase of training. Without them
-# the fuser grows gently. The authors have a reason for them: with their sum pooling, tokens are far larger than the
-# grid (lesson 06), and the norms set that right.
+# One step. The norm behind $M$ divides by its $\sigma$, which is $\sqrt{\varepsilon} = 1/1000$ at the start. So $M$ gets
+# a gradient about 1000 times larger, and once the entries of $U$ exceed 1/1000, the norm scales them up to full size.
+# Without the norms the fuser grows gently. The authors have a reason for them: with their sum pooling, tokens are far
+# larger than the grid (lesson 06), and the norms set that right.
 #
 # ## What it costs
 #
@@ -484,8 +483,8 @@ alt = "Multiply-adds: TokenLearner and block need 0.41, with a way back 0.43 to 
 bars(millions, "millions of multiply-adds", alt, text="{:.2f}")
 
 # %% [markdown]
-# TokenLearner, a block and the fuser together need less than a third of a block on all 64 places. Unpooling is the
-# cheapest way back and needs maps to go back by. Re-projection has four matrices, and two of them work at every place.
+# TokenLearner, a block and the fuser together need less than a third of a block on all 64 places. Re-projection costs
+# most, since two of its matrices $(C, C)$ work at every place.
 #
 # ## When you do not need it
 #
@@ -546,7 +545,7 @@ check(first_to_learn=first_to_learn)
 # </details>
 #
 # **2. A place that has to choose.** Replace the sigmoid by a softmax over the *tokens*, so that each place distributes
-# one unit: $o = x + \text{softmax}(x V)\, Y$, without norms and mixing. Write it as an op. Mind that $x$ acts twice.
+# one unit: $o = x + \text{softmax}(x V)\, Y$, without norms and mixing. Write it as an op.
 
 
 # %%
