@@ -126,9 +126,9 @@ assert macs["all tokens"] > 10 * macs["TokenLearner"] and macs["convolutions"] >
 # %% [markdown]
 # ## A token needs to know its time
 #
-# Attention treats its tokens as a set (lesson 04). If nothing told the frames apart, a clip and its frames in any
-# other order would have the same answer, and "left" and "right" could never be told apart. So the embedding adds a
-# position to each patch that depends on its frame, row and column. Here they start as `waves`: random mixtures of
+# Attention treats its tokens as a set (lesson 04). If nothing told the frames apart, a clip would have the same answer
+# with its frames in any other order, and a model could not know left from right. So the embedding adds a position to
+# each patch that depends on its frame, row and column. Here they start as `waves`: random mixtures of
 # sines and cosines along each of the three axes. The picture shows how similar the positions of two frames are.
 
 # %%
@@ -314,8 +314,8 @@ alt = "With ten thousand clips, TokenLearner ends far above the grid, and the gr
 curves(lines, "epoch", "mean average precision", alt=alt, size=(7, 2.8), marks=True, ylim=(0, 1))
 
 # %% [markdown]
-# These are the stored curves of the full runs, made by the commands above. The three models come in the same order as
-# in our short run. With one mean per frame, the two actors drown in the other eight objects.
+# These are the stored curves of the full runs, made by the commands above with AdamW. The three models come in the same
+# order as in our short run. In the mean of a frame, eight other objects hide what the actors do.
 
 # %%
 model = models["TokenLearner, 4 tokens"]
@@ -409,8 +409,8 @@ if not FAST:
     assert min(later[0], later[2]) > max(later[1], later[3]) + 0.2
 
 # %% [markdown]
-# So it is. The model names the shakes of this data set and has not learned what we meant. Such a **shortcut** is
-# found only by a test in which it fails. (A random phase, which blinking has, would close it.)
+# That is what happens. The model names the shakes of this data set and has not learned what we meant. Such a
+# **shortcut** is found only by a test in which it fails. (A random phase, which blinking has, would close it.)
 #
 # Another control is in [RESULTS.md](RESULTS.md): a convolutional model with convolutions over time solves ACTORS
 # almost perfectly *without* tokens, at the cost printed above. Tokens are not needed for this task; they make it cheap.
