@@ -3,12 +3,12 @@
 #
 # Lessons 03 and 04 built the parts: patches, linear layers, LayerNorm, GELU, attention. Here they become a Vision
 # Transformer, and you write all that its training needs: a loss, an optimizer, a schedule. Then it learns to name
-# shapes in little more than a minute on a CPU, and we look at where it looks and at what it costs.
+# shapes in about a minute on a CPU, and we look at where it looks and at what it costs.
 #
 # | | |
 # |---|---|
 # | **Goal** | assemble a ViT and train it, knowing each line of the training loop |
-# | **Time** | 60 minutes to read, 80 seconds to run on two cores of an AMD EPYC |
+# | **Time** | 60 minutes to read, 60 seconds to run on two cores of an AMD EPYC |
 # | **You need** | lessons [02](02_engine.ipynb), [03](03_patches.ipynb) and [04](04_attention.ipynb) |
 
 # %%
@@ -33,7 +33,7 @@ rng = np.random.default_rng(0)
 # colors, by which the inputs are normalized, come from the training images.
 
 # %%
-train_set, test_set = data.clutter(2000, 300) if FAST else data.clutter(20_000, 1000)
+train_set, test_set = data.clutter(2000, 300) if FAST else data.clutter(20_000, 500)
 mean, std = data.channel_stats(train_set.images)
 print("train", train_set.images.shape, "  test", test_set.images.shape, "  labels", train_set.labels[:8])
 images(
@@ -302,22 +302,23 @@ def schedule(i, total, warmup, peak):
 
 grads = [p.grad.copy() for p in theirs]
 assert np.isclose(clip(grads, 1.0), optimizer.clip_grad_norm(1.0)) and np.allclose(grads[0], theirs[0].grad)
-rates = [schedule(i, 600, 60, 4e-3) for i in range(600)]
-assert np.allclose(rates, [optim.warmup_cosine(i, 600, 60, 4e-3) for i in range(600)])
+rates = [schedule(i, 420, 42, 6e-3) for i in range(420)]
+assert np.allclose(rates, [optim.warmup_cosine(i, 420, 42, 6e-3) for i in range(420)])
 
 # %%
 curves(
-    {"": (np.arange(600), rates)},
+    {"": (np.arange(420), rates)},
     xlabel="step",
     ylabel="learning rate",
-    alt="The learning rate rises in a straight line for 60 steps and falls along half a cosine to zero at step 600.",
+    alt="The learning rate rises in a straight line for 42 steps and falls along half a cosine to zero at step 420.",
 )
 
 # %% [markdown]
 # ## Training
 #
-# A step takes a *batch* of 100 images. An *epoch* is one pass over the training images, in a new order each time. The
-# loop has the five parts that every training loop has:
+# A step takes a *batch* of 100 images. An *epoch* is one pass over the training images, in a new order each time; 420
+# steps are two epochs and a bit. In so short a run the running mean $v$ should not remember too long, so we take
+# $\beta_2 = 0.99$. The loop has the five parts that every training loop has:
 #
 # 1. compute the loss of a batch;
 # 2. `zero_grad`: set all gradients to 0, because `backward` *adds* to them (lesson 01), and those of the last step
@@ -327,11 +328,11 @@ curves(
 # 5. `step`: move the weights.
 
 # %%
-STEPS = 12 if FAST else 600
+STEPS = 12 if FAST else 420
 
 
 def evaluate(model, inputs):
-    """Logits (B, 8) of uint8 images, a hundred at a time, without recording a graph."""
+    """Logits (B, 8) of uint8 images, in ten parts, without recording a graph."""
     with no_grad():
         return np.concatenate([model(data.normalize(part, mean, std)).data for part in np.array_split(inputs, 10)])
 
@@ -343,7 +344,7 @@ def accuracy(model, dataset):
 # %%
 def train(model, stop=STEPS):
     """Train a model; return the loss of each step, and pairs (step, test accuracy) on the way."""
-    optimizer = optim.AdamW(model.parameters(), weight_decay=0.05)
+    optimizer = optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.05)
     loader = data.Loader(train_set, 100, shuffle=True, rng=np.random.default_rng(0))
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     losses, tests = [], []
@@ -353,7 +354,7 @@ def train(model, stop=STEPS):
         optimizer.zero_grad()
         loss.backward()
         norm = optimizer.clip_grad_norm(1.0)
-        optimizer.lr = optim.warmup_cosine(step, STEPS, STEPS // 10, 4e-3)
+        optimizer.lr = optim.warmup_cosine(step, STEPS, STEPS // 10, 6e-3)
         optimizer.step()
         losses.append(loss.item())
         if (step + 1) % (STEPS // 6) == 0:
@@ -367,7 +368,7 @@ model = new_model()
 losses, tests = train(model)
 assert np.isclose(losses[0], np.log(8), atol=1e-3)
 if not FAST:
-    assert tests[-1][1] > 0.85  # chance is 0.125
+    assert tests[-1][1] > 0.7  # chance is 0.125
 
 # %%
 width = max(STEPS // 30, 1)
@@ -415,13 +416,13 @@ shuffled = patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 32, 32, 3)
 
 right = {
     "test images": tests[-1][1],
-    "training images": accuracy(model, train_set.take(np.arange(1000))),
+    "training images": accuracy(model, train_set.take(np.arange(500))),
     "test images, shuffled": (evaluate(model, shuffled).argmax(1) == test_set.labels).mean(),
     f"attention, step {STEPS // 3}": tests[1][1],
     f"no attention, step {STEPS // 3}": tests_without[-1][1],
 }
 if not FAST:
-    assert tests[1][1] > 0.4 and tests_without[-1][1] < 0.25
+    assert tests[1][1] > 0.35 and tests_without[-1][1] < 0.25
     assert right["test images, shuffled"] > right["test images"] - 0.1
     assert right["training images"] < right["test images"] + 0.1
 
@@ -434,10 +435,11 @@ bars(
 )
 
 # %% [markdown]
-# It is hardly better on the training images, which it has seen three times, so it has learned few of them by heart.
-# Without attention it learns almost nothing in this time. Shuffled patches hardly matter. That agrees with lesson 03,
-# which took the positions from a trained model: the pieces of edge inside the red patches name the shape, and how they
-# lie to each other adds little. Do not conclude from a good result that a part you built in is what made it good.
+# It is hardly better on the training images, each of which it has seen two or three times, so it has learned few of
+# them by heart. Without attention it learns almost nothing in this time. Shuffled patches hardly matter. That agrees
+# with lesson 03, which took the positions from a trained model: the pieces of edge inside the red patches name the
+# shape, and how they lie to each other adds little. Do not conclude from a good result that a part you built in is what
+# made it good.
 #
 # ## What does it confuse?
 #
@@ -493,14 +495,14 @@ images(
 )
 
 # %% [markdown]
-# Black is 0 and light yellow 0.1 or more. Of what the tokens read, the few patches on the object now give several times
-# their share.
+# Black is 0 and light yellow 0.1 or more. Of what the tokens read, the few patches on the object now give more than
+# twice their share.
 #
 # ## What does it cost?
 #
-# We count multiply-adds as in lesson 00, for one image and the whole network, now with a derivation. A product of $(N,
-# C)$ and $(C, D)$ takes $N C D$. A block has linear layers from $C$ to $3C$, to $C$, to $M$ and back to $C$, and in
-# attention two products with $N^2 C$ each, $q k^\top$ and $A v$.
+# We count multiply-adds as in lesson 00, for one image and the whole network. A product of $(N, C)$ and $(C, D)$
+# takes $N C D$. A block has linear layers from $C$ to $3C$, to $C$, to $M$ and back to $C$, and in attention two
+# products with $N^2 C$ each, $q k^\top$ and $A v$.
 
 # %%
 N, C, M = 64, 48, 96

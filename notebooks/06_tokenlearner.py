@@ -414,8 +414,9 @@ for i in (2, 5):
 # large ones lie on the object or at its edge. The tokens have become different from each other: some maps cover several
 # patches, some only one, and a map may be empty. With a sigmoid, a token can say "nothing for me here".
 #
-# Lesson 05 comes further in fewer steps, with all 64 tokens. But there a step costs more than three times as much.
-# In lesson 00 hardly any gap was left, after twice as many steps and with the second version of TokenLearner.
+# In lesson 05, all 64 tokens came about as far in less than half as many steps. But there a step costs more than three
+# times as much. In lesson 00 hardly any gap was left, after twice as many steps and with the second version of
+# TokenLearner.
 #
 # ## What changes with the sum?
 #
