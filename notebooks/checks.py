@@ -225,7 +225,7 @@ def _squared_error(x, t):
 EXERCISES["squared_error"] = Exercise(
     expected=_squared_error,
     inputs=lambda rng: [(rng.standard_normal((3, 5)), np.eye(5)[[1, 4, 1]]), (800 * np.eye(2, 4), np.eye(4)[[3, 1]])],
-    hint="p is a softmax over each row; with g = 2 (p - t) dL / B its backward is dx = p * (g - sum of p * g)",
+    hint="p is a safe softmax over each row; with g = 2 (p - t) dL / B its backward is dx = p * (g - sum of p * g)",
     is_op=True,
 )
 EXERCISES["times_larger"] = Exercise(
