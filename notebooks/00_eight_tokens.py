@@ -285,7 +285,7 @@ images(
 # %%
 print(f"map mass: {mass[~correct].mean():.2f} on all {B - correct.sum()} images with wrong answers")
 small = (test.boxes[:, 2:] - test.boxes[:, :2]).max(1) == 7  # pixels; the others have 8 or 9
-print(f"wrong answers: {1 - correct[small].mean():.1%} for the smallest objects, {1 - correct[~small].mean():.1%} else")
+print(f"wrong: {1 - correct[small].mean():.1%} of the smallest objects, {1 - correct[~small].mean():.1%} of the others")
 assert FAST or (mass[~correct].mean() > 0.6 and correct[small].mean() < correct[~small].mean())
 
 # %% [markdown]
