@@ -318,8 +318,12 @@ for name, model, seen in (("version 1.1", model_11, seen_11), ("version 1.0", mo
         maps = model.maps(data.normalize(without, mean, std)).data
     before, after = (a.sum((2, 3)).mean() for a in (seen[max(seen)][2], maps))
     print(f"{name}: sum of a map {before:.2f} with the object, {after:.2f} without")
+if not FAST:
+    assert after < before / 2  # version 1.0, the last of the two
 
 # %% [markdown]
+# With the sigmoid most of the weight is gone. With the softmax it has only moved.
+#
 # ## With LayerNorm or without?
 #
 # The authors' code normalizes each token before the MLP, so that only its direction counts and not its length. A faint

@@ -455,8 +455,8 @@ alt = "With norms the added part jumps from 0 to more than the grid at step 1; w
 curves(lines, "step", "size of W Y', relative to x", alt)
 
 # %% [markdown]
-# One step. The norm behind $M$ divides by its $\sigma$, which is $\sqrt{\varepsilon} = 1/1000$ at the start. So $M$ gets
-# a gradient about 1000 times larger, and once the entries of $U$ exceed 1/1000, the norm scales them up to full size.
+# One step. The norm behind $M$ divides by its $\sigma$, which is $\sqrt{\varepsilon} = 1/1000$ at the start. So $M$
+# gets a gradient about 1000 times larger, and once the entries of $U$ exceed 1/1000, they are scaled up to full size.
 # Without the norms the fuser grows gently. The authors have a reason for them: with their sum pooling, tokens are far
 # larger than the grid (lesson 06), and the norms set that right.
 #
