@@ -28,10 +28,11 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## A task that shows faults
 #
-# In CLUTTER a model may do well with half of its parts broken. So we use a smaller task, CUE, that needs all of them.
-# An image has 16 × 16 pixels, which is a grid of 4 × 4 patches. The patch in the upper left corner is the **cue**: it
-# is filled with one of six colors. Six other patches hold an object, one in each color. **Which of four shapes has the
-# object in the color of the cue?** Guessing gives 25 %.
+# CLUTTER forgives much: lesson [03](03_patches.ipynb) took the positions away from a trained model, and it hardly
+# noticed. So we use a smaller task, CUE, that forgives less. An image has 16 × 16 pixels, which is a grid of 4 × 4
+# patches. The patch in the upper left corner is the **cue**: it is filled with one of six colors. Six other patches
+# hold an object, one in each color. **Which of four shapes has the object in the color of the cue?** Guessing gives
+# 25 %.
 
 # %%
 COLORS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]])  # the first is red
@@ -173,6 +174,7 @@ def first_bad(model, x):
     return found
 
 
+# %%
 found = first_bad(broken, raw[:2000])
 with np.errstate(all="ignore"):
     assert np.isinf(np.exp(np.float32(89)))
@@ -231,13 +233,13 @@ lesson.curves(
 
 # %% [markdown]
 # The two bad losses look alike: they hardly leave $\log 4 \approx 1.39$, the loss of guessing. The relative step tells
-# them apart. At 3e-5 the weights barely move; at 3e-2 they jump. Right after the warm-up, where it is largest, a value
-# between 1e-3 and 1e-2 is healthy here.
+# them apart. At 3e-5 the weights barely move; at 3e-2 they jump. Look at it right after the warm-up, where it is
+# largest: there, a value between 1e-3 and 1e-2 is healthy for such models.
 #
-# Warm-up changed nothing here. That is no reason to drop it. AdamW divides by an average of squared gradients. At the
-# first step this average *is* the squared gradient, so every weight moves by the full learning rate, however small or
-# wrong its gradient. Two blocks whose head starts at zero forgive that. Six blocks with an ordinary head and a large
-# rate do not:
+# Leaving out the warm-up changed nothing here, but it can. AdamW divides by the root of an average of squared
+# gradients. At the first step the average has only one entry, so every weight moves by the full learning rate, however
+# small or wrong its gradient is. Two blocks whose head starts at zero forgive that. Six blocks with an ordinary head
+# and a large rate do not:
 
 # %%
 deep_logs = {}
@@ -301,7 +303,7 @@ lesson.images(
 
 # %%
 zeros = build()
-zeros.tokenizer.mlp.fc2.weight.data[...] = 0
+zeros.tokenizer.mlp.fc2.weight.data[...] = 0  # (64, 8), a column for each map
 zeros.tokenizer.mlp.fc2.bias.data[...] = 0
 train(zeros)
 with no_grad():
@@ -356,7 +358,8 @@ lesson.curves(
 # ## 6. A reshape for a transpose
 #
 # Attention with $h$ heads splits each token of $C$ numbers into $h$ parts: $(B, N, C)$ becomes $(B, h, N, C/h)$. This
-# takes a `reshape` to $(B, N, h, C/h)$ and a `transpose`. One `reshape` gives the same shape.
+# takes a `reshape` to $(B, N, h, C/h)$ and a `transpose`. A `reshape` alone gives the same shape. Lesson
+# [04](04_attention.ipynb) met this slip; here it is trained, without TokenLearner, on all 16 tokens.
 
 
 # %%
@@ -445,11 +448,13 @@ lesson.curves(
 )
 
 # %% [markdown]
-# A token is an average, and an average of six objects keeps a little of each; with more tokens each color gets its
-# own. (One token does as well as the eight equal ones of fault 4.) After one block the corner has asked all others and knows the answer, and one token is enough. So ask: *could a
-# place know from itself and its neighbors that it matters?* On CLUTTER it can, since red is red. If not, give the
-# tokens one block to talk first, or as many tokens as there are things that may be asked for. [RESULTS.md](RESULTS.md)
-# has the accuracy of a deeper model for each location.
+# A token is an average, and an average of six objects keeps a little of each; with more tokens each color can have its
+# own. (One token does as well as the eight equal ones of fault 4.) After one block the corner has asked all others and
+# knows the answer, and one token is enough.
+#
+# So ask: *could a place know from itself and its neighbors that it matters?* On CLUTTER it can, since red is red. If
+# not, let the tokens talk for a block first, or take as many tokens as there are things that may be asked for.
+# [RESULTS.md](RESULTS.md) has the accuracy of a deeper model for each location.
 #
 # ## The table to keep
 #
