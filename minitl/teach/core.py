@@ -52,7 +52,7 @@ class Result:
 def grade(master, submitted, files=(), secret=(), seconds=SECONDS):
     """Return the Result of the notebook ``submitted``, graded by the teacher's ``master``.
 
-    ``files`` are put beside it; what lies in the folders ``secret`` it may not open; ``seconds`` is the limit of a cell.
+    ``files`` are put beside it, it may not open what lies in the folders ``secret``, and a cell has ``seconds``.
     """
     notebook, remarks = submission.restore(master, submitted)
     outcomes, more = run(plan(notebook), files, secret, seconds)
@@ -104,8 +104,10 @@ def run(cells, files=(), secret=(), seconds=SECONDS):
         if give_up:
             break
     for key, why in stopped.items():
-        outcomes[key] = {"error": ["Stopped", why, []], "outputs": [], "seen": []}
-    remarks = [f"{c['id']} {stopped[c['id']]}" for c in cells if c["id"] in stopped and "not run" not in stopped[c["id"]]]
+        outcomes[key] = {"error": ["Stopped", why, []], "outputs": [], "seen": [], "seconds": 0}
+    remarks = [
+        f"{c['id']} {stopped[c['id']]}" for c in cells if c["id"] in stopped and "not run" not in stopped[c["id"]]
+    ]
     seen = {f"{key} {what}" for key, outcome in outcomes.items() for what in outcome["seen"]}
     before = dict(zip([c["id"] for c in cells[1:]], [c["id"] for c in cells], strict=False))
     return outcomes, remarks + sorted(_of_previous(text, before) for text in seen)
@@ -123,10 +125,20 @@ def _attempt(cells, files, secret, seconds, deadline):
     try:
         for file in files:
             (shutil.copytree if Path(file).is_dir() else shutil.copy)(file, folder / Path(file).name)
+        for cache in _fonts():
+            shutil.copy(cache, folder)
         folder.chmod(0o777)
         return _talk(cells, folder, secret, seconds, deadline)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _fonts():
+    """Return matplotlib's list of fonts, which takes it long to make."""
+    import matplotlib.font_manager  # makes it
+
+    return [*Path(matplotlib.get_cachedir()).glob("fontlist-*.json")]
 
 
 def _talk(cells, folder, secret, seconds, deadline):

@@ -5,8 +5,8 @@ A cell's header says what it is: ``answer="a1-add"``, ``test="a1-add-1" points=3
 and ``### END SOLUTION`` are the solution; ``forbids="softmax, LayerNorm"`` names what of minitl it must not run, by
 default that with the answer's own name, without ``my_``.
 
-Notebooks are the dicts of their JSON. ``teacher`` has everything, ``master`` lacks the solutions, ``release`` also lacks
-the hidden tests and the model answers.
+Notebooks are the dicts of their JSON. ``teacher`` has everything, ``master`` lacks the solutions and model answers,
+``release`` also lacks the hidden tests.
 """
 
 import ast
@@ -43,7 +43,7 @@ def find(name):
 
 
 def teacher(name):
-    """Return the notebook of the assignment ``name`` with solutions and all tests. Raises InputError for a bad source."""
+    """Return the notebook of the assignment ``name`` with solutions and all tests. Raises InputError."""
     import jupytext
 
     prefix, cells = name.split("_")[0].lower(), []
@@ -116,6 +116,15 @@ def for_nbgrader(notebook):
     return notebook
 
 
+def without_markers(notebook):
+    """Return a notebook of ``for_nbgrader`` as it was."""
+    for cell in notebook["cells"]:
+        lines = cell["source"].split("\n")
+        if kind(cell) == "hidden" and lines[0] == "### BEGIN HIDDEN TESTS":
+            cell["source"] = "\n".join(lines[1:-1])
+    return notebook
+
+
 def stub(source, key):
     """Return an answer without its solution."""
     return SOLUTION.sub(rf'\1raise NotImplementedError("{key}: your code here")', source)
@@ -146,7 +155,7 @@ def defined(code):
 
 
 def bound(code):
-    """Return all names that code binds at its top, with imports and loops; none if it does not parse."""
+    """Return all names that code binds at its top, with imports and loops. Raises SyntaxError."""
     found = []
     for node in _top(ast.parse(code)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):

@@ -16,7 +16,7 @@ def restore(master, submitted):
     known = {cell["id"]: cell for cell in master["cells"]}
     found, own, here, remarks = {}, {}, None, []
     for cell in submitted["cells"]:
-        key = _id(cell)
+        key = id_of(cell)
         answers = key in known and source.kind(known[key]) in ("answer", "written")
         if key in known and (answers or key not in found):
             found.setdefault(key, []).append(cell)
@@ -41,7 +41,8 @@ def restore(master, submitted):
     return {**copy.deepcopy(master), "cells": first + cells}, remarks
 
 
-def _id(cell):
+def id_of(cell):
+    """Return the label of a cell, or None."""
     about, graded = cell["metadata"].get("minitl"), cell["metadata"].get("nbgrader")
     for owner, name in ((about, "id"), (graded, "grade_id"), (cell, "id")):
         if isinstance(owner, dict) and isinstance(owner.get(name), str):

@@ -5,13 +5,13 @@ Prints go nowhere else. Tests run in a namespace of their own, which has the nam
 answers; before each, what the notebook replaced in NumPy, minitl or the teacher's names is put back and named.
 """
 
-import ast
 import contextlib
+import importlib
 import io
 import json
-import linecache
 import os
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -54,7 +54,6 @@ class Worker:
 
     def prepare(self):
         """Import what notebooks use, and remember it as it is."""
-        import numpy.testing
         from IPython.core.displayhook import CapturingDisplayHook
         from IPython.core.displaypub import CapturingDisplayPublisher
         from IPython.core.interactiveshell import InteractiveShell
@@ -72,6 +71,7 @@ class Worker:
         shell.display_trap.hook = self.hook
         shell.enable_gui = lambda *_: None
         shell.enable_matplotlib("inline")
+        importlib.import_module("numpy.testing")
         self.modules = {name: m for name, m in sys.modules.items() if _guarded(name) and m is not None}
         self.originals, self.ops = {}, dict(minitl.OPS)
         for name, module in self.modules.items():
@@ -89,18 +89,19 @@ class Worker:
         """Run a cell; return its outcome: an error or None, outputs, and what else was seen."""
         self.key, self.seen = cell["id"], []
         self._restore()
-        out, err = Limited(), Limited()
+        out, err, start = Limited(), Limited(), time.process_time()
         self.shell.display_pub.outputs.clear()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             error = self._test(cell) if cell["kind"] in ("test", "hidden") else self._shell(cell)
         if os.getpid() != self.process:
             os._exit(0)  # a copy of this process, made by the notebook
+        seconds = time.process_time() - start
         if cell["kind"] == "given":
             names = _bound(cell["source"]) - {n for c in self.answers.values() for n in c["defines"]}
             self.given.update({n: self.shell.user_ns[n] for n in names if n in self.shell.user_ns})
         outputs = [_stream("stdout", out), *map(_picture, self.shell.display_pub.outputs)]
         outputs += [] if cell["kind"] in ("test", "hidden") else [_stream("stderr", err)]
-        return {"error": error, "outputs": [o for o in outputs if o], "seen": self.seen}
+        return {"error": error, "outputs": [o for o in outputs if o], "seen": self.seen, "seconds": seconds}
 
     def _shell(self, cell):
         """Run a cell as Jupyter does."""
