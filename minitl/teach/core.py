@@ -24,6 +24,7 @@ from . import source, submission
 SECONDS = 60  # for one cell
 START_SECONDS = 120  # for the imports
 TOTAL_SECONDS = 900  # for a notebook
+TOLD = ("SyntaxError", "IndentationError", "Stopped")  # elsewhere
 RESTARTS = 12
 LINE = 20_000_000  # characters of one reply
 APART = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -37,6 +38,7 @@ class Result:
     of: dict  # id -> most points
     messages: dict  # id -> what was wrong
     written: dict  # id -> most points, which a person gives
+    visible: set = frozenset()  # ids of the tests that students have
     remarks: list = field(default_factory=list)  # on the notebook as a whole
     notebook: dict | None = None  # as it ran
 
@@ -62,13 +64,21 @@ def grade(master, submitted, files=(), secret=(), seconds=SECONDS):
     of = source.points(master, "test", "hidden")
     messages = {key: _message(outcomes[key]["error"]) for key in of if outcomes[key]["error"]}
     points = {key: 0 if key in messages else most for key, most in of.items()}
-    return Result(points, of, messages, source.points(master, "written"), remarks + more, notebook)
+    written, visible = source.points(master, "written"), {*source.points(master, "test")}
+    failed = {c["id"]: outcomes[c["id"]]["error"] for c in plan(notebook) if c["kind"] == "answer"}
+    task = source.tasks(master)
+    for key in messages:
+        if messages[key].startswith("NameError") and failed.get(task[key]):
+            messages[key] = f"{task[key]} cannot be run: {_message(failed[task[key]])}"
+    told = [f"{key}: {_message(error)}" for key, error in failed.items() if error and error[0] not in TOLD]
+    remarks += [text.split("\n")[0] for text in told]
+    return Result(points, of, messages, written, visible, remarks + more, notebook)
 
 
 def nothing(master, remark):
     """Return the Result of a submission that cannot be read."""
     of = source.points(master, "test", "hidden")
-    return Result(dict.fromkeys(of, 0), of, {}, source.points(master, "written"), [remark], None)
+    return Result(dict.fromkeys(of, 0), of, {}, source.points(master, "written"), frozenset(), [remark])
 
 
 def plan(notebook):

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from ..errors import InputError, did_you_mean
-from . import core, gradebook, source, submission, trial
+from . import core, gradebook, handout, outputs, source, submission, trial
 
 AGENTS = """\
 # For assistants
@@ -86,32 +86,12 @@ def students(folder):
     return {path.name if path.is_dir() else path.stem: path for path in paths}
 
 
-def find(path, name, master):
-    """Return the notebook that a student handed in for an assignment, or None, and remarks in words."""
-    files = (
-        [path] if path.is_file() else sorted(p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    )
-    ids, fitting, remarks = {cell["id"] for cell in master["cells"]}, [], []
-    for file in files:
-        try:
-            notebook = source.read(file)
-        except (InputError, OSError) as error:
-            if name in file.stem or file.parent.name == name:
-                remarks.append(str(error))
-            continue
-        if file.stem == name or any(submission.id_of(cell) in ids for cell in notebook["cells"]):
-            fitting.append((file.stem == name, file.stat().st_mtime, file.name, notebook))
-    if len(fitting) > 1:
-        remarks.append(f"{len(fitting)} notebooks fit; {max(fitting, key=lambda f: f[:3])[2]} is graded")
-    return (max(fitting, key=lambda f: f[:3])[3] if fitting else None), remarks
-
-
 def check(folder, names=()):
     """Yield what is wrong with the notebooks that were handed in, without running them."""
     count = 0
     for name, master in masters(folder, names).items():
         for student, path in students(folder).items():
-            notebook, remarks = find(path, name, master)
+            notebook, remarks = submission.find(path, name, master)
             if notebook is not None:
                 remarks += submission.restore(master, notebook)[1]
             elif not remarks:
@@ -141,7 +121,7 @@ def grade(folder, names=(), seconds=core.SECONDS):
 
 
 def _grade(folder, name, master, path, seconds):
-    notebook, remarks = find(path, name, master)
+    notebook, remarks = submission.find(path, name, master)
     if notebook is None:
         return core.nothing(master, "; ".join(remarks) or "nothing was handed in")
     beside = [p for p in sorted((folder / "source" / name).glob("*")) if p.suffix != ".ipynb"]
@@ -209,6 +189,10 @@ def run(what, names, seconds):
         wanted = "ops, such as softmax" if what == "handout" else "an assignment, such as A4"
         wanted = "the folder of the course" if what in ("build", "check", "grade", "feedback") else wanted
         raise InputError(f"minitl course {what} needs {wanted}")
+    if what == "handout":
+        return [handout.handout(names)]
+    if what in ("gradescope", "classroom50"):
+        return [f"wrote {outputs.bundle(what, name, Path())}" for name in names]
     if what == "build":
         return build(names[0], names[1:])
     if what == "grade":

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from ..errors import InputError
@@ -28,7 +29,8 @@ def _gradebook(folder):
     path = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])  # nbgrader looks for alembic there
     try:
-        with Gradebook(f"sqlite:///{(folder / 'gradebook.db').resolve()}") as book:
+        with warnings.catch_warnings(), Gradebook(f"sqlite:///{(folder / 'gradebook.db').resolve()}") as book:
+            warnings.simplefilter("ignore")  # of SQLAlchemy, about nbgrader
             yield book
     finally:
         os.environ["PATH"] = path

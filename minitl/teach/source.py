@@ -20,6 +20,7 @@ from ..errors import InputError, did_you_mean
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "assignments"
 SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION[ \t]*\n.*?^[ \t]*### END SOLUTION[ \t]*$", re.M | re.S)
 KINDS = ("answer", "test", "hidden", "written")
+HIDDEN = "# hidden checks run here at grading ({points} points)"
 WRITTEN = "YOUR ANSWER HERE"
 
 
@@ -102,7 +103,7 @@ def release(notebook):
     for cell in notebook["cells"]:
         about = cell["metadata"]["minitl"]
         if about["kind"] == "hidden":
-            cell["source"] = f"# hidden checks run here at grading ({about['points']} points)"
+            cell["source"] = HIDDEN.format(**about)
         about.pop("forbids", None)
     return notebook
 

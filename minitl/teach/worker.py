@@ -16,6 +16,8 @@ import traceback
 import warnings
 from pathlib import Path
 
+from .source import bound
+
 BYTES = 4 << 30  # of memory
 FILE_BYTES = 10 << 20
 PROCESSES = 64  # and threads, more than there are
@@ -128,6 +130,7 @@ class Worker:
         names |= {n: self.shell.user_ns[n] for n in answers if n in self.shell.user_ns}
         before = {*names}
         if self.handed_on.get(cell["task"]):
+            self.seen.append(self.handed_on[cell["task"]])
             return ["AssertionError", self.handed_on[cell["task"]], []]
         self.watching = True
         sys.setprofile(self._profile if self.forbidden else None)
@@ -142,6 +145,7 @@ class Worker:
             self.watching = False
             self.ours.update({n: names[n] for n in {*names} - before - answers})
         if cell["task"] in self.handed_on:
+            self.seen.append(self.handed_on[cell["task"]])
             return ["AssertionError", self.handed_on.pop(cell["task"]), []]
         return None
 
@@ -223,8 +227,6 @@ def _unwrapped(value):
 
 
 def _bound(text):
-    from .source import bound
-
     try:
         return {*bound(text)}
     except SyntaxError:  # IPython's own commands
