@@ -115,7 +115,7 @@ def test_there_is_little_to_read():
     assert lines("autograd") <= 181
     everything = [*FILES, *PACKAGE.rglob("*.cu"), *PACKAGE.rglob("*.cuh")]
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in everything) - lines("teach") <= 10_560
-    assert lines("teach") <= 1_500
+    assert lines("teach") <= 1_600
 
 
 LONGEST = {"softmax": 16, "layer_norm": 24, "gelu": 24}  # lines with decorator and docstring; 34 for all others

@@ -62,15 +62,15 @@ def grade(master, submitted, files=(), secret=(), seconds=SECONDS):
         if cell["cell_type"] == "code":
             cell["outputs"] = _outputs(outcomes[cell["id"]])
     of = source.points(master, "test", "hidden")
-    messages = {key: _message(outcomes[key]["error"]) for key in of if outcomes[key]["error"]}
+    messages = {key: message(outcomes[key]["error"]) for key in of if outcomes[key]["error"]}
     points = {key: 0 if key in messages else most for key, most in of.items()}
     written, visible = source.points(master, "written"), {*source.points(master, "test")}
-    failed = {c["id"]: outcomes[c["id"]]["error"] for c in plan(notebook) if c["kind"] == "answer"}
+    failed = {c["id"]: outcomes[c["id"]]["error"] for c in plan(notebook) if c["kind"] == "answer" or c["task"] is None}
     task = source.tasks(master)
     for key in messages:
         if messages[key].startswith("NameError") and failed.get(task[key]):
-            messages[key] = f"{task[key]} cannot be run: {_message(failed[task[key]])}"
-    told = [f"{key}: {_message(error)}" for key, error in failed.items() if error and error[0] not in TOLD]
+            messages[key] = f"{task[key]} cannot be run: {message(failed[task[key]])}"
+    told = [f"{key}: {message(error)}" for key, error in failed.items() if error and error[0] not in TOLD]
     remarks += [text.split("\n")[0] for text in told]
     return Result(points, of, messages, written, visible, remarks + more, notebook)
 
@@ -225,7 +225,8 @@ def apart():
     return []
 
 
-def _message(error):
+def message(error):
+    """Return an error of an outcome in words, with the last lines that led to it."""
     kind, text, lines = error
     text = text if kind in ("AssertionError", "Stopped", "Refused", "NotImplementedError") else f"{kind}: {text}"
     return "\n".join([text, *lines[-3:]])
@@ -235,5 +236,5 @@ def _outputs(outcome):
     error = outcome["error"]
     if not error:
         return outcome["outputs"]
-    told = {"output_type": "error", "ename": error[0], "evalue": error[1], "traceback": [*error[2], _message(error)]}
+    told = {"output_type": "error", "ename": error[0], "evalue": error[1], "traceback": [*error[2], message(error)]}
     return [*outcome["outputs"], told]

@@ -32,7 +32,7 @@ def test(names):
     """Yield a line for each assignment, and what is wrong with it."""
     faults = 0
     for name in [source.find(name) for name in names] or source.names():
-        found, line = trial.trial(name)
+        found, line, _ = trial.trial(name)
         yield f"{line}: {'as intended' if not found else f'{len(found)} faults'}"
         yield from (f"  {fault}" for fault in found)
         faults += len(found)

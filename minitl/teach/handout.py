@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import re
+import textwrap
 
 from ..autograd import PLAIN
 from ..errors import InputError, did_you_mean
@@ -15,18 +17,20 @@ each array, of its shape. It writes neither into its arguments nor into dy, and 
 
 import numpy as np
 '''
-BODY = """    raise NotImplementedError("{name}: your code here")
-    y = ...
+BODY = """\
+    y = None  # your code here
 
     def backward(dy):
-        return ...
+        return None  # your code here
 
     return y, backward
 """
+GRADIENT = re.compile(r"\bd([abkqtvxyzALSWXZ]|weight|bias|logits)(_\w+)?\b")
+CLAUSE = re.compile(r"(?<=[,;:.])\s{2,}|(?<=\.)\s|\n(?=d[a-zA-Z])")
 
 
 def handout(names, file="hw.py"):
-    """Return the text of a file with a stub for each op: its signature and what it says of itself, without its code."""
+    """Return the text of a file with a stub for each op: its signature, shapes and formula, without the gradient."""
     for name in names:
         if name not in PLAIN:
             raise InputError(f"minitl has no op {name!r}; {did_you_mean(name, PLAIN)}")
@@ -35,8 +39,13 @@ def handout(names, file="hw.py"):
 
 def _stub(name):
     function = ast.parse(inspect.getsource(PLAIN[name])).body[0]
-    signature = f"def {name}({ast.unparse(function.args)}):\n"
-    text = inspect.cleandoc(inspect.getdoc(PLAIN[name]) or "").split("\n")
-    lines = "\n    ".join(line for line in text).replace("    \n", "\n")
-    doc = f'    """{lines}"""\n' if len(text) == 1 else f'    """{lines}\n    """\n'
-    return signature + doc + BODY.format(name=name)
+    paragraphs = map(_without_gradient, inspect.getdoc(PLAIN[name]).split("\n\n"))
+    text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+    end = "\n" if "\n" in text else ""
+    doc = textwrap.indent(f'"""{text}{end}"""\n', "    ")
+    return f"def {name}({ast.unparse(function.args)}):\n{doc}{BODY}"
+
+
+def _without_gradient(text):
+    kept = "  ".join(clause for clause in CLAUSE.split(text) if not GRADIENT.search(clause))
+    return textwrap.fill(kept.rstrip(",;:"), 110)

@@ -138,8 +138,9 @@ class Worker:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 exec(compile(cell["source"], f"<{cell['id']}>", "exec"), names)
+            told = None
         except BaseException as error:
-            return self._told(error)
+            told = self._told(error)
         finally:
             sys.setprofile(None)
             self.watching = False
@@ -147,7 +148,7 @@ class Worker:
         if cell["task"] in self.handed_on:
             self.seen.append(self.handed_on[cell["task"]])
             return ["AssertionError", self.handed_on.pop(cell["task"]), []]
-        return None
+        return told
 
     def _restore(self):
         """Put back what the notebook replaced, and name it."""
