@@ -38,7 +38,11 @@ NAME = "A1_autograd"
 nbgrader = pytest.mark.skipif(not gradebook.installed(), reason="needs nbgrader: pip install 'minitl[teach]'")
 teacher = source.teacher(NAME)
 master, release = source.master(teacher), source.release(teacher)
-SOLUTION = {cell["id"]: cell["source"] for cell in teacher["cells"] if source.kind(cell) == "answer"}
+SOLUTION = {  # as a student would write it
+    cell["id"]: "\n".join(line for line in cell["source"].split("\n") if "### " not in line)
+    for cell in teacher["cells"]
+    if source.kind(cell) == "answer"
+}
 ORDER = "a1-order"
 
 
@@ -222,7 +226,7 @@ def test_the_solution_has_all_points_and_what_fails_loses_only_its_own():
     """In one notebook: a right answer, one that replaces a checker, one handed on, one that exits, and a wrong one."""
     notebook = handed_in(
         order="import os\n\ndef walk_order(loss):\n    os._exit(0)",
-        ops="my_mul = minitl.OPS['mul']\n\ndef my_matmul(x, W):\n    return minitl.OPS['matmul'](x, W)",
+        ops="def my_mul(x, z):\n    return x * z, None\n\ndef my_matmul(x, W):\n    return minitl.OPS['matmul'](x, W)",
         unbroadcast="np.allclose = lambda *a, **k: True\nsum = 3\nunbroadcast = lambda dy, shape: np.zeros(shape)",
     )
     result = core.grade(master, notebook, source.files(master))

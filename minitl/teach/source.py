@@ -62,7 +62,7 @@ def teacher(name):
         if kind in ("test", "hidden", "written"):
             about["points"] = int(marks["points"])
         if kind == "answer":
-            about["defines"] = bound(read.source)
+            about["defines"] = bound(read.source, imports=False)
             forbidden = marks.get("forbids", ",".join(n.removeprefix("my_") for n in defined(read.source)))
             about["forbids"] = [n.strip() for n in forbidden.split(",") if n.strip()]
             if not SOLUTION.search(read.source):
@@ -155,15 +155,15 @@ def defined(code):
     return [n.name for n in ast.parse(code).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
 
 
-def bound(code):
-    """Return all names that code binds at its top, with imports and loops. Raises SyntaxError."""
+def bound(code, imports=True):
+    """Return all names that code binds at its top, with loops and ``imports``. Raises SyntaxError."""
     found = []
     for node in _top(ast.parse(code)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             found.append(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.append(node.id)
-        elif isinstance(node, ast.alias):
+        elif isinstance(node, ast.alias) and imports:
             found.append((node.asname or node.name).split(".")[0])
     return list(dict.fromkeys(found))
 

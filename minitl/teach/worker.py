@@ -27,7 +27,6 @@ KEPT = 20_000  # characters of a cell's prints that are kept
 STARTS = 20  # other programs that a notebook starts
 NOBODY = 65534
 PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
-ANSWERS = tuple(PACKAGE + folder + os.sep for folder in ("ops", "fast", "nn"))
 
 
 class Refused(Exception):
@@ -115,8 +114,7 @@ class Worker:
         if cell["kind"] == "answer":
             self.handed_on.pop(cell["id"], None)
             for name in cell["defines"]:
-                code = getattr(_unwrapped(self.shell.user_ns.get(name)), "__code__", None)
-                if code and code.co_filename.startswith(ANSWERS):
+                if _is_ours(self.shell.user_ns.get(name)):
                     self.handed_on[cell["id"]] = f"{name} is minitl's own: write it yourself"
         error = result.error_before_exec or result.error_in_exec
         return self._told(error) if error is not None else None
@@ -221,10 +219,13 @@ def _guarded(name):
     return name in ("builtins", "numpy", "numpy.testing", "numpy.linalg", "math") or name.split(".")[0] == "minitl"
 
 
-def _unwrapped(value):
+def _is_ours(value):
+    """Return whether a value is a class or a function of minitl."""
+    if isinstance(value, type):
+        return value.__module__.split(".")[0] == "minitl"
     while hasattr(value, "__wrapped__"):
         value = value.__wrapped__
-    return value.__init__ if isinstance(value, type) else value
+    return getattr(getattr(value, "__code__", None), "co_filename", "").startswith(PACKAGE)
 
 
 def _bound(text):
