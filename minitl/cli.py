@@ -148,7 +148,9 @@ class FewshotOptions:
 
 @dataclass(frozen=True)
 class CourseOptions:
-    what: Positional[Literal["build", "check", "grade", "feedback", "gradescope", "classroom50", "handout", "test"]]
+    what: Positional[
+        Literal["build", "check", "grade", "feedback", "gradescope", "classroom50", "pytest", "handout", "test"]
+    ]
     """what to do; notebooks/assignments/README.md explains it"""
     names: Positional[tuple[str, ...]] = ()
     """folder of the course, then assignments such as A1, by default all; for handout, ops"""

@@ -191,7 +191,7 @@ def run(what, names, seconds):
         raise InputError(f"minitl course {what} needs {wanted}")
     if what == "handout":
         return [handout.handout(names)]
-    if what in ("gradescope", "classroom50"):
+    if what in ("gradescope", "classroom50", "pytest"):
         return [f"wrote {outputs.bundle(what, name, Path())}" for name in names]
     if what == "build":
         return build(names[0], names[1:])
