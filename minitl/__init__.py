@@ -8,6 +8,7 @@ from .backend import seed
 from .fast import cpu as _  # from now on ops have their CPU forms
 from .gradcheck import check_gradients, check_module
 from .ops.basic import tensor
+from .plug import plug
 
 __all__ = [
     "OPS",
@@ -20,6 +21,7 @@ __all__ = [
     "ops",
     "optim",
     "plain",
+    "plug",
     "seed",
     "tensor",
 ]
