@@ -520,11 +520,11 @@ for row in results[start : start + 6]:
 #
 # ## Exercises
 #
-# **1. Who learns first?** A new `nn.TokenFuser` gets its first gradient. Which of its arrays, printed above, get one
-# that is not zero? Say it first: it is 0 where a factor of the formula is 0.
+# **1. Who learns first?** A new `nn.TokenFuser` gets its first gradient. Which of its arrays get one that is not zero?
+# Say it first: it is 0 where a factor of the formula is 0.
 
 # %%
-first_to_learn = None  # a set of names: {"...", "..."}
+first_to_learn = None  # names in the order of the list above: ("...", "...")
 check(first_to_learn=first_to_learn)
 
 # %% [markdown]
@@ -535,7 +535,7 @@ check(first_to_learn=first_to_learn)
 # newborn(Tensor(y), Tensor(x.reshape(B, H, H, C))).backward(rng.standard_normal((B, H, H, C)))
 # for name, array in newborn.named_parameters():
 #     print(f"{name:16} {np.abs(array.grad).max():.2g}")
-# first_to_learn = {"mix.weight", "mix_norm2.bias"}
+# first_to_learn = ("mix.weight", "mix_norm2.bias")
 # check(first_to_learn=first_to_learn)
 # ```
 #

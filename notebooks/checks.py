@@ -319,8 +319,8 @@ def _soft_fuse(y, x, V):
 
 
 EXERCISES["first_to_learn"] = Exercise(
-    expected=lambda: {"mix.weight", "mix_norm2.bias"},
-    hint="with M = 0, the new tokens Y' and dŶ = M dU are zero; go through the formulas that contain them",
+    expected=lambda: ("mix.weight", "mix_norm2.bias"),
+    hint="M = 0 makes Y' and dŶ = M dU zero; go through the formulas that contain them, and keep the order of the list",
 )
 EXERCISES["soft_fuse"] = Exercise(
     expected=_soft_fuse,
