@@ -281,6 +281,7 @@ def test_proofreading_sees_the_faults_of_a_page(text, said, tmp_path):
 SAMPLES = {
     "sample_number": Exercise(lambda: 54, "count again"),
     "sample_text": Exercise(lambda: "sigmoid", "look at the slope"),
+    "sample_set": Exercise(lambda: {"q", "k"}, "two names"),
     "sample_row": Exercise(lambda: np.arange(4.0), "it is a row"),
     "sample_function": Exercise(lambda x: x.sum(0), "sum over rows", lambda rng: [(rng.random((3, 2)),)]),
     "sample_pair": Exercise(lambda x: (x.max(), x + 1), "two results", lambda rng: [(rng.random((3, 2)),)]),
