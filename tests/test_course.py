@@ -135,7 +135,7 @@ def test_the_wheel_has_no_solution(tmp_path):
     assert not [name for name in names if "assignments" in name or name.endswith(".ipynb")]
     for name in source.names():
         marks = [cell["id"] for cell in source.teacher(name)["cells"] if source.kind(cell) != "given"]
-            assert marks and not [key for key in marks if f'"{key}"' in text]
+        assert marks and not [key for key in marks if f'"{key}"' in text]
 
 
 def test_bad_sources_are_refused(tmp_path, monkeypatch):
