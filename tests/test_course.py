@@ -8,6 +8,7 @@ import copy
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -117,13 +118,24 @@ def test_a_release_has_no_solution(name):
         assert marker not in text
 
 
-def test_the_package_has_no_solution():
-    """Assignments lie outside of the package, and no line of a solution of several words is in it."""
-    package = Path(minitl.__file__).parent
-    assert package not in source.FOLDER.parents
-    if (pyproject := package.parent / "pyproject.toml").is_file():
-        assert 'include = ["minitl*"]' in pyproject.read_text()
-    assert not [path for path in package.rglob("*") if path.suffix == ".ipynb"]
+@nbgrader  # which stands for the environment of the teacher and of CI: pip builds the wheel
+def test_the_wheel_has_no_solution(tmp_path):
+    root, folder = Path(minitl.__file__).parents[1], tmp_path / "clone"
+    folder.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, folder)
+    for name in ("minitl", "notebooks/assignments", "tests/student"):
+        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, folder], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        text = "\n".join(archive.read(name).decode(errors="replace") for name in names)
+    assert "minitl/teach/core.py" in names
+    assert not [name for name in names if "assignments" in name or name.endswith(".ipynb")]
+    for name in source.names():
+        marks = [cell["id"] for cell in source.teacher(name)["cells"] if source.kind(cell) != "given"]
+        assert marks and not [key for key in marks if f'"{key}"' in text]
 
 
 def test_bad_sources_are_refused(tmp_path, monkeypatch):

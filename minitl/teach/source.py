@@ -1,7 +1,7 @@
 """The source of an assignment, a percent file with solutions and hidden tests, and the notebooks that are made of it.
 
-A cell's header says what it is: ``answer="a1-add"``, ``test="a1-add-1" points=3``, ``hidden="a1-add-2" points=2``,
-``[markdown] written="a1-q1" points=2``; any other cell is given. In an answer, the lines between ``### BEGIN SOLUTION``
+A cell's header says what it is: ``answer="a9-add"``, ``test="a9-add-1" points=3``, ``hidden="a9-add-2" points=2``,
+``[markdown] written="a9-q1" points=2``; any other cell is given. In an answer, the lines between ``### BEGIN SOLUTION``
 and ``### END SOLUTION`` are the solution; ``forbids="softmax, LayerNorm"`` names what of minitl it must not run, by
 default that with the answer's own name, without ``my_``.
 
