@@ -207,7 +207,7 @@ def parsed(cell, like):
 def test_an_untouched_copy_does_not_win():
     def add_stub(cells, i):
         copy_cell(cells, i)
-        cells[i]["source"] = source.stub(SOLUTION[ORDER], ORDER)
+        cells[i]["source"] = release["cells"][at(release, ORDER)]["source"]
 
     restored, _ = submission.restore(master, changed(ORDER, add_stub))
     assert restored["cells"][at(restored, ORDER)]["source"] == SOLUTION[ORDER]
