@@ -22,6 +22,7 @@ from .errors import InputError, did_you_mean
 from .metrics import box_share
 from .nn import DataSpec, ViTConfig
 from .paper import ablate, fewshot, seeds, tables
+from .teach import core, course
 from .train import (
     TrainConfig,
     default_config,
@@ -143,6 +144,18 @@ class FewshotOptions:
     """another data set of images of the same size; by default that of the run"""
     l2: float = 100.0
     """weight of the squared weights in the regression"""
+
+
+@dataclass(frozen=True)
+class CourseOptions:
+    what: Positional[
+        Literal["build", "check", "grade", "feedback", "gradescope", "classroom50", "pytest", "handout", "test"]
+    ]
+    """what to do; notebooks/assignments/README.md explains it"""
+    names: Positional[tuple[str, ...]] = ()
+    """folder of the course, then assignments such as A1, by default all; for handout, ops"""
+    seconds: int = core.SECONDS
+    """time limit of a cell"""
 
 
 def train_command(args):
@@ -298,6 +311,13 @@ def fewshot_command(args):
     print(f"{options['shots']}-shot accuracy  {accuracies.mean():.2%} (mean of {len(accuracies)} draws{spread})")
 
 
+def course_command(args):
+    """hand out assignments, check and grade what students hand in"""
+    options = _parse(CourseOptions, "course", args)
+    for line in course.run(options.what, options.names, options.seconds):
+        print(line, flush=True)
+
+
 COMMANDS = {
     "train": train_command,
     "eval": eval_command,
@@ -307,6 +327,7 @@ COMMANDS = {
     "flops": flops_command,
     "ablate": ablate_command,
     "fewshot": fewshot_command,
+    "course": course_command,
 }
 
 

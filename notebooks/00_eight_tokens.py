@@ -27,10 +27,10 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The task
 #
-# CLUTTER is a generated set of images of 32 × 32 pixels. Each has seven objects. Six are green or blue; **one is red,
-# and the question is which shape it has**. It can be anywhere. Images are made by a random generator, so the ones
-# below have never been seen by any model, and the generator tells us the box around the red object. The models never
-# get that box. We use it only to judge where they look.
+# CLUTTER is a generated set of images of 32 × 32 pixels. Each has seven objects. Six are green, blue or purple; **one
+# is red, and the question is which shape it has**. It can be anywhere, and nothing covers it. Images are made by a
+# random generator, so no model has seen the ones below, and the generator tells us the box around the red object. The
+# models never get that box. We use it only to judge where they look.
 
 # %%
 B = 400 if FAST else 2000  # number of images
@@ -64,7 +64,8 @@ images(
 def predict(model, x):
     """The most likely class of each image: (B, 32, 32, 3) -> (B,)."""
     with no_grad():  # we only ask for answers, so nothing has to be kept for training
-        return np.concatenate([model(part).data.argmax(1) for part in np.array_split(x, 10)])
+        parts = np.array_split(x, 10)  # one after the other, to need less memory
+        return np.concatenate([model(part).data.argmax(1) for part in parts])  # .data is the array in the result
 
 
 # %%
@@ -94,12 +95,13 @@ show(
 )
 
 # %% [markdown]
-# Each row is one image; to its right are the eight maps. Bright is where the weight is large. The white box marks the
-# red object, and the model has not seen that box.
+# Each row is one image. To its right it is shown once for each token, lit by the token's map: bright is where the
+# weight is large. The white box marks the red object, and the model has not seen that box.
 #
-# - Nearly all light falls on the red object, wherever it is and whatever it is. Nobody told the model that position
-#   or color matters. It was trained on the names of shapes alone.
-# - The tokens share the work. One looks at the left part of an object, another at the right or at the top.
+# - Most light falls on the red object, wherever it is and whatever it is. Nobody told the model that position or
+#   color matters. It was trained on the names of shapes alone.
+# - The tokens share the work. One looks at the left part of an object, another at the right or at the top. Some look
+#   at the same part.
 # - A shape needs more than one patch to be recognized, and eight tokens carry several patches of it.
 #
 # Change `:5` to `5:10` above and look at other images.
@@ -119,7 +121,7 @@ show(
 def covered(start, end, cells=8, size=4):
     """Share of each cell of a row that lies between start and end, in pixels: (B,), (B,) -> (B, cells)."""
     edge = np.arange(cells) * size
-    overlap = np.minimum(end[:, None], edge + size) - np.maximum(start[:, None], edge)
+    overlap = np.minimum(end[:, None], edge + size) - np.maximum(start[:, None], edge)  # below 0 outside the box
     return overlap.clip(0) / size
 
 
@@ -143,13 +145,14 @@ bars(
 # %% [markdown]
 # ## Do the maps follow the object?
 #
-# The point of TokenLearner is that its maps are computed from the image. The test: shift an image and see whether the
-# maps move along. For comparison we take a model with **static** maps. Its maps were learned in training just as
-# freely, but then they are fixed and the same for all images.
+# The point of TokenLearner is that its maps are computed from the image. The test: shift an image, so that what leaves
+# on one side comes back on the other, and see whether the maps move along. For comparison we take a model with
+# **static** maps. Its maps were learned in training just as freely, but then they are fixed and the same for all
+# images.
 
 # %%
-central = np.abs(test.boxes[:, :2] - 12).max(1).argmin()  # an image whose object is near the middle
-shifts = [(0, 0), (-8, -8), (-8, 8), (8, -8), (8, 8)]  # pixels down and to the right, two patches each
+central = np.abs(test.boxes[:, :2] - 12).max(1).argmin()  # a box of about 8 pixels that begins near 12 is in the middle
+shifts = [(0, 0), (-8, -8), (-8, 8), (8, -8), (8, 8)]  # pixels down and to the right; 8 are two patches
 moved = np.stack([np.roll(x[central], shift, axis=(0, 1)) for shift in shifts])
 
 static, _ = load_model("static-8")
@@ -170,8 +173,8 @@ images(rows, alt="An image shifted to five places: the learned maps move with it
 #
 # ## Eight learned tokens against the alternatives
 #
-# Five models, trained in the same way on the same images for the same ten epochs. They differ only in what they hand
-# to the transformer blocks:
+# Five models, trained in the same way on the same images for ten epochs, that is ten passes over all training images.
+# They differ only in what they hand to the transformer blocks:
 #
 # - **all 64**: nothing is reduced;
 # - **8 learned**: TokenLearner;
@@ -193,18 +196,20 @@ for title, m in models.items():
     accuracy[title] = (predict(m, x) == test.labels).mean()
     seconds[title] = time.process_time() - start
 assert accuracy["8 learned"] > accuracy["all 64"] - 0.05
-assert accuracy["8 static"] < 0.35 and accuracy["4 × 4 grid"] < 0.5 < accuracy["8 learned"] - 0.4
+assert max(accuracy["8 static"], accuracy["2 × 4 grid"]) < 0.35
+assert accuracy["4 × 4 grid"] < 0.5 < accuracy["8 learned"] - 0.4
 
 # %% [markdown]
 # ### What does it cost?
 #
-# We count multiply-adds, one multiplication and one addition together, for one image. With $N$ tokens of width $C$
-# and an MLP of hidden width $M$, one transformer block needs
+# We count multiply-adds, one multiplication and one addition together, for one image. In a transformer block, tokens
+# exchange what they know by *attention*; then a small network, the *MLP*, works on each of them, with $M$ numbers
+# between its two layers. Lessons 04 and 05 derive what a block costs for $N$ tokens of width $C$:
 #
 # $$\underbrace{N (4 C^2 + 2 C M)}_{\text{linear layers}} \;+\; \underbrace{2 N^2 C}_{\text{attention}}$$
 #
-# TokenLearner itself is not free: it computes $S$ weights at each of the 64 places by a small network with 64 hidden
-# units, then averages.
+# TokenLearner itself is not free: at each of the 64 places it computes $S$ weights from the $C$ numbers of the token,
+# by two layers with 64 numbers between them. Then it averages.
 
 
 # %%
@@ -231,6 +236,7 @@ cost = {
 }
 head = C * len(test.classes)  # the linear layer at the end; all five models have it
 assert cost == {title: flops.total(flops.count(m.config, m.spec)).macs - head for title, m in models.items()}
+assert cost["8 learned"] < cost["all 64"] / 4
 
 # %%
 bars(
@@ -251,15 +257,16 @@ for title in names:
     print(f"{title:11} {B / seconds[title]:7.0f} images per second of one core, on this machine")
 
 # %% [markdown]
-# Eight learned tokens are as good as all 64, for less than a quarter of the multiply-adds. And few tokens alone are
-# not the secret: the other three models have few tokens too. The grid of 16 gets fewer than half of the images right,
+# Eight learned tokens are nearly as good as all 64, for less than a quarter of the multiply-adds. The measured speeds
+# follow these counts roughly; moving numbers about takes time as well. And few tokens alone are not the secret: the
+# other three models have few tokens too. The grid of 16 gets fewer than half of the images right,
 # and the grid of 8 and the static maps are little better than guessing. **What matters is that the maps depend on the
 # input.** The static model shows it best, since it differs from TokenLearner in that one respect.
 #
 # ## What still goes wrong
 #
-# Let us look at the images on which the model gives the true class the smallest probability. Above each is the true
-# class, then the model's answer.
+# The model's eight numbers, its *logits*, become probabilities by exp and division by the sum. Let us look at the
+# images in which the true class gets the smallest probability. Above each is the true class, then the answer.
 
 # %%
 with no_grad():
@@ -274,11 +281,16 @@ images(
     titles=[f"{test.classes[test.labels[i]]} → {test.classes[p[i].argmax()]}" for i in worst],
     alt="Six images that the model names wrongly, and their maps: the maps are bright on the red object all the same.",
 )
-print(f"map mass: {mass[worst].mean():.2f} on these six images, {mass.mean():.2f} on all")
+
+# %%
+print(f"map mass: {mass[~correct].mean():.2f} on all {B - correct.sum()} images with wrong answers")
+small = (test.boxes[:, 2:] - test.boxes[:, :2]).max(1) == 7  # pixels; the others have 8 or 9
+print(f"wrong: {1 - correct[small].mean():.1%} of the smallest objects, {1 - correct[~small].mean():.1%} of the others")
+assert FAST or (mass[~correct].mean() > 0.6 and correct[small].mean() < correct[~small].mean())
 
 # %% [markdown]
-# The maps are on the object even here. The model *finds* nearly always; when it errs, it errs in *naming*. A ring of
-# 7 pixels has a hole of about 3, and noise or a patch border in the wrong place is enough to hide it.
+# The maps are on the object even here. The model *finds* nearly always; when it errs, it mostly errs in *naming*. The
+# smallest objects, of 7 pixels, are the hardest: they are less than two patches wide.
 #
 # ## An honest caveat
 #
@@ -311,8 +323,9 @@ bars(
 # that you may reduce **early**, and early is where the computation is saved. The multiply-adds above the bars tell
 # the price.
 #
-# Also keep in mind that this task was made so that a small thing in an unknown place decides. In photographs where
-# one object fills the frame, a plain grid loses little, and learned tokens have little to win.
+# Also keep in mind that this task was made so that a small thing in an unknown place decides. Where one object fills
+# the picture, a plain grid loses little: in [lesson 11](11_cifar.ipynb), on photographs, it is no worse than learned
+# tokens.
 
 # %% [markdown]
 # ## Exercises
@@ -368,8 +381,9 @@ check(where_to=where_to)
 # </details>
 #
 # **3. Do the eight tokens have an order?** The transformer blocks get no information on which token is the first.
-# Exchange tokens 1 and 2: the weights that make map $s$ are column $s$ of `model.tokenizer.mlp.fc2.weight.data` and
-# entry $s$ of its `bias.data`. For what share of the images does the answer stay the same?
+# Load the model once more, and exchange tokens 1 and 2 in it. The weights that make map $s$ are column $s$ of
+# `tokenizer.mlp.fc2.weight.data` and entry $s$ of `tokenizer.mlp.fc2.bias.data`. For what share of the images does the
+# answer stay the same?
 
 # %%
 same = None  # your number, from 0 to 1

@@ -3,12 +3,12 @@
 #
 # Lessons 03 and 04 built the parts: patches, linear layers, LayerNorm, GELU, attention. Here they become a Vision
 # Transformer, and you write all that its training needs: a loss, an optimizer, a schedule. Then it learns to name
-# shapes in little more than a minute on a CPU, and we look at where it looks and at what it costs.
+# shapes in about a minute on a CPU, and we look at where it looks and at what it costs.
 #
 # | | |
 # |---|---|
 # | **Goal** | assemble a ViT and train it, knowing each line of the training loop |
-# | **Time** | 60 minutes to read, 80 seconds to run on two cores of an AMD EPYC |
+# | **Time** | 60 minutes to read, 60 seconds to run on two cores of an AMD EPYC |
 # | **You need** | lessons [02](02_engine.ipynb), [03](03_patches.ipynb) and [04](04_attention.ipynb) |
 
 # %%
@@ -33,7 +33,7 @@ rng = np.random.default_rng(0)
 # colors, by which the inputs are normalized, come from the training images.
 
 # %%
-train_set, test_set = data.clutter(2000, 300) if FAST else data.clutter(20_000, 1000)
+train_set, test_set = data.clutter(2000, 300) if FAST else data.clutter(20_000, 500)
 mean, std = data.channel_stats(train_set.images)
 print("train", train_set.images.shape, "  test", test_set.images.shape, "  labels", train_set.labels[:8])
 images(
@@ -67,7 +67,7 @@ graph(
 
 # %%
 def encoder_block(x, w, heads):
-    """(B, N, C) -> (B, N, C); w holds the weights by name."""
+    """(B, N, C) -> (B, N, C); w is a dict of the weights by name, as state_dict() returns it."""
     n = ops.layer_norm(x, w["norm1.weight"], w["norm1.bias"])
     qkv = ops.linear(n, w["attn.qkv.weight"], w["attn.qkv.bias"])  # (B, N, 3C)
     x = x + ops.linear(ops.attention(qkv, num_heads=heads), w["attn.proj.weight"], w["attn.proj.bias"])
@@ -85,8 +85,8 @@ assert np.allclose(encoder_block(x, block.state_dict(), heads=3).data, block(x).
 #
 # Attention is a weighted mean. A mean of means of means makes all tokens alike. The residual keeps what each token
 # was and adds to it. We send tokens through twelve blocks with new, random weights, with and without the two
-# additions, and measure after each how much the tokens of an image differ: their standard deviation over the tokens,
-# divided by their size.
+# additions, and measure after each how much the tokens of an image differ: the standard deviation over the tokens,
+# divided by the root of the mean square of all numbers.
 
 
 # %%
@@ -114,7 +114,8 @@ curves(
 )
 
 # %% [markdown]
-# Without residuals the 64 tokens become one and the same vector. Backward, the addition helps as well: for
+# Without residuals the 64 tokens become one and the same vector, and the more alike they are, the faster: keys that
+# are alike give even weights, and then every token gets the same mean. Backward, the addition helps as well: for
 # $y = x + f(x)$ the gradient is $dx = dy$ plus what comes back through $f$. However many blocks there are, part of
 # the gradient arrives at the first one unchanged.
 #
@@ -136,7 +137,7 @@ def vit(inputs, w):
     """Images (B, 32, 32, 3) -> logits (B, 8)"""
     x = embed(inputs, w)
     for i in range(2):
-        own = {name.removeprefix(f"blocks.{i}."): array for name, array in w.items()}
+        own = {name.removeprefix(f"blocks.{i}."): array for name, array in w.items()}  # "norm1.weight", …
         x = encoder_block(x, own, heads=3)
     x = ops.layer_norm(x, w["norm.weight"], w["norm.bias"])
     return ops.linear(x.mean(axis=1), w["head.weight"], w["head.bias"])
@@ -162,9 +163,9 @@ print(f"{model.num_parameters():,} parameters; logits {logits.shape}")
 #
 # $$L = -\frac{1}{B} \sum_b \ln p_{b,y_b} = \frac{1}{B} \sum_b \Big( \ln \sum_j e^{x_{bj}} - x_{b,y_b} \Big)$$
 #
-# The derivative by one logit $x_{bk}$ has two terms. The first comes from the logarithm of the sum:
-# $e^{x_{bk}} / \sum_j e^{x_{bj}}$, which is $p_{bk}$. The second is 1 where $k$ is the label, else 0. Call this
-# $t_{bk}$; the row $t_b$ is the label written as *one-hot*. So
+# The derivative of the bracket with respect to a logit $x_{bk}$ is a difference. The logarithm of the sum gives
+# $e^{x_{bk}} / \sum_j e^{x_{bj}}$, which is $p_{bk}$. From it the derivative of $x_{b,y_b}$ is subtracted, which is 1
+# where $k$ is the label, else 0. Call this $t_{bk}$; the row $t_b$ is the label written as *one-hot*. So
 #
 # $$dx_{bk} = \frac{p_{bk} - t_{bk}}{B}\, dL$$
 #
@@ -216,8 +217,8 @@ matrices(
 #
 # $$w \leftarrow (1 - \eta \lambda)\, w - \eta\, \frac{\hat m}{\sqrt{\hat v} + \epsilon}$$
 #
-# - Means that start at 0 are too small at first: after one step $m = (1 - \beta_1)\, g$. The divisors of $\hat m$
-#   and $\hat v$ correct that (*bias correction*).
+# - Means that start at 0 are too small at first: after one step $m = (1 - \beta_1)\, g$, and after $t$ steps the
+#   weights of all gradients so far add up to $1 - \beta_1^t$. The divisors correct that (*bias correction*).
 # - $\lambda$ is the *weight decay*: weights that no gradient needs shrink towards 0. It is *decoupled*: it acts on
 #   $w$ itself and is not divided by $\sqrt{\hat v}$, as it would be if it were part of $g$.
 # - In minitl only arrays with two or more axes decay. Biases and the scales of LayerNorm do not.
@@ -226,7 +227,7 @@ matrices(
 # %%
 def adamw(w, g, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01):
     """Update the array w, and its running means m and v, in place; step counts from 1."""
-    m += (1 - beta1) * (g - m)
+    m += (1 - beta1) * (g - m)  # beta1 m + (1 - beta1) g
     v += (1 - beta2) * (g**2 - v)
     m_hat = m / (1 - beta1**step)
     v_hat = v / (1 - beta2**step)
@@ -240,31 +241,34 @@ ours = [(p.data.copy(), np.zeros(p.shape), np.zeros(p.shape)) for p in theirs]
 optimizer = optim.AdamW(theirs, lr=0.1, weight_decay=0.5)
 for step in range(1, 6):
     for p, (w, m, v) in zip(theirs, ours, strict=True):
-        p.grad[...] = g = rng.standard_normal(p.shape)
+        g = rng.standard_normal(p.shape)
+        p.grad[...] = g
         adamw(w, g, m, v, step, lr=0.1, weight_decay=0.5)
     optimizer.step()
     assert all(np.allclose(p.data, w) for p, (w, _, _) in zip(theirs, ours, strict=True))
 
 # %% [markdown]
 # To see what the division is good for, minimize $\frac12 (w_1^2 + 0.001\, w_2^2)$ from $w = (1, 1)$. The second
-# gradient is a thousand times smaller than the first.
+# gradient, $0.001\, w_2$, is a thousand times smaller than the first, $w_1$. Plain steps get the rate that is best for
+# $w_1$: with $\eta = 1$ it reaches 0 in one step.
 
 # %%
-slopes, sgd, adam, paths = np.array([1, 0.001]), np.ones(2), np.ones(2), []
+factors, plain, adam, paths = np.array([1, 0.001]), np.ones(2), np.ones(2), [(1, 1, 1)]
 m, v = np.zeros(2), np.zeros(2)
 for step in range(1, 201):
-    sgd -= 0.1 * slopes * sgd
-    adamw(adam, slopes * adam, m, v, step, lr=0.02)
-    paths.append([*sgd, adam[0]])
-assert np.allclose(adam[0], adam[1], atol=1e-3)
+    plain -= 1.0 * factors * plain
+    adamw(adam, factors * adam, m, v, step, lr=0.02)
+    paths.append((*plain, adam[0]))
+    assert np.allclose(adam[0], adam[1], atol=1e-3)  # one curve for both
+assert plain[1] > 0.8 and abs(adam[1]) < 0.01
 
 # %%
 names = ["plain step, $w_1$", "plain step, $w_2$", "AdamW, $w_1$ and $w_2$"]
 curves(
-    {name: (np.arange(1, 201), path) for name, path in zip(names, np.transpose(paths), strict=True)},
+    {name: (np.arange(201), path) for name, path in zip(names, np.transpose(paths), strict=True)},
     xlabel="step",
     ylabel="weight",
-    alt="By plain steps the first weight goes to zero and the second stays at one; by AdamW both go to zero alike.",
+    alt="By plain steps the first weight is zero at once and the second falls slowly; by AdamW both go to zero alike.",
 )
 
 # %% [markdown]
@@ -298,22 +302,23 @@ def schedule(i, total, warmup, peak):
 
 grads = [p.grad.copy() for p in theirs]
 assert np.isclose(clip(grads, 1.0), optimizer.clip_grad_norm(1.0)) and np.allclose(grads[0], theirs[0].grad)
-rates = [schedule(i, 600, 60, 4e-3) for i in range(600)]
-assert np.allclose(rates, [optim.warmup_cosine(i, 600, 60, 4e-3) for i in range(600)])
+rates = [schedule(i, 480, 48, 6e-3) for i in range(480)]
+assert np.allclose(rates, [optim.warmup_cosine(i, 480, 48, 6e-3) for i in range(480)])
 
 # %%
 curves(
-    {"": (np.arange(600), rates)},
+    {"": (np.arange(480), rates)},
     xlabel="step",
     ylabel="learning rate",
-    alt="The learning rate rises in a straight line for 60 steps and falls along half a cosine to zero at step 600.",
+    alt="The learning rate rises in a straight line for 48 steps and falls along half a cosine to zero at step 480.",
 )
 
 # %% [markdown]
 # ## Training
 #
-# A step takes a *batch* of 100 images. An *epoch* is one pass over the training images, in a new order each time. The
-# loop has the five parts that every training loop has:
+# A step takes a *batch* of 100 images. An *epoch* is one pass over the training images, in a new order each time; 480
+# steps are more than two epochs. In so short a run the running mean $v$ should not remember too long, so we take
+# $\beta_2 = 0.99$. The loop has the five parts that every training loop has:
 #
 # 1. compute the loss of a batch;
 # 2. `zero_grad`: set all gradients to 0, because `backward` *adds* to them (lesson 01), and those of the last step
@@ -323,11 +328,11 @@ curves(
 # 5. `step`: move the weights.
 
 # %%
-STEPS = 12 if FAST else 600
+STEPS = 12 if FAST else 480
 
 
 def evaluate(model, inputs):
-    """Logits (B, 8) of uint8 images, a hundred at a time, without recording a graph."""
+    """Logits (B, 8) of uint8 images, in ten parts, without recording a graph."""
     with no_grad():
         return np.concatenate([model(data.normalize(part, mean, std)).data for part in np.array_split(inputs, 10)])
 
@@ -339,7 +344,7 @@ def accuracy(model, dataset):
 # %%
 def train(model, stop=STEPS):
     """Train a model; return the loss of each step, and pairs (step, test accuracy) on the way."""
-    optimizer = optim.AdamW(model.parameters(), weight_decay=0.05)
+    optimizer = optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.05)
     loader = data.Loader(train_set, 100, shuffle=True, rng=np.random.default_rng(0))
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     losses, tests = [], []
@@ -349,7 +354,7 @@ def train(model, stop=STEPS):
         optimizer.zero_grad()
         loss.backward()
         norm = optimizer.clip_grad_norm(1.0)
-        optimizer.lr = optim.warmup_cosine(step, STEPS, STEPS // 10, 4e-3)
+        optimizer.lr = optim.warmup_cosine(step, STEPS, STEPS // 10, 6e-3)
         optimizer.step()
         losses.append(loss.item())
         if (step + 1) % (STEPS // 6) == 0:
@@ -363,7 +368,7 @@ model = new_model()
 losses, tests = train(model)
 assert np.isclose(losses[0], np.log(8), atol=1e-3)
 if not FAST:
-    assert tests[-1][1] > 0.85  # chance is 0.125
+    assert tests[-1][1] > 0.7  # chance is 0.125
 
 # %%
 width = max(STEPS // 30, 1)
@@ -394,7 +399,7 @@ curves(
 #
 # Whatever a network achieves, ask what else could explain it. Say what you expect of each before you read on.
 #
-# 1. **By heart?** Then it would be better on the training images than on the test images.
+# 1. **By heart?** Then it would be much better on the training images than on the test images.
 # 2. **Is it attention?** We leave it out and keep the MLPs, so no token hears of any other before the final mean.
 #    To save time this run stops after a third of the steps, and is compared with the first at that step.
 # 3. **Does it need positions?** The trained network gets test images whose 64 patches have been shuffled.
@@ -411,38 +416,44 @@ shuffled = patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 32, 32, 3)
 
 right = {
     "test images": tests[-1][1],
-    "training images": accuracy(model, train_set.take(np.arange(1000))),
+    "training images": accuracy(model, train_set.take(np.arange(500))),
     "test images, shuffled": (evaluate(model, shuffled).argmax(1) == test_set.labels).mean(),
     f"attention, step {STEPS // 3}": tests[1][1],
     f"no attention, step {STEPS // 3}": tests_without[-1][1],
 }
 if not FAST:
-    assert tests[1][1] > 0.4 and tests_without[-1][1] < 0.25
+    assert tests[1][1] > 0.3 and tests_without[-1][1] < 0.25
     assert right["test images, shuffled"] > right["test images"] - 0.1
+    assert right["training images"] < right["test images"] + 0.12
 
 # %%
 bars(
     right,
     "accuracy",
     chance=1 / 8,
-    alt="Accuracy is alike on test, training and shuffled images; at the earlier step it is chance without attention.",
+    alt="Accuracy is similar on test, training and shuffled images; at the earlier step, chance without attention.",
 )
 
 # %% [markdown]
-# It has not learned images by heart, and without attention it learns almost nothing in this time. Shuffled patches
-# hardly matter. That agrees with lesson 03, which took the positions from a trained model: the pieces of edge inside
-# the red patches name the shape, and how they lie to each other adds little. Do not conclude from a good result that
-# a part you built in is what made it good.
+# It is a few percent better on the training images, each of which it has seen two or three times. So it has begun to
+# learn images by heart, but that does not explain what it can do on others. Without attention it learns almost nothing
+# in this time. Shuffled patches hardly matter. That agrees with lesson 03, which took the positions from a trained
+# model: the pieces of edge inside the red patches name the shape, and how they lie to each other adds little. Do not
+# conclude from a good result that a part you built in is what made it good.
 #
 # ## What does it confuse?
 #
 # Each row holds the images of one true shape, each column one answer. What is off the diagonal shows which shapes look
-# alike in pieces of 4 × 4 pixels.
+# alike to the network.
 
 # %%
 predicted = evaluate(model, test_set.images).argmax(1)
 counts = metrics.confusion_counts(test_set.labels, predicted, 8)
 assert np.isclose(np.trace(counts) / counts.sum(), tests[-1][1])
+true, answer = np.unravel_index((counts - np.diag(counts.diagonal())).argmax(), counts.shape)
+print(f"most frequent mistake: {test_set.classes[true]} → {test_set.classes[answer]}")
+
+# %%
 show(
     pictures.confusion(counts, test_set.classes),
     alt="A confusion matrix: rows are true shapes, columns answers; most of each row is on the diagonal.",
@@ -451,8 +462,8 @@ show(
 # %% [markdown]
 # ## Where does it look?
 #
-# The network was never told where the object is. In the first block, token $i$ reads from token $j$ with the weight
-# $A_{ij}$ (lesson 04). The mean over all $i$ and all heads is the attention that patch $j$ *receives*. These 64
+# The network was never told where the object is. In the first block, token $n$ reads from token $m$ with the weight
+# $A_{nm}$ (lesson 04). The mean over all $n$ and all heads is the attention that patch $m$ *receives*. These 64
 # numbers add up to 1. The share that falls into the box around the object is a **map mass**, as in lesson 00. The
 # control is the network before training.
 
@@ -484,18 +495,18 @@ images(
 )
 
 # %% [markdown]
-# Black is 0 and light yellow 0.1 or more. Much of what the tokens read now comes from the
-# few patches on the object.
+# Black is 0 and light yellow 0.1 or more. Of what the tokens read, the few patches on the object now give more than
+# twice their share.
 #
 # ## What does it cost?
 #
-# We count multiply-adds, one multiplication and one addition together, for the whole network. A product of $(N, C)$
-# and $(C, D)$ takes $N C D$. A block has linear layers from $C$ to $3C$, to $C$, to $M$ and back to $C$, and in
-# attention two products with $N^2 C$ each, $q k^\top$ and $A v$.
+# We count multiply-adds as in lesson 00, for one image and the whole network. A product of $(N, C)$ and $(C, D)$
+# takes $N C D$. A block has linear layers from $C$ to $3C$, to $C$, to $M$ and back to $C$, and in attention two
+# products with $N^2 C$ each, $q k^\top$ and $A v$.
 
 # %%
 N, C, M = 64, 48, 96
-cost = {
+cost = {  # a first factor of 2 stands for the two blocks
     "patch embedding": N * 48 * C,
     "linear layers of attention": 2 * N * (C * 3 * C + C * C),
     "products of attention": 2 * 2 * N * N * C,
@@ -521,7 +532,7 @@ print(f"together {sum(cost.values()) / 1e6:.2f} million; the object covers {chan
 #
 # **1. Another loss.** The squared error of the probabilities, $L = \frac{1}{B} \sum_{bk} (p_{bk} - t_{bk})^2$, looks
 # reasonable too. Write it as an op of logits $x$ and targets $t$, both $(B, K)$, with both gradients. Let $g$ be the
-# derivative by $p$, and use softmax's backward of lesson 04.
+# gradient of $p$, and use softmax's backward of lesson 04.
 
 
 # %%

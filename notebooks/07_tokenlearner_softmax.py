@@ -3,7 +3,7 @@
 #
 # The authors of TokenLearner later published a second version, 1.1. A small network at each place takes the part of
 # the convolutions, and a softmax over the places that of the sigmoid. In this lesson you write it, derive its
-# gradient, and read in that gradient why a token may never find the object.
+# gradient, train it beside version 1.0, and meet tokens that never find the object.
 #
 # | | |
 # |---|---|
@@ -44,7 +44,7 @@ rng = np.random.default_rng(0)
 edges = [("x", "MLP at each place"), ("MLP at each place", "softmax over places"), ("softmax over places", "maps A")]
 edges += [("maps A", "Z = A x"), ("x", "Z = A x")]
 alt = "A graph: x leads through the MLP and the softmax to the maps A; A and x lead to the tokens Z."
-graph(edges, alt, size=(8, 1.4))
+graph(edges, alt, size=(8, 2))
 
 
 # %%
@@ -318,8 +318,12 @@ for name, model, seen in (("version 1.1", model_11, seen_11), ("version 1.0", mo
         maps = model.maps(data.normalize(without, mean, std)).data
     before, after = (a.sum((2, 3)).mean() for a in (seen[max(seen)][2], maps))
     print(f"{name}: sum of a map {before:.2f} with the object, {after:.2f} without")
+if not FAST:
+    assert after < before / 2  # version 1.0, the last of the two
 
 # %% [markdown]
+# With the sigmoid most of the weight is gone. With the softmax it has only moved.
+#
 # ## With LayerNorm or without?
 #
 # The authors' code normalizes each token before the MLP, so that only its direction counts and not its length. A faint
@@ -342,9 +346,9 @@ alt = "Accuracy at half of the steps: highest for version 1.1 without norm, lowe
 bars(accuracy, f"accuracy at step {half}, with LayerNorm or without", alt, xlim=(0, 1))
 
 # %% [markdown]
-# For the convolutions the norm changes little, and for the MLP it costs much. So the
-# answer to "which version is better?" depends on a layer that neither formula mentions: with the norm it is 1.0,
-# without it 1.1. A comparison that changes both at once would prove nothing about either.
+# For the convolutions the norm changes little, and for the MLP it costs much. So the answer to "which version is
+# better?" depends on a layer that neither formula mentions: with the norm it is 1.0, without it 1.1. A comparison that
+# changes the version and the norm at once cannot tell which of the two made the difference.
 #
 # ## Why the last layer starts ten times smaller
 #
@@ -357,9 +361,10 @@ eager = new_model(version="1.1", pre_norm=False)
 eager.tokenizer.mlp.fc2.weight.data *= 10  # as in the authors' code
 seen_eager = train(eager, half)
 first, last = seen_eager[0][1], seen_eager[half][1]
-above = first > 0.063  # the map mass of an even map
+above = first > metrics.box_share(test_set.boxes, (32, 32))  # the map mass of an even map
 if not FAST:
-    assert last[above].mean() > 0.3 > 0.15 > last[~above].mean() and seen_11[half][1].min() > 0.3
+    assert last[above].mean() > last[~above].mean() + 0.2 and seen_11[half][1].min() > 0.3
+    assert abs(seen_eager[half][0] - seen_11[half][0]) < 0.1  # accuracy
 
 # %%
 starts = {"ten times larger start": seen_eager, "minitl's start": seen_11}
@@ -369,13 +374,13 @@ matrices(grids, "token", "look", alt, unit="map mass", side=3.6, text="{:.2f}", 
 
 # %% [markdown]
 # The upper row on the left is luck: random weights put some tokens a little more on the object than an even map would
-# be (0.063), and others a little less. The last row follows from the first. **In this run the tokens that start above
-# end on the object, and the tokens that start below leave it for good**: a place that loses weight also loses
-# gradient. For that a map need not be sharp; a slight preference is enough. With minitl's start there is hardly any
-# preference, and all eight tokens find the object.
+# be (0.06), and others a little less. The last row follows from the first. **The tokens that start above end on the
+# object, and the tokens that start below leave it.** A map need not be sharp for that; a slight preference is enough.
+# With minitl's start there is hardly any preference, and all eight tokens find the object.
 #
-# Does it hurt? Compare the accuracies at step 500: hardly. A few tokens on the object are enough for this task, and
-# the others are wasted.
+# The gradient works in this direction: by the factor $A$, a token with more weight on the object learns more from it.
+# That this is the only reason is not shown here. And does it hurt? Compare the accuracies at step 500: hardly. A few
+# tokens on the object are enough for this task, and the others are wasted.
 #
 # ## The wrong axis
 #
@@ -391,14 +396,16 @@ class OverTokens(nn.TokenLearner):
 
 wrong = new_model(version="1.1", pre_norm=False)
 first_weights = wrong.tokenizer.state_dict()
-wrong.tokenizer = OverTokens(C, S, version="1.1", pre_norm=False)
+wrong.tokenizer = OverTokens(C, S, version="1.1", pre_norm=False, rng=rng)
 wrong.tokenizer.load_state_dict(first_weights)
-seen_wrong = train(wrong, half)
+quarter = STEPS // 4
+seen_wrong = train(wrong, quarter)
+print(f"over places: accuracy {seen_11[quarter][0]:.1%} at the same step")
 if not FAST:
-    assert seen_wrong[half][0] < seen_11[half][0] - 0.1
+    assert seen_wrong[quarter][0] < seen_11[quarter][0] - 0.05
 
 # %%
-both = {"over places": seen_11[half][2][2], "over tokens": seen_wrong[half][2][2]}
+both = {"over places": seen_11[quarter][2][2], "over tokens": seen_wrong[quarter][2][2]}
 rows = {name: [test_set.images[2], *(A / A.max())] for name, A in both.items()}
 alt = "Over places each map is a spot on the object; over tokens most maps cover the whole background."
 images(rows, alt, columns, low=0, high=1)
@@ -426,7 +433,6 @@ looks = {"1.1, step 100": seen_11[STEPS // 10], "1.1, step 1000": seen_11[STEPS]
 tables = {title: correlation(A) for title, (_, _, A) in looks.items()}
 between = {title: (table.sum() - S) / (S * (S - 1)) for title, table in tables.items()}
 print(*(f"{title}: {value:.2f} between different tokens" for title, value in between.items()), sep="\n")
-
 if not FAST:
     assert between["1.1, step 100"] > 0.9 and between["1.1, step 1000"] < between["1.1, step 100"] - 0.1
 
@@ -435,8 +441,8 @@ alt = "Three matrices: all tokens alike at step 100, mixed at step 1000, less al
 matrices(tables, "token", "token", alt, unit="correlation", low=0, high=1)
 
 # %% [markdown]
-# At first all tokens do the same: they find the object. Later they part. But some remain nearly copies of each other,
-# which is another reason why fewer than eight would do here ([lesson 08](08_how_few_how_early.ipynb)).
+# At first all tokens do the same: they find what is red. Later they part, but not by much. Several stay alike, so fewer
+# than eight may do ([lesson 08](08_how_few_how_early.ipynb) counts).
 #
 # ## What it costs
 #
@@ -472,28 +478,29 @@ curves(
 # %% [markdown]
 # ## Which one is better?
 #
-# Here are the full runs that [RESULTS.md](RESULTS.md) lists; where there are two accuracies, they are for two seeds.
+# Here are full runs from [RESULTS.md](RESULTS.md), of version 1.1 without LayerNorm and of version 1.0 with it. First
+# CLUTTER, where the last numbers are map masses, then CIFAR-10. Each pair of numbers is from two seeds.
 
 # %%
 with open("RESULTS.md", encoding="utf-8") as file:
     rows = [line for line in file if line.startswith(("| **TokenLearner 1.1", "| TokenLearner 1.0", "| **the preset"))]
 for row in rows:
-    print("   ".join(cell.strip(" *") for cell in row.strip("|\n").split("|")))
+    print("   ".join(cell.strip() for cell in row.replace("*", "").strip("|\n").split("|")))
 assert len(rows) == 4  # CLUTTER with 1.1 and 1.0, CIFAR-10 with 1.1 and 1.0
 
 # %% [markdown]
 # | | better |
 # |---|---|
-# | accuracy on CLUTTER and CIFAR-10, each version in the form in which minitl trains it | 1.1 |
-# | map mass, legible maps | 1.1 |
-# | with LayerNorm before the maps | 1.0 |
-# | cost for few tokens; for many tokens | 1.0; 1.1 |
-# | any resolution and shape, size of the tokens | 1.1 |
-# | seeing neighbors, "nothing here" | 1.0 |
+# | accuracy here and in these runs, 1.0 with LayerNorm and 1.1 without | 1.1 |
+# | accuracy here, both with LayerNorm | 1.0 |
+# | map mass, without LayerNorm in 1.1 | 1.1 |
+# | cost of few tokens; of many | 1.0; 1.1 |
+# | no choice between mean and sum | 1.1 |
+# | seeing neighbors; "nothing here" | 1.0 |
 #
 # The paper's results were obtained with version 1.0. The authors recommend 1.1, at first for small data sets, later in
-# general. An earlier form of 1.1, with another network at each place, did worse than 1.0 on CIFAR-10 in a public
-# comparison. None of this is a law: try both.
+# general. In notebooks by the authors of the [Keras example](https://keras.io/examples/vision/token_learner/) an
+# earlier form of 1.1 did worse than 1.0 on CIFAR-10. None of this is a law: try both.
 #
 # ## Exercises
 #

@@ -41,11 +41,8 @@ rng = np.random.default_rng(0)
 # %%
 chain = ["grid x", "TokenLearner", "block, 8 tokens", "TokenFuser", "grid o"]
 edges = [*itertools.pairwise(chain), ("grid x", "TokenFuser")]
-graph(
-    edges,
-    "A chain from grid x by TokenLearner, block and TokenFuser to grid o; x also leads to TokenFuser.",
-    (7.5, 1.2),
-)
+alt = "A chain from grid x by TokenLearner, block and TokenFuser to grid o; x also leads to TokenFuser."
+graph(edges, alt, size=(7.5, 1.4))
 
 # %% [markdown]
 # ## The formula
@@ -91,7 +88,8 @@ w = fuser.state_dict()
 for name, array in w.items():
     print(f"{name:16} {array.shape}")
 
-w["mix.weight"][...] = rng.standard_normal((S, S))  # it starts as zeros, and then this test would prove little
+# The arrays of w are those of the module. M and b start as zeros, and then the test would prove little.
+w["mix.weight"][...] = rng.standard_normal((S, S))
 w["mix.bias"][...] = rng.standard_normal(S)
 expected = fuser(Tensor(y), Tensor(x.reshape(B, H, H, C))).data  # minitl's version
 assert np.allclose(token_fuser(y, x, w).data, expected.reshape(B, N, C))
@@ -193,8 +191,9 @@ except AssertionError as error:
 # %% [markdown]
 # ## It starts as the identity
 #
-# In minitl, as in the authors' code, $M$ and $b$ start as zeros. Then $U = 0$, its norm is 0, and $o = x$: **the new
-# layer is the identity**, whatever tokens come.
+# As in the authors' code, $M$ and $b$ start as zeros. Then $U = 0$, its norm is 0, and $o = x$: **the new
+# layer is the identity**, whatever tokens come. We check this, and then follow a gradient that is given at one place
+# only, back through the fuser and through a TokenLearner before it: once with $M = 0$, once with a random $M$.
 
 # %%
 newborn = nn.TokenFuser(C, S, rng=rng).to(dtype="float64")
@@ -207,12 +206,27 @@ do = rng.standard_normal(o.shape)
 o.backward(do)
 assert np.allclose(grid.grad, do) and np.allclose(tokens.grad, 0)
 
+learner = nn.TokenLearner(C, S, version="1.1", rng=rng).to(dtype="float64")
+one_place, reached = np.zeros((1, H, H, C)), {}
+one_place[0, 2, 5] = rng.standard_normal(C)
+for name, layer in (("M = 0", newborn), ("random M", fuser)):
+    grid = Tensor(x[:1].reshape(1, H, H, C), requires_grad=True)
+    layer(learner(grid), grid).backward(one_place)
+    reached[name] = np.abs(grid.grad[0]).mean(-1)
+assert (reached["M = 0"] > 0).sum() == 1 and (reached["random M"] > 0).all()
+
+# %%
+alt = "The gradient of the output is at one place. With M = 0 it stays there; with a random M it reaches all places."
+pictures = [few.images[0], np.abs(one_place[0]).mean(-1), *reached.values()]
+images({"": pictures}, alt, ["image", "do", *(f"dx, {name}" for name in reached)], low=0)
+
 # %% [markdown]
 # A layer that is put between others should do no harm at first. The network begins as it would without the fuser, and
 # the gradient goes through the residual unchanged (`grid.grad` equals `do`), however many fusers follow one another.
 #
 # The price: with $M = 0$ we have $d\hat Y = M\, dU = 0$. In the first step nothing comes back to the tokens, to the
-# block, or to TokenLearner. Only when $M$ has moved do they begin to learn.
+# block, or to TokenLearner. Only when $M$ has moved do they begin to learn. Then what one place is asked for becomes a
+# matter of all places, as the last picture shows: through the tokens.
 #
 # ## Two other ways back
 #
@@ -277,17 +291,18 @@ def binary_cross_entropy(p, t):
 STEPS = 20 if FAST else 300
 train_set, test_set = data.clutter(1000, 200) if FAST else data.clutter(20_000, 1000)
 mean, std = data.channel_stats(train_set.images)
-test_inputs, T = data.normalize(test_set.images, mean, std), targets(test_set.boxes)
-print(f"{T.mean():.1%} of all places are covered; the loss cannot be below {binary_cross_entropy(T, T):.3f}")
+test_inputs, shares = data.normalize(test_set.images, mean, std), targets(test_set.boxes)
+floor = binary_cross_entropy(shares, shares)
+print(f"{shares.mean():.1%} of all places are covered; the loss cannot be below {floor:.3f}")
 
 # %%
 alt = "Six images and their targets: bright where the box around the red object covers a patch, darker at its edges."
-images({"image": test_set.images[:6], "target": T[:6]}, alt, low=0, high=1)
+images({"image": test_set.images[:6], "target": shares[:6]}, alt, low=0, high=1)
 
 # %% [markdown]
 # The network: patches, positions, TokenLearner with 8 tokens, one block, a way back, and at each place a linear layer
-# to one logit. The way back is the part that we exchange. As controls, `Nothing` throws the tokens away, so that each
-# place must decide by its own patch, and `AllPlaces` applies a block to all 64 places instead.
+# to one logit. The way back is the part that we exchange. There are two controls: `Nothing` throws the tokens away, so
+# that each place must decide by its own patch, and `AllPlaces` applies a block to all 64 places instead.
 
 
 # %%
@@ -359,9 +374,9 @@ for name, back in ways.items():
     models[name] = train(back)
     with no_grad():
         p = painted[name] = ops.sigmoid(models[name](test_inputs)).data
-    hit, aim = p > 0.5, T > 0.5
+    hit, aim = p > 0.5, shares > 0.5
     overlap[name] = (hit & aim).sum() / (hit | aim).sum()
-    print(f"{name:16} loss above the floor {binary_cross_entropy(p, T) - binary_cross_entropy(T, T):.3f}")
+    print(f"{name:16} loss above the floor {binary_cross_entropy(p, shares) - floor:.3f}")
 
 # %%
 alt = "Without a way back about 0.3; unpooling, TokenFuser, re-projection and the block on all 64 about 0.65."
@@ -370,7 +385,7 @@ if not FAST:
     assert overlap["TokenFuser"] > overlap["no way back"] + 0.15
 
 # %%
-rows = {"image": test_set.images[:8], "target": T[:8]}
+rows = {"image": test_set.images[:8], "target": shares[:8]}
 rows |= {name: painted[name][:8] for name in ("no way back", "TokenFuser", "block on all 64")}
 alt = "Eight images, targets and answers: without tokens only the red patches are found, with the fuser the whole box."
 images(rows, alt, low=0, high=1)
@@ -412,9 +427,9 @@ for b, i in enumerate(look_at):
     images(rows, alt, titles, low=0, high=1)
 
 # %% [markdown]
-# The weights alone tell us little: unlike TokenLearner's maps they are not sparse, and a token's vector may act either
-# way. The second row is easier to read. Without some of the tokens, patches of reddish background are painted as well.
-# These tokens carry the news that holds the other red places back: the object is over there.
+# The weights alone tell us little: unlike TokenLearner's maps they are not sparse. The second row is easier to read.
+# Without some of the tokens, patches of reddish background are painted as well. These tokens carry the news that holds
+# other red places back.
 #
 # ## How long does it remain the identity?
 #
@@ -440,11 +455,10 @@ alt = "With norms the added part jumps from 0 to more than the grid at step 1; w
 curves(lines, "step", "size of W Y', relative to x", alt)
 
 # %% [markdown]
-# One step. As soon as $M$ is not zero, however small, the norm behind it scales $U$ up to full size. In backward that
-# norm divides by its $\sigma$, at the start $\sqrt{\varepsilon} = 1/1000$, so $M$ also gets a gradient about 1000 times
-# larger. With the norms, the identity is a matter of the first step, not of the first phase of training. Without them
-# the fuser grows gently. The authors have a reason for them: with their sum pooling, tokens are far larger than the
-# grid (lesson 06), and the norms set that right.
+# One step. The norm behind $M$ divides by its $\sigma$, which is $\sqrt{\varepsilon} = 1/1000$ at the start. So $M$
+# gets a gradient about 1000 times larger, and once the entries of $U$ exceed 1/1000, they are scaled up to full size.
+# Without the norms the fuser grows gently. The authors have a reason for them: with their sum pooling, tokens are far
+# larger than the grid (lesson 06), and the norms set that right.
 #
 # ## What it costs
 #
@@ -469,8 +483,8 @@ alt = "Multiply-adds: TokenLearner and block need 0.41, with a way back 0.43 to 
 bars(millions, "millions of multiply-adds", alt, text="{:.2f}")
 
 # %% [markdown]
-# TokenLearner, a block and the fuser together need less than a third of a block on all 64 places. Unpooling is the
-# cheapest way back and needs maps to go back by. Re-projection has four matrices, and two of them work at every place.
+# TokenLearner, a block and the fuser together need less than a third of a block on all 64 places. Re-projection costs
+# most, since two of its matrices $(C, C)$ work at every place.
 #
 # ## When you do not need it
 #
@@ -506,11 +520,11 @@ for row in results[start : start + 6]:
 #
 # ## Exercises
 #
-# **1. Who learns first?** A new `nn.TokenFuser` gets its first gradient. Which of its arrays, printed above, get one
-# that is not zero? Say it first: it is 0 where a factor of the formula is 0.
+# **1. Who learns first?** A new `nn.TokenFuser` gets its first gradient. Which of its arrays get one that is not zero?
+# Say it first: it is 0 where a factor of the formula is 0.
 
 # %%
-first_to_learn = None  # a set of names: {"...", "..."}
+first_to_learn = None  # names in the order of the list above: ("...", "...")
 check(first_to_learn=first_to_learn)
 
 # %% [markdown]
@@ -518,10 +532,10 @@ check(first_to_learn=first_to_learn)
 #
 # ```python
 # newborn.zero_grad()
-# newborn(Tensor(y), Tensor(x.reshape(B, H, H, C))).backward(do)
+# newborn(Tensor(y), Tensor(x.reshape(B, H, H, C))).backward(rng.standard_normal((B, H, H, C)))
 # for name, array in newborn.named_parameters():
 #     print(f"{name:16} {np.abs(array.grad).max():.2g}")
-# first_to_learn = {"mix.weight", "mix_norm2.bias"}
+# first_to_learn = ("mix.weight", "mix_norm2.bias")
 # check(first_to_learn=first_to_learn)
 # ```
 #
@@ -531,7 +545,7 @@ check(first_to_learn=first_to_learn)
 # </details>
 #
 # **2. A place that has to choose.** Replace the sigmoid by a softmax over the *tokens*, so that each place distributes
-# one unit: $o = x + \text{softmax}(x V)\, Y$, without norms and mixing. Write it as an op. Mind that $x$ acts twice.
+# one unit: $o = x + \text{softmax}(x V)\, Y$, without norms and mixing. Write it as an op.
 
 
 # %%

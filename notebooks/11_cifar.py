@@ -384,6 +384,7 @@ def accuracy(model):
 model = nn.ViT(nn.ViTConfig(version="1.1", pre_norm=False), train_set.spec, np.random.default_rng(0))
 optimizer, raw, averaged = optim.Muon(model.parameters(), lr=1e-2), [], []
 ema, loader = optim.EMA(optimizer, 0.95), data.Loader(train_set, 50, shuffle=True, rng=rng)
+by_hand = optimizer.flat.data.copy()  # all weights in one array
 batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
 for step in range(20 if FAST else 600):
     inputs, targets = next(batches)
@@ -392,10 +393,12 @@ for step in range(20 if FAST else 600):
     loss.backward()
     optimizer.step()
     ema.update()
+    by_hand = 0.95 * by_hand + 0.05 * optimizer.flat.data
     if step % 20 == 19:
         raw.append(accuracy(model))
         with ema.weights():
             averaged.append(accuracy(model))
+assert np.allclose(by_hand, ema.average, atol=1e-5)
 
 # %%
 steps = 20 * np.arange(1, len(raw) + 1)
@@ -436,7 +439,7 @@ runs = {name: load_curve(file)[1] for name, file in names.items()}
 pairs = [(name, part) for name in runs for part in ("train", "test")]
 lines = {f"{name}, {part}": (runs[name]["epoch"], runs[name][f"{part}_accuracy"]) for name, part in pairs}
 alt = "Without augmentation training accuracy nears one and test accuracy stops near 0.4; with it the gap narrows."
-curves(lines, "epoch", "accuracy", alt=alt, size=(7, 3), ylim=(0, 1.02))
+curves(lines, "epoch", "accuracy", alt=alt, size=(7, 3), ylim=(0, 1.02), xticks=range(0, 21, 5))
 
 # %%
 for name, part in pairs:
@@ -554,8 +557,8 @@ check(fold)
 # check(fold)
 # ```
 #
-# So batch norm costs nothing once training is over. LayerNorm cannot be folded: its mean and
-# deviation depend on the input.
+# So batch norm costs nothing once training is over. LayerNorm cannot be folded: its mean and deviation depend on the
+# input.
 #
 # </details>
 
@@ -565,6 +568,6 @@ check(fold)
 # - Derive the gradients of max pooling, average pooling and batch norm, and say which mistake each check finds.
 # - Name the ingredients of a recipe, and decide from two curves which of them a run needs.
 # - Say why learned tokens do not win on CIFAR-10.
-# - Run the same model on a GPU, and say why it wants few large products.
+# - Move a model to a GPU, and say why it wants few large products.
 #
 # **Next:** [What goes wrong](12_what_goes_wrong.ipynb) breaks all of this on purpose, and repairs it.

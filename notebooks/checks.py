@@ -91,7 +91,7 @@ def _difference(expected, got):
     expected, got = np.asarray(expected), np.asarray(got)
     if expected.shape != got.shape:
         return f"expected shape {expected.shape}, got {got.shape}."
-    if expected.dtype.kind in "US" or got.dtype.kind not in "biuf":
+    if {expected.dtype.kind, got.dtype.kind} - set("biuf"):  # words, sets
         return None if (expected == got).all() else f"expected another answer than {got}."
     wrong = ~np.isclose(got, expected, rtol=1e-6, atol=1e-8)
     if not wrong.any():
@@ -225,7 +225,7 @@ def _squared_error(x, t):
 EXERCISES["squared_error"] = Exercise(
     expected=_squared_error,
     inputs=lambda rng: [(rng.standard_normal((3, 5)), np.eye(5)[[1, 4, 1]]), (800 * np.eye(2, 4), np.eye(4)[[3, 1]])],
-    hint="p is a softmax over each row; with g = 2 (p - t) dL / B its backward is dx = p * (g - sum of p * g)",
+    hint="p is a safe softmax over each row; with g = 2 (p - t) dL / B its backward is dx = p * (g - sum of p * g)",
     is_op=True,
 )
 EXERCISES["times_larger"] = Exercise(
@@ -319,8 +319,8 @@ def _soft_fuse(y, x, V):
 
 
 EXERCISES["first_to_learn"] = Exercise(
-    expected=lambda: {"mix.weight", "mix_norm2.bias"},
-    hint="with M = 0, the new tokens Y' and dŶ = M dU are zero; go through the formulas that contain them",
+    expected=lambda: ("mix.weight", "mix_norm2.bias"),
+    hint="M = 0 makes Y' and dŶ = M dU zero; go through the formulas that contain them, and keep the order of the list",
 )
 EXERCISES["soft_fuse"] = Exercise(
     expected=_soft_fuse,

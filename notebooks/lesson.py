@@ -13,9 +13,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from minitl.fast.threads import keep_memory
 from minitl.train import checkpoint, model_of, pictures
 
 FAST = bool(os.environ.get("MINITL_FAST"))  # set by the tests: fewer images and steps, and no claims on accuracy
+keep_memory()  # as `minitl train` does: without it, a lesson that trains takes up to twice the time
 STYLE = {"figure.dpi": 90, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.titlesize": 9, "legend.frameon": False, "grid.alpha": 0.3}
 LINES = [  # color, dashes and marker, so that color is never the only difference

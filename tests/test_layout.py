@@ -42,9 +42,14 @@ FLOORS = [  # a file imports, early or late, only from the floors below its own
     ["train.evaluate"],
     ["train.run"],
     ["train.predict"],
-    ["train"],
+    ["train", "teach"],
     ["paper.ablate", "paper.fewshot", "paper.tables"],
     ["paper.seeds"],
+    ["teach.source"],
+    ["teach.submission", "teach.gradebook", "teach.worker"],
+    ["teach.core"],
+    ["teach.trial", "teach.outputs", "teach.handout"],
+    ["teach.course"],
     ["cli"],
     ["__main__"],
 ]
@@ -109,7 +114,8 @@ def test_there_is_little_to_read():
     assert to_read - lines("nn.baselines", "nn.bottleneck", "nn.reduce") <= 2350
     assert lines("autograd") <= 181
     everything = [*FILES, *PACKAGE.rglob("*.cu"), *PACKAGE.rglob("*.cuh")]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in everything) <= 10_540
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in everything) - lines("teach") <= 10_560
+    assert lines("teach") <= 1_600
 
 
 LONGEST = {"softmax": 16, "layer_norm": 24, "gelu": 24}  # lines with decorator and docstring; 34 for all others

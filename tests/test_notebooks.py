@@ -23,8 +23,8 @@ sys.path.insert(0, str(FOLDER))
 JUPYTER = "the course needs jupytext, nbclient, ipykernel and codespell: pip install 'minitl[test]'"
 for name in ("jupytext", "nbclient", "ipykernel", "codespell_lib"):
     pytest.importorskip(name, reason=JUPYTER)
-MODULES = "build", "checks", "lesson", "make_map", "proofread"
-build, checks, lesson, make_map, proofread = map(pytest.importorskip, MODULES)
+MODULES = "build", "checks", "lesson", "make_curves", "make_map", "proofread"
+build, checks, lesson, make_curves, make_map, proofread = map(pytest.importorskip, MODULES)
 Exercise = checks.Exercise
 
 # --- each lesson and page ---
@@ -102,6 +102,21 @@ def test_models():
             logits = model(data.normalize(test.images, meta["mean"], meta["std"])).data
         least = 0.1 if name in ("grid-8", "grid-16", "static-8") else 0.9
         assert logits.dtype == np.float32 and (logits.argmax(1) == test.labels).mean() > least, name
+
+
+def test_curves(tmp_path, monkeypatch):
+    """Each names the commands that made it, and a lesson shows it."""
+    text = "\n".join(source.read_text(encoding="utf-8") for source in build.sources())
+    commands = {name: f"minitl train {options}" for name, options in make_curves.OPTIONS.items()}
+    commands |= {name: "; ".join(f"minitl ablate {k}" for k in kinds) for name, kinds in make_curves.ABLATIONS.items()}
+    for file in make_curves.FOLDER.glob("*.csv"):
+        command, columns = lesson.load_curve(file.stem)
+        accuracies = columns["accuracy" if "accuracy" in columns else "test_accuracy"]
+        assert command == commands[file.stem] and f'"{file.stem}"' in text
+        assert 0.1 < min(accuracies) < max(accuracies) < 1
+    monkeypatch.setattr(make_curves, "FOLDER", tmp_path)
+    make_curves.store("x", ["train x"], [{"epoch": 1, "accuracy": 0.5, "seconds": 7}])
+    assert (tmp_path / "x.csv").read_text() == "# minitl train x\nepoch,accuracy\n1,0.5\n"
 
 
 # --- proofread.py: a lesson without faults, and one change for each kind of fault ---
@@ -266,6 +281,7 @@ def test_proofreading_sees_the_faults_of_a_page(text, said, tmp_path):
 SAMPLES = {
     "sample_number": Exercise(lambda: 54, "count again"),
     "sample_text": Exercise(lambda: "sigmoid", "look at the slope"),
+    "sample_set": Exercise(lambda: {"q", "k"}, "two names"),
     "sample_row": Exercise(lambda: np.arange(4.0), "it is a row"),
     "sample_function": Exercise(lambda x: x.sum(0), "sum over rows", lambda rng: [(rng.random((3, 2)),)]),
     "sample_pair": Exercise(lambda x: (x.max(), x + 1), "two results", lambda rng: [(rng.random((3, 2)),)]),

@@ -24,6 +24,7 @@ from . import source, submission
 SECONDS = 60  # for one cell
 START_SECONDS = 120  # for the imports
 TOTAL_SECONDS = 900  # for a notebook
+TOLD = ("SyntaxError", "IndentationError", "Stopped")  # elsewhere
 RESTARTS = 12
 LINE = 20_000_000  # characters of one reply
 APART = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -37,6 +38,7 @@ class Result:
     of: dict  # id -> most points
     messages: dict  # id -> what was wrong
     written: dict  # id -> most points, which a person gives
+    visible: set = frozenset()  # ids of the tests that students have
     remarks: list = field(default_factory=list)  # on the notebook as a whole
     notebook: dict | None = None  # as it ran
 
@@ -52,7 +54,7 @@ class Result:
 def grade(master, submitted, files=(), secret=(), seconds=SECONDS):
     """Return the Result of the notebook ``submitted``, graded by the teacher's ``master``.
 
-    ``files`` are put beside it; what lies in the folders ``secret`` it may not open; ``seconds`` is the limit of a cell.
+    ``files`` are put beside it, it may not open what lies in the folders ``secret``, and a cell has ``seconds``.
     """
     notebook, remarks = submission.restore(master, submitted)
     outcomes, more = run(plan(notebook), files, secret, seconds)
@@ -60,15 +62,23 @@ def grade(master, submitted, files=(), secret=(), seconds=SECONDS):
         if cell["cell_type"] == "code":
             cell["outputs"] = _outputs(outcomes[cell["id"]])
     of = source.points(master, "test", "hidden")
-    messages = {key: _message(outcomes[key]["error"]) for key in of if outcomes[key]["error"]}
+    messages = {key: message(outcomes[key]["error"]) for key in of if outcomes[key]["error"]}
     points = {key: 0 if key in messages else most for key, most in of.items()}
-    return Result(points, of, messages, source.points(master, "written"), remarks + more, notebook)
+    written, visible = source.points(master, "written"), {*source.points(master, "test")}
+    failed = {c["id"]: outcomes[c["id"]]["error"] for c in plan(notebook) if c["kind"] == "answer" or c["task"] is None}
+    task = source.tasks(master)
+    for key in messages:
+        if messages[key].startswith("NameError") and failed.get(task[key]):
+            messages[key] = f"{task[key]} cannot be run: {message(failed[task[key]])}"
+    told = [f"{key}: {message(error)}" for key, error in failed.items() if error and error[0] not in TOLD]
+    remarks += [text.split("\n")[0] for text in told]
+    return Result(points, of, messages, written, visible, remarks + more, notebook)
 
 
 def nothing(master, remark):
     """Return the Result of a submission that cannot be read."""
     of = source.points(master, "test", "hidden")
-    return Result(dict.fromkeys(of, 0), of, {}, source.points(master, "written"), [remark], None)
+    return Result(dict.fromkeys(of, 0), of, {}, source.points(master, "written"), frozenset(), [remark])
 
 
 def plan(notebook):
@@ -104,8 +114,10 @@ def run(cells, files=(), secret=(), seconds=SECONDS):
         if give_up:
             break
     for key, why in stopped.items():
-        outcomes[key] = {"error": ["Stopped", why, []], "outputs": [], "seen": []}
-    remarks = [f"{c['id']} {stopped[c['id']]}" for c in cells if c["id"] in stopped and "not run" not in stopped[c["id"]]]
+        outcomes[key] = {"error": ["Stopped", why, []], "outputs": [], "seen": [], "seconds": 0}
+    remarks = [
+        f"{c['id']} {stopped[c['id']]}" for c in cells if c["id"] in stopped and "not run" not in stopped[c["id"]]
+    ]
     seen = {f"{key} {what}" for key, outcome in outcomes.items() for what in outcome["seen"]}
     before = dict(zip([c["id"] for c in cells[1:]], [c["id"] for c in cells], strict=False))
     return outcomes, remarks + sorted(_of_previous(text, before) for text in seen)
@@ -123,10 +135,20 @@ def _attempt(cells, files, secret, seconds, deadline):
     try:
         for file in files:
             (shutil.copytree if Path(file).is_dir() else shutil.copy)(file, folder / Path(file).name)
+        for cache in _fonts():
+            shutil.copy(cache, folder)
         folder.chmod(0o777)
         return _talk(cells, folder, secret, seconds, deadline)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _fonts():
+    """Return matplotlib's list of fonts, which takes it long to make."""
+    import matplotlib.font_manager  # makes it
+
+    return [*Path(matplotlib.get_cachedir()).glob("fontlist-*.json")]
 
 
 def _talk(cells, folder, secret, seconds, deadline):
@@ -203,7 +225,8 @@ def apart():
     return []
 
 
-def _message(error):
+def message(error):
+    """Return an error of an outcome in words, with the last lines that led to it."""
     kind, text, lines = error
     text = text if kind in ("AssertionError", "Stopped", "Refused", "NotImplementedError") else f"{kind}: {text}"
     return "\n".join([text, *lines[-3:]])
@@ -213,5 +236,5 @@ def _outputs(outcome):
     error = outcome["error"]
     if not error:
         return outcome["outputs"]
-    told = {"output_type": "error", "ename": error[0], "evalue": error[1], "traceback": [*error[2], _message(error)]}
+    told = {"output_type": "error", "ename": error[0], "evalue": error[1], "traceback": [*error[2], message(error)]}
     return [*outcome["outputs"], told]

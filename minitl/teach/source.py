@@ -1,12 +1,12 @@
 """The source of an assignment, a percent file with solutions and hidden tests, and the notebooks that are made of it.
 
-A cell's header says what it is: ``answer="a1-add"``, ``test="a1-add-1" points=3``, ``hidden="a1-add-2" points=2``,
-``[markdown] written="a1-q1" points=2``; any other cell is given. In an answer, the lines between ``### BEGIN SOLUTION``
+A cell's header says what it is: ``answer="a9-add"``, ``test="a9-add-1" points=3``, ``hidden="a9-add-2" points=2``,
+``[markdown] written="a9-q1" points=2``; any other cell is given. In an answer, the lines between ``### BEGIN SOLUTION``
 and ``### END SOLUTION`` are the solution; ``forbids="softmax, LayerNorm"`` names what of minitl it must not run, by
 default that with the answer's own name, without ``my_``.
 
-Notebooks are the dicts of their JSON. ``teacher`` has everything, ``master`` lacks the solutions, ``release`` also lacks
-the hidden tests and the model answers.
+Notebooks are the dicts of their JSON. ``teacher`` has everything, ``master`` lacks the solutions and model answers,
+``release`` also lacks the hidden tests.
 """
 
 import ast
@@ -20,6 +20,7 @@ from ..errors import InputError, did_you_mean
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "assignments"
 SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION[ \t]*\n.*?^[ \t]*### END SOLUTION[ \t]*$", re.M | re.S)
 KINDS = ("answer", "test", "hidden", "written")
+HIDDEN = "# hidden checks run here at grading ({points} points)"
 WRITTEN = "YOUR ANSWER HERE"
 
 
@@ -43,7 +44,7 @@ def find(name):
 
 
 def teacher(name):
-    """Return the notebook of the assignment ``name`` with solutions and all tests. Raises InputError for a bad source."""
+    """Return the notebook of the assignment ``name`` with solutions and all tests. Raises InputError."""
     import jupytext
 
     prefix, cells = name.split("_")[0].lower(), []
@@ -61,7 +62,7 @@ def teacher(name):
         if kind in ("test", "hidden", "written"):
             about["points"] = int(marks["points"])
         if kind == "answer":
-            about["defines"] = bound(read.source)
+            about["defines"] = bound(read.source, imports=False)
             forbidden = marks.get("forbids", ",".join(n.removeprefix("my_") for n in defined(read.source)))
             about["forbids"] = [n.strip() for n in forbidden.split(",") if n.strip()]
             if not SOLUTION.search(read.source):
@@ -102,7 +103,7 @@ def release(notebook):
     for cell in notebook["cells"]:
         about = cell["metadata"]["minitl"]
         if about["kind"] == "hidden":
-            cell["source"] = f"# hidden checks run here at grading ({about['points']} points)"
+            cell["source"] = HIDDEN.format(**about)
         about.pop("forbids", None)
     return notebook
 
@@ -113,6 +114,15 @@ def for_nbgrader(notebook):
     for cell in notebook["cells"]:
         if kind(cell) == "hidden":
             cell["source"] = f"### BEGIN HIDDEN TESTS\n{cell['source']}\n### END HIDDEN TESTS"
+    return notebook
+
+
+def without_markers(notebook):
+    """Return a notebook of ``for_nbgrader`` as it was."""
+    for cell in notebook["cells"]:
+        lines = cell["source"].split("\n")
+        if kind(cell) == "hidden" and lines[0] == "### BEGIN HIDDEN TESTS":
+            cell["source"] = "\n".join(lines[1:-1])
     return notebook
 
 
@@ -145,15 +155,15 @@ def defined(code):
     return [n.name for n in ast.parse(code).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
 
 
-def bound(code):
-    """Return all names that code binds at its top, with imports and loops; none if it does not parse."""
+def bound(code, imports=True):
+    """Return all names that code binds at its top, with loops and ``imports``. Raises SyntaxError."""
     found = []
     for node in _top(ast.parse(code)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             found.append(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.append(node.id)
-        elif isinstance(node, ast.alias):
+        elif isinstance(node, ast.alias) and imports:
             found.append((node.asname or node.name).split(".")[0])
     return list(dict.fromkeys(found))
 

@@ -3,6 +3,7 @@
 import ast
 import copy
 
+from ..errors import InputError
 from . import source
 
 COPIED = "was copied or split"
@@ -16,7 +17,7 @@ def restore(master, submitted):
     known = {cell["id"]: cell for cell in master["cells"]}
     found, own, here, remarks = {}, {}, None, []
     for cell in submitted["cells"]:
-        key = _id(cell)
+        key = id_of(cell)
         answers = key in known and source.kind(known[key]) in ("answer", "written")
         if key in known and (answers or key not in found):
             found.setdefault(key, []).append(cell)
@@ -32,6 +33,8 @@ def restore(master, submitted):
         elif kind != "given":
             _compare(cell, found.get(key), remarks)
         cells += [cell, *(_own(cell["id"], i, c) for i, c in enumerate(own.get(key, [])))]
+    if deleted := [key for key, cell in known.items() if key not in found and source.kind(cell) in ("test", "hidden")]:
+        remarks.append(f"{', '.join(deleted)} deleted; the copy of the teacher runs")
     first = [_own("start", i, c) for i, c in enumerate(own.get(None, []))]
     for cell in first + cells:
         wrong = _wrong_syntax(cell)
@@ -41,7 +44,30 @@ def restore(master, submitted):
     return {**copy.deepcopy(master), "cells": first + cells}, remarks
 
 
-def _id(cell):
+def find(path, name, master, but=None):
+    """Return the notebook that a student handed in for an assignment, or None, and remarks in words."""
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    )
+    ids, fitting, remarks = {cell["id"] for cell in master["cells"]}, [], []
+    for file in files:
+        if but is not None and file.resolve() == but:
+            continue
+        try:
+            notebook = source.read(file)
+        except (InputError, OSError) as error:
+            if name in file.stem or file.parent.name == name:
+                remarks.append(str(error))
+            continue
+        if file.stem == name or any(id_of(cell) in ids for cell in notebook["cells"]):
+            fitting.append((file.stem == name, file.stat().st_mtime, file.name, notebook))
+    if len(fitting) > 1:
+        remarks.append(f"{len(fitting)} notebooks fit; {max(fitting, key=lambda f: f[:3])[2]} is graded")
+    return (max(fitting, key=lambda f: f[:3])[3] if fitting else None), remarks
+
+
+def id_of(cell):
+    """Return the label of a cell, or None."""
     about, graded = cell["metadata"].get("minitl"), cell["metadata"].get("nbgrader")
     for owner, name in ((about, "id"), (graded, "grade_id"), (cell, "id")):
         if isinstance(owner, dict) and isinstance(owner.get(name), str):
@@ -94,11 +120,15 @@ def _answer(cell, given, remarks):
 
 def _compare(cell, found, remarks):
     kind, key = source.kind(cell), cell["id"]
-    if not found:
-        lost = {"answer": "it has no points", "written": "it is blank"}
-        remarks.append(f"{key} was deleted; {lost.get(kind, 'the copy of the teacher runs in its place')}")
-    elif found[0]["cell_type"] != cell["cell_type"] or (kind == "test" and found[0]["source"] != cell["source"]):
+    if not found and kind in ("answer", "written"):
+        remarks.append(f"{key} was deleted; it {'has no points' if kind == 'answer' else 'is blank'}")
+    elif found and (found[0]["cell_type"], found[0]["source"]) != (cell["cell_type"], _released(cell)):
         remarks.append(f"{key} was changed; the copy of the teacher runs in its place")
+
+
+def _released(cell):
+    """Return the text of a test as students have it."""
+    return source.HIDDEN.format(**cell["metadata"]["minitl"]) if source.kind(cell) == "hidden" else cell["source"]
 
 
 def _wrong_syntax(cell):

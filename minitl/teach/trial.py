@@ -9,12 +9,12 @@ import runpy
 
 from . import core, source
 
-TEST_SECONDS = 5  # a slower test is mentioned
+TEST_SECONDS = 5  # of CPU time
 FEWEST_WRONG = 8
 
 
 def trial(name):
-    """Return what is wrong with the assignment ``name``, in words, and a line about it."""
+    """Return what is wrong with an assignment, in words, a line about it, and Results of its wrong answers."""
     teacher = source.teacher(name)
     master, release = source.master(teacher), source.release(teacher)
     task, tests = source.tasks(teacher), source.points(teacher, "test", "hidden")
@@ -35,25 +35,31 @@ def trial(name):
     files = source.files(teacher)
     outcomes, remarks = core.run(runs, files)
     errors = {key: outcome["error"] for key, outcome in outcomes.items()}
-    faults += [f"the solution fails in {c['id']}: {core._message(errors[c['id']])}" for c in cells if errors[c["id"]]]
+    faults += [f"the solution fails in {c['id']}: {core.message(errors[c['id']])}" for c in cells if errors[c["id"]]]
     faults += [f"the release passes {key}" for key in tests if not errors[f"blank/{key}"]]
-    faults += [f"{key} prints to stderr" for key in map(lambda c: c["id"], cells) if _stderr(outcomes[key])]
-    faults += [text for text in map(lambda key: _says(key, teacher, outcomes[key]), tests) if text]
+    faults += [f"{key} prints to stderr" for key in (c["id"] for c in cells) if _stderr(outcomes[key])]
+    faults += [text for text in (_says(key, teacher, outcomes[key]) for key in tests) if text]
+    results = {}
     for i, (what, changed, lost) in enumerate(wrong):
         asked = [key for key in tests if task[key] in changed]
         really = {key: tests[key] for key in asked if errors[f"wrong{i}/{key}"]}
+        told = {key: core.message(errors[f"wrong{i}/{key}"]) for key in really}
+        points = {key: 0 if key in really else most for key, most in tests.items()}
+        results[what] = core.Result(points, tests, told, source.points(teacher, "written"))
         if really != lost:
-            why = "; ".join(f"{k}: {core._message(errors[f'wrong{i}/{k}'])}" for k in really)
+            why = "; ".join(f"{key}: {text}" for key, text in told.items())
             faults.append(f"the wrong answer {what!r} loses {really or 'nothing'}, and should lose {lost}. {why}")
-    faults += [text for text in remarks if not text.startswith("wrong")]
+    slow = {key: outcomes[key]["seconds"] for key in tests if outcomes[key]["seconds"] > TEST_SECONDS}
+    faults += [f"{key} takes {seconds:.1f} s of CPU time; a test has {TEST_SECONDS}" for key, seconds in slow.items()]
+    faults += remarks
     public = {line for cell in release["cells"] for line in cell["source"].split("\n")}
-    faults += [f"the release has a line of a solution: {line}" for line in _secrets(teacher) & public]
+    faults += [f"the release has a line of a solution: {line}" for line in secrets(teacher) & public]
     points = f"{sum(tests.values())} points by tests, {sum(source.points(teacher, 'written').values())} written"
-    return faults, f"{name}: {len(teacher['cells'])} cells, {points}, {len(wrong)} wrong answers"
+    return faults, f"{name}: {len(teacher['cells'])} cells, {points}, {len(wrong)} wrong answers", results
 
 
 def stored(name):
-    """Return the stored wrong answers of an assignment: the list in ``wrong/A1.py``, of (name, answers, lost points)."""
+    """Return the stored wrong answers, the list in ``wrong/A1.py`` of (name, answers, lost points)."""
     path = source.FOLDER / "wrong" / f"{name.split('_')[0]}.py"
     found = [v for v in runpy.run_path(str(path)).values() if isinstance(v, list)] if path.is_file() else []
     return found[0] if found else []
@@ -92,7 +98,11 @@ def _stderr(outcome):
 
 def _says(key, teacher, outcome):
     """Return a fault if a visible test does not say how many points of the task it gave."""
-    task, tests, visible = source.tasks(teacher), source.points(teacher, "test", "hidden"), source.points(teacher, "test")
+    task, tests, visible = (
+        source.tasks(teacher),
+        source.points(teacher, "test", "hidden"),
+        source.points(teacher, "test"),
+    )
     if key not in visible:
         return None
     total = sum(points for other, points in tests.items() if task[other] == task[key])
@@ -101,7 +111,7 @@ def _says(key, teacher, outcome):
     return None if wanted in said or outcome["error"] else f"{key} should print: {wanted}"
 
 
-def _secrets(teacher):
+def secrets(teacher):
     """Return the lines of solutions that are long enough to give something away."""
     texts = [cell["source"] for cell in teacher["cells"] if source.kind(cell) == "answer"]
     lines = {line for text in texts for part in source.SOLUTION.finditer(text) for line in part[0].split("\n")[1:-1]}

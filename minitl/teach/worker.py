@@ -5,16 +5,18 @@ Prints go nowhere else. Tests run in a namespace of their own, which has the nam
 answers; before each, what the notebook replaced in NumPy, minitl or the teacher's names is put back and named.
 """
 
-import ast
 import contextlib
+import importlib
 import io
 import json
-import linecache
 import os
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
+
+from .source import bound
 
 BYTES = 4 << 30  # of memory
 FILE_BYTES = 10 << 20
@@ -25,7 +27,6 @@ KEPT = 20_000  # characters of a cell's prints that are kept
 STARTS = 20  # other programs that a notebook starts
 NOBODY = 65534
 PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
-ANSWERS = tuple(PACKAGE + folder + os.sep for folder in ("ops", "fast", "nn"))
 
 
 class Refused(Exception):
@@ -54,7 +55,6 @@ class Worker:
 
     def prepare(self):
         """Import what notebooks use, and remember it as it is."""
-        import numpy.testing
         from IPython.core.displayhook import CapturingDisplayHook
         from IPython.core.displaypub import CapturingDisplayPublisher
         from IPython.core.interactiveshell import InteractiveShell
@@ -72,6 +72,7 @@ class Worker:
         shell.display_trap.hook = self.hook
         shell.enable_gui = lambda *_: None
         shell.enable_matplotlib("inline")
+        importlib.import_module("numpy.testing")
         self.modules = {name: m for name, m in sys.modules.items() if _guarded(name) and m is not None}
         self.originals, self.ops = {}, dict(minitl.OPS)
         for name, module in self.modules.items():
@@ -89,18 +90,19 @@ class Worker:
         """Run a cell; return its outcome: an error or None, outputs, and what else was seen."""
         self.key, self.seen = cell["id"], []
         self._restore()
-        out, err = Limited(), Limited()
+        out, err, start = Limited(), Limited(), time.process_time()
         self.shell.display_pub.outputs.clear()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             error = self._test(cell) if cell["kind"] in ("test", "hidden") else self._shell(cell)
         if os.getpid() != self.process:
             os._exit(0)  # a copy of this process, made by the notebook
+        seconds = time.process_time() - start
         if cell["kind"] == "given":
             names = _bound(cell["source"]) - {n for c in self.answers.values() for n in c["defines"]}
             self.given.update({n: self.shell.user_ns[n] for n in names if n in self.shell.user_ns})
         outputs = [_stream("stdout", out), *map(_picture, self.shell.display_pub.outputs)]
         outputs += [] if cell["kind"] in ("test", "hidden") else [_stream("stderr", err)]
-        return {"error": error, "outputs": [o for o in outputs if o], "seen": self.seen}
+        return {"error": error, "outputs": [o for o in outputs if o], "seen": self.seen, "seconds": seconds}
 
     def _shell(self, cell):
         """Run a cell as Jupyter does."""
@@ -112,8 +114,7 @@ class Worker:
         if cell["kind"] == "answer":
             self.handed_on.pop(cell["id"], None)
             for name in cell["defines"]:
-                code = getattr(_unwrapped(self.shell.user_ns.get(name)), "__code__", None)
-                if code and code.co_filename.startswith(ANSWERS):
+                if _is_ours(self.shell.user_ns.get(name)):
                     self.handed_on[cell["id"]] = f"{name} is minitl's own: write it yourself"
         error = result.error_before_exec or result.error_in_exec
         return self._told(error) if error is not None else None
@@ -127,6 +128,7 @@ class Worker:
         names |= {n: self.shell.user_ns[n] for n in answers if n in self.shell.user_ns}
         before = {*names}
         if self.handed_on.get(cell["task"]):
+            self.seen.append(self.handed_on[cell["task"]])
             return ["AssertionError", self.handed_on[cell["task"]], []]
         self.watching = True
         sys.setprofile(self._profile if self.forbidden else None)
@@ -134,15 +136,17 @@ class Worker:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 exec(compile(cell["source"], f"<{cell['id']}>", "exec"), names)
+            told = None
         except BaseException as error:
-            return self._told(error)
+            told = self._told(error)
         finally:
             sys.setprofile(None)
             self.watching = False
             self.ours.update({n: names[n] for n in {*names} - before - answers})
         if cell["task"] in self.handed_on:
+            self.seen.append(self.handed_on[cell["task"]])
             return ["AssertionError", self.handed_on.pop(cell["task"]), []]
-        return None
+        return told
 
     def _restore(self):
         """Put back what the notebook replaced, and name it."""
@@ -215,15 +219,16 @@ def _guarded(name):
     return name in ("builtins", "numpy", "numpy.testing", "numpy.linalg", "math") or name.split(".")[0] == "minitl"
 
 
-def _unwrapped(value):
+def _is_ours(value):
+    """Return whether a value is a class or a function of minitl."""
+    if isinstance(value, type):
+        return value.__module__.split(".")[0] == "minitl"
     while hasattr(value, "__wrapped__"):
         value = value.__wrapped__
-    return value.__init__ if isinstance(value, type) else value
+    return getattr(getattr(value, "__code__", None), "co_filename", "").startswith(PACKAGE)
 
 
 def _bound(text):
-    from .source import bound
-
     try:
         return {*bound(text)}
     except SyntaxError:  # IPython's own commands

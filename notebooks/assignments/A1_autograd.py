@@ -33,11 +33,12 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## Task 1 · The order of the walk back
 #
-# A computation is a graph: each result remembers its parents, the values that it was computed from. The walk back starts
-# at the loss and may visit a node only after all nodes that were computed from it, because each of them adds to its
-# gradient.
+# A computation is a graph: each result remembers its parents, the values that it was computed from. The walk back
+# starts at the loss and may visit a node only after all nodes that were computed from it, because each of them adds to
+# its gradient.
 #
 # For a node $n$ with parents $p_1, \dots, p_k$, a valid order lists $n$ before every $p_i$, and each node once.
+
 
 # %%
 class Node:
@@ -62,7 +63,12 @@ print("loss =", loss.data, "| parents of the loss:", [p.data for p in loss.paren
 
 # %%
 graph(
-    [("a = 2", "c = a b = 6"), ("b = 3", "c = a b = 6"), ("c = a b = 6", "loss = c + a = 8"), ("a = 2", "loss = c + a = 8")],
+    [
+        ("a = 2", "c = a b = 6"),
+        ("b = 3", "c = a b = 6"),
+        ("c = a b = 6", "loss = c + a = 8"),
+        ("a = 2", "loss = c + a = 8"),
+    ],
     alt="A graph: a and b lead to c; c and a lead to the loss.",
 )
 
@@ -70,6 +76,7 @@ graph(
 # In this example `[loss, c, a, b]` and `[loss, c, b, a]` are valid. `[loss, a, c, b]` is not: `a` stands before `c`.
 #
 # A depth-first walk that appends a node after all its parents gives the reverse of a valid order.
+
 
 # %% answer="a1-order"
 def walk_order(loss):
@@ -107,11 +114,11 @@ print("visible checks passed (2 of 3 points of this task); hidden checks run at 
 
 # %% hidden="a1-order-2" points=1
 chain = Node(1.0)
-for _ in range(16):
+for _ in range(5):
     chain = add_node(add_node(chain, chain), mul_node(chain, chain))
 found = walk_order(chain)
 place = {node: i for i, node in enumerate(found)}
-assert len(found) == len(place) == 49, f"expected 49 nodes, each once; got {len(found)}"
+assert len(found) == len(place) == 16, f"expected 16 nodes, each once; got {len(found)}"
 assert all(place[n] < place[p] for n in found for p in n.parents), "a parent stands before a node computed from it"
 alone = Node(5.0)
 assert walk_order(alone) == [alone], "for a loss that was computed from nothing, expected the list [loss]"
@@ -147,13 +154,14 @@ print([node.data for node in walk_order(loss)])
 # shape of $y$:
 #
 # - $y = x \odot z$, all of shape $(M, K)$: $\;dx = dy \odot z$, $\;dz = dy \odot x$.
-# - $y = x W$ with $x$ $(M, K)$, $W$ $(K, N)$, $y$ $(M, N)$: write one entry out, $y_{ij} = \sum_k x_{ik} W_{kj}$, take its
-#   derivative by $x_{ik}$ and by $W_{kj}$, and find matrix products that give $dx$ $(M, K)$ and $dW$ $(K, N)$.
+# - $y = x W$ with $x$ $(M, K)$, $W$ $(K, N)$, $y$ $(M, N)$: write one entry out, $y_{ij} = \sum_k x_{ik} W_{kj}$, take
+#   its derivative by $x_{ik}$ and by $W_{kj}$, and find matrix products that give $dx$ $(M, K)$ and $dW$ $(K, N)$.
 
 # %%
 x, W = np.array([[1.0, 2.0, 3.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 print("x W =", x @ W)
-print("y[0, 1] grows by", (x + [[0, 0, 0.001]]) @ W - x @ W, "when x[0, 2] grows by 0.001")
+print("y[0, 1] grows by", (x + np.array([[0, 0, 0.001]])) @ W - x @ W, "when x[0, 2] grows by 0.001")
+
 
 # %% answer="a1-ops"
 def my_mul(x, z):
@@ -212,9 +220,9 @@ assert y.dtype == dx.dtype == dz.dtype == np.float32, f"float32 in, float32 out;
 # %% [markdown]
 # ## Task 3 · The reverse of broadcasting
 #
-# In `x + b` with `x` (M, K) and `b` (K,), NumPy repeats `b` in every row. One entry of `b` then acts on M entries of the
-# result, so its gradient is the sum of M entries of `dy`. In general: `dy` has the shape of the result; sum it over the
-# axes that broadcasting added in front, and over those along which the input has length 1.
+# In `x + b` with `x` (M, K) and `b` (K,), NumPy repeats `b` in every row. One entry of `b` then acts on M entries of
+# the result, so its gradient is the sum of M entries of `dy`. In general: `dy` has the shape of the result; sum it over
+# the axes that broadcasting added in front, and over those along which the input has length 1.
 #
 # $$db_j = \sum_i dy_{ij}, \qquad dy\ (M, K) \to db\ (K,)$$
 
@@ -222,6 +230,7 @@ assert y.dtype == dx.dtype == dz.dtype == np.float32, f"float32 in, float32 out;
 dy = np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
 print("for b of shape (3,):  ", dy.sum(0))
 print("for b of shape (2, 1):", dy.sum(1, keepdims=True).tolist())
+
 
 # %% answer="a1-unbroadcast"
 def unbroadcast(dy, shape):
@@ -238,7 +247,9 @@ dy = np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
 for shape, want in (((3,), [11, 22, 33]), ((2, 1), [[6], [60]]), ((2, 3), dy)):
     got = unbroadcast(dy, shape)
     assert np.shape(got) == shape, f"for an input of shape {shape}, the gradient has shape {np.shape(got)}"
-    assert np.allclose(got, want), f"for an input of shape {shape}: expected {np.array(want).tolist()}, got {got.tolist()}"
+    assert np.allclose(got, want), (
+        f"for an input of shape {shape}: expected {np.array(want).tolist()}, got {got.tolist()}"
+    )
 print("visible checks passed (2 of 4 points of this task); hidden checks run at grading")
 
 # %% hidden="a1-unbroadcast-2" points=2
@@ -258,8 +269,8 @@ assert np.allclose(unbroadcast(square, (3, 1)), [[3], [12], [21]]), "for a 3 by 
 # %% [markdown]
 # ## Task 4 · Gradients add
 #
-# A value that is used twice gets a gradient from each use; its gradient is their sum. The walk back therefore **adds** to
-# `grad`, and starts the sum at the first part that arrives.
+# A value that is used twice gets a gradient from each use; its gradient is their sum. The walk back therefore **adds**
+# to `grad`, and starts the sum at the first part that arrives.
 #
 # $$\frac{\partial L}{\partial a} = \sum_{\text{uses } u} \frac{\partial L}{\partial u}\,\frac{\partial u}{\partial a}$$
 
@@ -267,6 +278,7 @@ assert np.allclose(unbroadcast(square, (3, 1)), [[3], [12], [21]]), "for a 3 by 
 a = Node(np.array([2.0, 5.0]))
 square = mul_node(a, a)
 print("the two parts of the gradient of a, from a * a:", square.pullback(np.ones(2)))
+
 
 # %% answer="a1-accumulate"
 def walk_back(nodes):
@@ -309,12 +321,12 @@ walk_back([alone])
 assert np.allclose(alone.grad, 1), "the gradient of a loss without parents is an array of ones"
 
 # %% [markdown]
-# **Question 2** (1 point). In two or three sentences: why does a training loop set all gradients to None before each step,
-# and what would happen to the steps if it did not?
+# **Question 2** (1 point). In two or three sentences: why does a training loop set all gradients to None before each
+# step, and what would happen to the steps if it did not?
 
 # %% [markdown] written="a1-q2" points=1
-# The walk back adds to gradients, so without this the gradient of a step would contain those of all earlier steps, taken
-# at other weights. The steps would be too large and follow old directions.
+# The walk back adds to gradients, so without this the gradient of a step would contain those of all earlier steps,
+# taken at other weights. The steps would be too large and follow old directions.
 #
 # Rubric: 1 point for "gradients of earlier steps would be added" and a consequence; half a point for one of the two.
 
@@ -325,8 +337,9 @@ assert np.allclose(alone.grad, 1), "the gradient of a loss without parents is an
 #
 # $$\frac{\partial f}{\partial x_i} \approx \frac{f(x + h e_i) - f(x - h e_i)}{2h},$$
 #
-# where $e_i$ is 1 at entry $i$ and 0 elsewhere. The error of this central difference falls as $h^2$; that of the one-sided
-# difference $(f(x + h e_i) - f(x)) / h$ only as $h$.
+# where $e_i$ is 1 at entry $i$ and 0 elsewhere. The error of this central difference falls as $h^2$; that of the
+# one-sided difference $(f(x + h e_i) - f(x)) / h$ only as $h$.
+
 
 # %%
 def cube(x):
@@ -338,9 +351,10 @@ for h in (0.1, 0.01):
     central = ((point + h) ** 3 - (point - h) ** 3) / (2 * h)
     print(f"h = {h}: central {central:.6f}, one-sided {((point + h) ** 3 - point**3) / h:.6f}, exact 12")
 
+
 # %% answer="a1-numeric"
 def numeric_gradient(f, x, h=1e-5):
-    """Return the gradient of ``f`` at ``x``, a float64 array of any shape, by central differences; ``x`` is unchanged."""
+    """Return the gradient of ``f`` at ``x``, a float64 array of any shape, by central differences; do not change x."""
     ### BEGIN SOLUTION
     grad = np.zeros_like(x)
     for i in np.ndindex(x.shape):

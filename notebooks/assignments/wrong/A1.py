@@ -55,31 +55,70 @@ def walk_order(loss):
 
 wrong = [
     ("breadth first", {"a1-order": QUEUE}, {"a1-order-1": 2, "a1-order-2": 1}),
-    ("a node that is used twice is listed twice", {"a1-order": ORDER.replace("if node not in seen", "if True")},
-     {"a1-order-1": 2, "a1-order-2": 1}),
+    (
+        "a node that is used twice is listed twice",
+        {"a1-order": ORDER.replace("if node not in seen", "if True")},
+        {"a1-order-1": 2, "a1-order-2": 1},
+    ),
     ("the order not reversed", {"a1-order": ORDER.replace("found[::-1]", "found")}, {"a1-order-1": 2, "a1-order-2": 1}),
     ("dW transposed", {"a1-ops": OPS.replace("x.T @ dy", "dy.T @ x")}, {"a1-ops-1": 2, "a1-ops-2": 2}),
-    ("the transpose of x forgotten where it is square", {"a1-ops": OPS.replace("x.T @ dy", "(x if len(x) > 1 else x.T) @ dy")},
-     {"a1-ops-2": 2}),
-    ("in place", {"a1-ops": OPS.replace("lambda dy: (dy * z, dy * x)", "lambda dy: (dy * z, np.multiply(dy, x, out=dy))")},
-     {"a1-ops-2": 2}),
+    (
+        "the transpose of x forgotten where it is square",
+        {"a1-ops": OPS.replace("x.T @ dy", "(x if len(x) > 1 else x.T) @ dy")},
+        {"a1-ops-2": 2},
+    ),
+    (
+        "in place",
+        {"a1-ops": OPS.replace("lambda dy: (dy * z, dy * x)", "lambda dy: (dy * z, np.multiply(dy, x, out=dy))")},
+        {"a1-ops-2": 2},
+    ),
     ("float64", {"a1-ops": OPS.replace("x * z,", "x * z * np.float64(1),")}, {"a1-ops-2": 2}),
-    ("axes of length 1 forgotten", {"a1-unbroadcast": UNBROADCAST.replace("*ones", "")},
-     {"a1-unbroadcast-1": 2, "a1-unbroadcast-2": 2}),
-    ("mean in place of sum", {"a1-unbroadcast": UNBROADCAST.replace("dy.sum", "dy.mean")},
-     {"a1-unbroadcast-1": 2, "a1-unbroadcast-2": 2}),
-    ("axes of length 1 only without new ones", {"a1-unbroadcast": UNBROADCAST.replace("size == 1", "size == 1 and not new")},
-     {"a1-unbroadcast-2": 2}),
-    ("gradient overwritten", {"a1-accumulate": BACK.replace("part if parent.grad is None else parent.grad + part", "part")},
-     {"a1-accumulate-1": 2, "a1-accumulate-2": 1}),
-    ("added in place", {"a1-accumulate": BACK.replace(
-        "parent.grad = part if parent.grad is None else parent.grad + part",
-        "if parent.grad is None:\n                    parent.grad = part\n                else:\n"
-        "                    parent.grad += part")}, {"a1-accumulate-1": 2, "a1-accumulate-2": 1}),
-    ("one-sided difference", {"a1-numeric": NUMERIC.replace("f(x - unit)", "f(x)").replace("(2 * h)", "h")},
-     {"a1-numeric-1": 1, "a1-numeric-2": 1}),
+    (
+        "axes of length 1 forgotten",
+        {"a1-unbroadcast": UNBROADCAST.replace("*ones", "")},
+        {"a1-unbroadcast-1": 2, "a1-unbroadcast-2": 2},
+    ),
+    (
+        "mean in place of sum",
+        {"a1-unbroadcast": UNBROADCAST.replace("dy.sum", "dy.mean")},
+        {"a1-unbroadcast-1": 2, "a1-unbroadcast-2": 2},
+    ),
+    (
+        "axes of length 1 only without new ones",
+        {"a1-unbroadcast": UNBROADCAST.replace("size == 1", "size == 1 and not new")},
+        {"a1-unbroadcast-2": 2},
+    ),
+    (
+        "gradient overwritten",
+        {"a1-accumulate": BACK.replace("part if parent.grad is None else parent.grad + part", "part")},
+        {"a1-accumulate-1": 2, "a1-accumulate-2": 1},
+    ),
+    (
+        "added in place",
+        {
+            "a1-accumulate": BACK.replace(
+                "parent.grad = part if parent.grad is None else parent.grad + part",
+                "if parent.grad is None:\n                    parent.grad = part\n                else:\n"
+                "                    parent.grad += part",
+            )
+        },
+        {"a1-accumulate-1": 2, "a1-accumulate-2": 1},
+    ),
+    (
+        "one-sided difference",
+        {"a1-numeric": NUMERIC.replace("f(x - unit)", "f(x)").replace("(2 * h)", "h")},
+        {"a1-numeric-1": 1, "a1-numeric-2": 1},
+    ),
     ("divided by h, not 2 h", {"a1-numeric": NUMERIC.replace("(2 * h)", "h")}, {"a1-numeric-1": 1, "a1-numeric-2": 1}),
-    ("x changed in place", {"a1-numeric": NUMERIC.replace("        grad[i] = (f(x + unit) - f(x - unit)) / (2 * h)",
-        "        x += unit\n        up = f(x)\n        x -= 2 * unit\n        grad[i] = (up - f(x)) / (2 * h)\n        x += unit")},
-     {"a1-numeric-2": 1}),
+    (
+        "x changed in place",
+        {
+            "a1-numeric": NUMERIC.replace(
+                "        grad[i] = (f(x + unit) - f(x - unit)) / (2 * h)",
+                "        x += unit\n        up = f(x)\n        x -= 2 * unit\n"
+                "        grad[i] = (up - f(x)) / (2 * h)\n        x += unit",
+            )
+        },
+        {"a1-numeric-2": 1},
+    ),
 ]
