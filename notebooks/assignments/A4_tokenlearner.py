@@ -60,7 +60,7 @@ patches = vit.patchify(few.images / 255, 4).reshape(4, 8, 8, 48)  # each place: 
 edges = [("x", "convolutions, sigmoid"), ("convolutions, sigmoid", "maps A")]
 edges += [("maps A", "tokens Z: mean of A x"), ("x", "tokens Z: mean of A x")]
 alt = "A graph: x leads through convolutions and a sigmoid to the maps A; A and x lead to the tokens Z."
-graph(edges, alt, size=(8, 1.4))
+graph(edges, alt, size=(8, 2.4))
 x, A = np.arange(6.0).reshape(2, 3), np.array([[0, 0.5, 1], [0, 0, 1]])  # a grid of 2 x 3 places, C = 1, and one map
 print("x", x.tolist(), " A", A.tolist(), " token", (A * x).sum() / 6)
 
@@ -141,18 +141,19 @@ kinds = {str(A.dtype), str(tokens_v10(A, single[0]).dtype)}
 assert kinds == {"float32"}, f"float32 in, float32 out; got {' and '.join(sorted(kinds))}"
 
 # %% [markdown]
-# **Look.** Three kernels written by hand, with one convolution each: how red is a place, how much redder than its left
-# neighbor, and how much redder than the one above. In a TokenLearner, kernels are learned.
+# **Look.** Three kernels written by hand, with one convolution each: how red is a place, how red are the nine places
+# around it, and how much redder is it than its left neighbor. In a TokenLearner, kernels are learned.
 
 # %%
 redness = np.tile([1.0, -0.8, -0.8], 16) / 2  # one number for each of the 48 channels of a place
 by_hand = np.zeros((3, 3, 48, 3))
-by_hand[1, 1] = redness[:, None]
-by_hand[1, 0, :, 1] = by_hand[0, 1, :, 2] = -redness
+by_hand[1, 1, :, 0] = redness
+by_hand[..., 1] = redness / 9
+by_hand[1, 1, :, 2], by_hand[1, 0, :, 2] = redness / 2, -redness / 2
 A = maps_v10(Tensor(patches), [by_hand]).data
 images(
-    {"image": few.images, "red": A[:, 0], "left edge": A[:, 1], "upper edge": A[:, 2]},
-    alt="Four images and three maps of each: bright on red places, on left edges and on upper edges of what is red.",
+    {"image": few.images, "red": A[:, 0], "red around": A[:, 1], "left edge": A[:, 2]},
+    alt="Four images and three maps of each: bright on all that is red, the same blurred, and bright on left edges.",
     low=0,
     high=1,
 )
@@ -198,8 +199,7 @@ A = maps_v11(x, W1, b1, 0 * W2, b2)
 assert isinstance(A, Tensor), f"maps_v11: expected a Tensor, got {type(A).__name__}"
 assert A.shape == (2, 5, 4, 4), f"maps_v11: expected the shape (B, S, H, W) = (2, 5, 4, 4), got {A.shape}"
 assert np.allclose(A.data, 1 / 16), f"with W2 = 0 each of 16 places has the weight 1/16; got {A.data[0, 0, 0, 0]:.4f}"
-A, want = maps_v11(x, W1, b1, 20 * W2, b2), None
-sums = A.data.sum((2, 3))
+sums = maps_v11(x, W1, b1, 20 * W2, b2).data.sum((2, 3))
 assert np.allclose(sums, 1), f"the weights of each map add up to 1; got sums from {sums.min():.3g} to {sums.max():.3g}"
 learner.mlp.fc2.weight.data[...] *= 20
 want = learner.maps(x).data
@@ -349,18 +349,18 @@ for pool in (sigmoid_pool, softmax_pool):
     assert kinds == {"float32"}, f"{pool.__name__}: float32 in, float32 out; got {' and '.join(sorted(kinds))}"
 
 # %% [markdown]
-# **Look.** A loss that asks for a redder token: $dZ$ is minus the redness of each of the 48 channels of a place. Training
-# moves logits by $-dl$. Below it is shown as bright where a place gains weight: for even maps (all logits 0), and for a
-# map that has nearly all of its weight in the upper left corner (a logit of 10).
+# **Look.** A loss that asks for a redder token: $dZ$ is minus the redness of each of the 48 channels of a place.
+# Training moves logits by $-dl$. Below, a place is bright where its logit grows: from even maps (all logits 0), and
+# from a map that has nearly all of its weight in the upper left corner (a logit of 10). The scale is the same for both.
 
 # %%
 x, dZ = patches.reshape(4, 64, 48), -np.tile(redness, (4, 1, 1))
 even, corner = np.zeros((4, 1, 64)), np.zeros((4, 1, 64))
 corner[:, :, 0] = 10
 pools, starts, gains = {"1.0": sigmoid_pool, "1.1": softmax_pool}, {"even": even, "corner": corner}, {}
-for (version, pool), (start, logits) in itertools.product(pools.items(), starts.items()):
-    gains[f"{version}, {start}"] = -pool(logits, x)[1](dZ)[0].reshape(4, 8, 8)
-    gains[f"{version}, {start}"] /= gains[f"{version}, even"].max()  # on one scale for each version
+for version, pool in pools.items():
+    found = {start: -pool(logits, x)[1](dZ)[0].reshape(4, 8, 8) for start, logits in starts.items()}
+    gains |= {f"{version}, {start}": gain / found["even"].max() for start, gain in found.items()}
 images(
     {"image": few.images, **gains},
     alt="Red places gain weight, in version 1.0 from both starts, in version 1.1 only from even maps.",
@@ -388,8 +388,8 @@ images(
 # TokenLearner costs something and saves more. You count multiply-adds: a product of matrices $(n, i)$ and $(i, o)$
 # takes $n \cdot i \cdot o$. Nothing else counts: no additions of biases, no GELU, norms, sigmoids or softmaxes.
 #
-# - **Maps of version 1.0**: four convolutions of 3 × 3, the first from $C$ to $S$ channels, the others from $S$ to $S$. A
-#   convolution is a sum of nine products of matrices at each place.
+# - **Maps of version 1.0**: four convolutions of 3 × 3, the first from $C$ to $S$ channels, the others from $S$ to $S$.
+#   A convolution is a sum of nine products of matrices at each place.
 # - **Maps of version 1.1**: two linear layers at each place, from $C$ to $M$ and from $M$ to $S$.
 # - **Pooling**, in both: the product $A x$ of $(S, N)$ and $(N, C)$.
 # - **An encoder block** on $n$ tokens: linear layers from $C$ to $3C$, from $C$ to $C$, from $C$ to $D$ and from $D$ to
@@ -559,8 +559,8 @@ for B, S, H, W, p in ((3, 2, 4, 3, 2), (1, 5, 2, 6, 3), (4, 1, 3, 3, 1)):
     assert np.allclose(got, want), f"score is off by up to {np.abs(got - want).max():.3g}: A {A.shape}, p = {p}"
 
 # %% [markdown]
-# **Look.** The scores of saved models by your function: one with TokenLearner, one that averages over the eight cells of
-# a fixed grid, and one with *static* maps, which are learned but the same for every image. An even map has the score
+# **Look.** The scores of saved models by your function: one with TokenLearner, one that averages over the eight cells
+# of a fixed grid, and one with *static* maps, which are learned but the same for every image. An even map has the score
 # marked as chance.
 
 # %%
@@ -580,8 +580,8 @@ bars(scores, "score, mean over test images and maps", alt, chance=even, xlim=(0,
 
 # %% [markdown]
 # **Part two.** A ViT of two blocks and width 48, with eight tokens from TokenLearner, is trained for 600 steps of 100
-# images, which takes well under a minute. It shall name at least **90 %** of new test images, and cost at most half of the
-# multiply-adds of the network that keeps all 64 tokens. `settings` returns what you choose:
+# images, which takes well under a minute. It shall name at least **90 %** of new test images, and cost at most half of
+# the multiply-adds of the network that keeps all 64 tokens. `settings` returns what you choose:
 #
 # | key | choices |
 # |---|---|
