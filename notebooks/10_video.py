@@ -25,21 +25,21 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The task
 #
-# ACTORS is a generated set of clips of 8 frames. Ten objects move at once. One or two of them, the *actors*, are red
-# or yellow, and **the question is what the actors do**. The eight blue and green objects move in the same ten ways,
-# and they do not count. Clips are arrays $(B, T, H, W, 3)$, with time as the second axis.
+# ACTORS is a generated set of clips of 8 frames. In each clip a red object moves, the *actor*, and in most a yellow one
+# as well. **The question is what the actors do.** Eight other objects, in cool colors, move in the same ten ways and do
+# not count. Clips are arrays of pixels with time as the second axis, (clips, frames, rows, columns, 3).
 
 # %%
 train_set, test_set = data.actors(200, 100) if FAST else data.actors(4000, 500)
 print("clips", train_set.images.shape, train_set.images.dtype, "   labels", train_set.labels.shape)
 print("motions", *train_set.classes)
-print(f"{train_set.labels.sum(1).mean():.2f} labels per clip")
+print(f"{train_set.labels.sum(1).mean():.2f} labels per clip")  # two actors with the same motion share one
 
 # %%
 names = ["\n".join(np.array(test_set.classes)[labels == 1]) for labels in test_set.labels]
 frames = [f"frame {t + 1}" for t in range(8)]
-rows = {names[i]: test_set.images[i] for i in (3, 7, 18)}
-alt = "Three film strips of eight frames: among cool objects, red and yellow ones move as their labels say."
+rows = {names[i]: test_set.images[i] for i in (3, 18)}
+alt = "Two film strips of eight frames: among cool objects, a red and a yellow one move as the labels say."
 images(rows, titles=frames, alt=alt)
 
 # %% [markdown]
@@ -47,8 +47,9 @@ images(rows, titles=frames, alt=alt)
 #
 # ## The same TokenLearner on every frame
 #
-# TokenLearner takes a grid $(B, H, W, C)$. It needs no new code for clips: hide the time in the batch axis, apply it,
-# and bring the time back.
+# Each frame is cut into patches and embedded as an image is (lesson 03), which gives a grid of $H × W$ tokens of width
+# $C$ per frame. TokenLearner takes a grid $(B, H, W, C)$. It needs no new code for clips: hide the time in the batch
+# axis, apply it, and bring the time back.
 #
 # | step | shape |
 # |---|---|
@@ -61,7 +62,7 @@ images(rows, titles=frames, alt=alt)
 
 # %%
 B, T, H, W, C, S = 2, 8, 8, 8, 48, 4
-learner = nn.TokenLearner(C, S, version="1.1", rng=rng)
+learner = nn.TokenLearner(C, S, version="1.1", pre_norm=False, rng=rng)
 
 
 def tokens_of_clip(x):
@@ -84,8 +85,9 @@ assert Z.shape == (B, T * S, C) and np.allclose(Z, loop, atol=1e-6)
 # ## What it saves
 #
 # With $N$ tokens of width $C$ and an MLP of hidden width $M$, a block needs $N (4 C^2 + 2 C M)$ multiply-adds in its
-# linear layers and $2 N^2 C$ in attention. For clips, $N = 64\,T$ without TokenLearner and $N = S\,T$ with it. The
-# second term decides: it grows with the square of the length of the video.
+# linear layers (lesson 05: $3 C^2$ for queries, keys and values, $C^2$ behind attention, $2 C M$ in the MLP) and
+# $2 N^2 C$ in attention. For clips, $N = 64\,T$ without TokenLearner and $N = S\,T$ with it. In long clips the second
+# term decides: it grows with the square of the length.
 
 # %%
 M = 96
@@ -99,22 +101,24 @@ def block(N):
 length = 2 ** np.arange(2, 9)  # frames
 costs = {name: np.array([block(n * T) for T in length]).T / 1e6 for name, n in (("64", 64), (f"{S}", S))}
 assert block(8 * S).sum() == flops.block(8 * S, C, M, 3).macs  # as minitl counts
-assert costs["64"][1, 0] > costs["64"][0, 0] and costs["4"][1, 3] < costs["4"][0, 3]  # read on below
+assert costs["64"][1, 0] > costs["64"][0, 0] and costs["4"][1, 3] < costs["4"][0, 3]  # at 4 frames; at 32 frames
 print(f"attention on {8 * 64} tokens costs {block(8 * 64)[1] // block(8 * S)[1]} times as much as on {8 * S}")
 
 # %%
 parts = [(n, i, part) for n in costs for i, part in enumerate(("linear", "attention"))]
 lines = {f"{n} tokens a frame, {part}": (length, costs[n][i]) for n, i, part in parts}
 alt = "On logarithmic axes, attention grows twice as steeply as the linear layers; few tokens shift both far down."
-curves(lines, "frames", "million multiply-adds", alt=alt, size=(7, 2.8), marks=True, xscale="log", yscale="log")
+axes = {"xscale": "log", "yscale": "log", "xticks": length, "xticklabels": length}
+curves(lines, "frames, T", "million multiply-adds", alt=alt, size=(7, 2.8), marks=True, **axes)
 
 # %% [markdown]
-# On these axes a square is a line of slope 2. With 64 tokens per frame, attention is the larger part from the start.
-# With four, it is still the smaller part at 32 frames. TokenLearner and the embedding of patches remain, and they
-# grow only in proportion to $T$. For whole models with two blocks and our eight frames, and for a convolutional model
-# to which we come at the end:
+# On these axes a square is a line of slope 2. With 64 tokens per frame, attention is the larger part from four frames
+# on. With four, it is still the smaller part at 32 frames. What TokenLearner itself and the embedding of patches cost
+# grows only in proportion to $T$. Now whole models with two blocks, for our eight frames. The convolutional one is a
+# control, to which we come at the end:
 
 # %%
+# a head of zeros would hide below what an untrained model sees, so it starts with random weights
 config = nn.ViTConfig(version="1.1", pre_norm=False, num_tokens=S, positions="waves", zero_head=False)
 kinds = {"all tokens": nn.ViTConfig(tokenizer="none"), "TokenLearner": config}
 kinds |= {"convolutions": nn.X21DConfig(last="conv")}
@@ -128,19 +132,21 @@ assert macs["all tokens"] > 10 * macs["TokenLearner"] and macs["convolutions"] >
 #
 # Attention treats its tokens as a set (lesson 04). If nothing told the frames apart, a clip would have the same answer
 # with its frames in any other order, and a model could not know left from right. So the embedding adds a position to
-# each patch that depends on its frame, row and column. Here they start as `waves`: random mixtures of
-# sines and cosines along each of the three axes. The picture shows how similar the positions of two frames are.
+# each patch that depends on its frame, row and column. A learned token is a mean of such sums, and so it carries along
+# from which frame, and from about which place, it comes. Here positions start as the waves of lesson 03, now along
+# three axes. The picture shows how similar those of two frames are, at the same row and column.
 
 # %%
 model = nn.ViT(config, train_set.spec, np.random.default_rng(0))
 positions = model.pos_embed.data.reshape(T, 64, C)  # a view: changing it changes the model
 unit = positions / np.linalg.norm(positions, axis=-1, keepdims=True)
 similar = np.einsum("tnc,unc->tu", unit, unit) / 64  # mean cosine of the same place in frames t and u
-alt = "An eight by eight matrix, brightest on the diagonal and darker where two frames are further apart."
-matrices({"the same place in two frames": similar}, "frame", "frame", alt=alt, unit="cosine")
+alt = "An eight by eight matrix: ones on the diagonal, and beside it frames that are more alike than most others."
+matrices({"similarity of positions": similar}, "frame, from 0", "frame, from 0", alt=alt, unit="cosine")
 
 # %%
-clips = data.normalize(test_set.images[:4], *data.channel_stats(train_set.images))
+mean, std = data.channel_stats(train_set.images)
+clips = data.normalize(test_set.images[:4], mean, std)
 shuffled = clips[:, [3, 7, 0, 5, 2, 6, 1, 4]]
 with no_grad():
     with_time = np.abs(model(clips).data - model(shuffled).data).max()
@@ -161,17 +167,21 @@ assert with_time > 0.01 and without_time < 1e-5
 #
 # $$L = -t \ln p - (1 - t) \ln (1 - p)$$
 #
-# **A form that is safe to compute.** Since $\ln p = -\ln(1 + e^{-x})$ and $\ln (1 - p) = -x - \ln(1 + e^{-x})$,
+# (In this section $t$ is a target and not a time.)
+#
+# **A form that is safe to compute.** Since $1 - p = e^{-x} / (1 + e^{-x})$, we have $\ln p = -\ln(1 + e^{-x})$ and
+# $\ln (1 - p) = -x - \ln(1 + e^{-x})$, so
 #
 # $$L = \ln(1 + e^{-x}) + (1 - t)\, x .$$
 #
-# For $x = -100$ in float32, $e^{-x}$ overflows. But $\ln(1 + e^{-x}) = \ln(1 + e^{x}) - x$, so for negative $x$ we
-# may use the other sign of the exponent. Both cases in one line, with an exponent that is never positive:
+# For $x = -100$ in float32, $e^{-x}$ overflows. But $1 + e^{-x} = e^{-x} (1 + e^x)$, so
+# $\ln(1 + e^{-x}) = \ln(1 + e^{x}) - x$, and for negative $x$ we take $L = \ln(1 + e^x) - t\,x$. Both cases in one
+# line, with an exponent that is never positive:
 #
 # $$L = \max(x, 0) - t\,x + \ln\left(1 + e^{-|x|}\right)$$
 #
-# **Its derivative.** By the same identity $L = \ln(1 + e^x) - t\,x$, and the derivative of $\ln(1 + e^{x})$ is
-# $e^x / (1 + e^x) = \sigma(x)$, so
+# **Its derivative.** As a formula, $L = \ln(1 + e^x) - t\,x$ holds for all $x$. The derivative of $\ln(1 + e^{x})$ is
+# $e^x / (1 + e^x) = \sigma(x) = p$, so
 #
 # $$\frac{\partial L}{\partial x} = p - t .$$
 #
@@ -219,7 +229,8 @@ curves({"naive": (logit, naive), "stable": (logit, stable)}, "logit x in float32
 # **average precision** (AP) is the mean of the precision at all hits.
 #
 # What does a model reach that knows nothing? In a random order, the share of hits is about the same down to every
-# rank: it is the **prior**, the share of clips with this motion. So chance is the prior, about 0.15 here, and not 0.5.
+# rank: it is the **prior**, the share of clips with this motion. So chance is about the prior, here 0.16 on average,
+# and not 0.5. (It is a little more than the prior, because each hit counts itself, which raises the first ranks.)
 
 
 # %%
@@ -239,7 +250,7 @@ assert np.isclose(metrics.average_precision(score[:, None], target[:, None]), by
 
 prior = test_set.labels.mean(0)
 random = [metrics.average_precision(rng.random(test_set.labels.shape), test_set.labels) for _ in range(50)]
-print(f"mean over motions: prior {prior.mean():.3f}, average precision of random scores {np.mean(random):.3f}")
+print(f"mean over motions: prior {prior.mean():.3f}; random scores have average precision {np.mean(random):.3f}")
 assert abs(np.mean(random) - prior.mean()) < (0.1 if FAST else 0.03)
 
 # %%
@@ -254,15 +265,15 @@ curves(lines, f"rank: clips so far, for {test_set.classes[0]}", "precision", alt
 #
 # The full run, `minitl train actors`, uses 10,000 clips and takes minutes. Here we train on fewer clips for less time,
 # and draw the stored curves of the full runs below. To get further in little time we use the optimizer `Muon` in place
-# of AdamW. It orthogonalizes the update of each matrix, so that the matrix learns equally fast in all directions;
-# [lesson 11](11_cifar.ipynb) measures what that is worth. The rest is as in lesson 05.
+# of AdamW. It makes the singular values of each matrix's update about equal; [lesson 11](11_cifar.ipynb) shows how, and
+# what that is worth. The rest is as in lesson 05. Results are the **mean average precision** on the test clips, the
+# mean over the ten motions.
 #
 # Beside TokenLearner we train two models that differ only in how a frame becomes few tokens: four means over a grid
 # of 2 × 2 cells, and one mean over the whole frame.
 
 # %%
 EPOCHS = 1 if FAST else 6
-mean, std = data.channel_stats(train_set.images)
 
 
 def scores(model, clips):
@@ -309,19 +320,21 @@ if not FAST:
 # %%
 runs = {name: load_curve(file) for name, file in zip(configs, ("actors", "actors-grid", "actors-mean"), strict=True)}
 print("\n".join(command for command, _ in runs.values()))
-lines = {name: (run["epoch"], run["test_accuracy"]) for name, (_, run) in runs.items()}
+lines = {name: (run["epoch"], run["test_accuracy"]) for name, (_, run) in runs.items()}  # of clips: mean AP
 alt = "With ten thousand clips, TokenLearner ends far above the grid, and the grid above the mean of the frame."
 curves(lines, "epoch", "mean average precision", alt=alt, size=(7, 2.8), marks=True, ylim=(0, 1))
 
 # %% [markdown]
 # These are the stored curves of the full runs, made by the commands above with AdamW. The three models come in the same
-# order as in our short run. In the mean of a frame, eight other objects hide what the actors do.
+# order as in our short run. In the mean of a frame, or of a quarter of it, the other objects hide what the actors do.
+#
+# Back to our own model. Here is the precision down the ranks for its best and its worst motion:
 
 # %%
 model = models["TokenLearner, 4 tokens"]
 logits = scores(model, test_set.images)
 ap = metrics.average_precision(logits, test_set.labels)
-assert np.isclose(ap[0], average_precision(logits[:, 0], test_set.labels[:, 0]))
+assert np.isclose(ap[0], average_precision(logits[:, 0], test_set.labels[:, 0]))  # ours from above
 
 lines = {}
 for k in (ap.argmax(), ap.argmin()):
@@ -335,7 +348,7 @@ curves(lines, alt=alt, size=(6.5, 2.6), **axes)
 
 # %% [markdown]
 # As long as the curve is at 1, every clip so far was a hit. Average precision is the mean height of the curve over
-# the ranks of the hits. At the last rank all clips are taken, and the precision is the prior.
+# the ranks of the hits. At the last rank all clips are taken, and the precision is the prior. All ten motions:
 
 # %%
 alt = "Ten bars of average precision, all above the dashed line of chance; the rotations are lowest."
@@ -348,12 +361,13 @@ if not FAST:
 # %% [markdown]
 # ## Where the tokens look
 #
-# Nothing in the loss says what an actor is or where it is. Here are the maps of all four tokens on one clip:
+# Nothing in the loss says what an actor is or where it is. The **map mass** (lesson 06) is the share of a map's weight
+# inside the boxes of the actors, and the picture shows the maps of all four tokens on the first clip from above:
 
 # %%
 with no_grad():
     maps = model.maps(data.normalize(test_set.images, mean, std)[:100]).data  # (B, T, S, H, W)
-mass = metrics.map_mass(maps, test_set.boxes[:100], (32, 32))  # share of the maps on the actors, for each clip
+mass = metrics.map_mass(maps, test_set.boxes[:100], (32, 32))  # for each clip
 print(
     f"map mass on the actors {mass.mean():.2f}; even maps would have {metrics.box_share(test_set.boxes, (32, 32)):.2f}"
 )
@@ -368,14 +382,14 @@ images(rows, titles=frames, alt=alt)
 
 # %% [markdown]
 # Each map is drawn on its own scale. The bright spots follow the two actors from frame to frame, although the maps of
-# a frame are computed without a look at the others. They can, because color tells an actor. **That is a limit:** an
-# object that stands out by its motion alone could not be found by maps of single frames.
+# a frame are computed without a look at the others. They can, because color gives an actor away. **That is a limit:**
+# an object that stands out by its motion alone could not be found by maps of single frames.
 #
 # ## Does the order matter?
 #
 # The answer could also come from single frames, or from the set of places where an actor has been. The test: shuffle
 # the frames of each test clip. A blinking object blinks in any order, and a shaking one jumps between two places in
-# any order. So these two should survive the shuffling, and the other motions should not.
+# any order. So we predict that these two survive the shuffling and that the other motions do not.
 
 # %%
 order = rng.permuted(np.tile(np.arange(T), (len(test_set), 1)), axis=1)  # another order for each clip
@@ -383,20 +397,20 @@ shuffled = np.take_along_axis(test_set.images, order[:, :, None, None, None], ax
 ap_shuffled = metrics.average_precision(scores(model, shuffled), test_set.labels)
 
 # %%
-alt = "Ten bars near chance, except blink, which keeps about half of its average precision."
+alt = "Nine bars near chance; only blink stands out, with about half of its average precision in order."
 by_motion = dict(zip(test_set.classes, ap_shuffled, strict=True))
 bars(by_motion, "average precision, shuffled", alt=alt, text="{:.2f}", chance=prior.mean(), xlim=(0, 1.15))
 print(f"mean average precision {ap.mean():.3f} in order, {ap_shuffled.mean():.3f} shuffled")
 if not FAST:
-    assert ap_shuffled.mean() < 0.5 * ap.mean()
+    assert ap_shuffled.mean() < 0.5 * ap.mean() and ap_shuffled.argmax() == test_set.classes.index("blink")
 
 # %% [markdown]
-# The order matters. But our prediction was wrong: shaking did not survive. When a model fails where it should not, ask
-# what it has learned instead. In `minitl/data/actors.py` a shake is $\cos 8 \pi t$ at the times
-# $t = 0, \frac18, \frac28, \dots$, which is $1, -1, 1, -1, \dots$: **every shake begins on the right**. And positions
-# tell the model the number of each frame. So it may have learned *on the right in frames 1, 3, 5, 7* instead of
-# *back and forth*. If that is so, it must fail when a clip starts one frame later, and not when it starts two frames
-# later. We move the first frames to the end, where a shake goes on as before.
+# The order matters. But our prediction was wrong: blinking survived by half, and shaking did not survive at all. When a
+# model fails where it should not, ask what it has learned instead. In `minitl/data/actors.py` a shake is
+# $\cos 8 \pi t$ at the times $t = 0, \frac18, \frac28, \dots$, which is $1, -1, 1, -1, \dots$: **every shake begins on
+# the right**. And positions tell the model the number of each frame. So it may have learned *on the right in frames 1,
+# 3, 5, 7* instead of *back and forth*. If that is so, it must fail when a clip starts one frame later, and not when it
+# starts two frames later. We move the first frames to the end, where a shake goes on as before.
 
 # %%
 shake = test_set.classes.index("shake")
@@ -410,17 +424,18 @@ if not FAST:
 
 # %% [markdown]
 # That is what happens. The model names the shakes of this data set and has not learned what we meant. Such a
-# **shortcut** is found only by a test in which it fails. (A random phase, which blinking has, would close it.)
+# **shortcut** is found only by a test in which it fails. (It would be closed by a random start, left or right. Blinking
+# has one: it begins visible or invisible.)
 #
-# Another control is in [RESULTS.md](RESULTS.md): a convolutional model with convolutions over time solves ACTORS
-# almost perfectly *without* tokens, at the cost printed above. Tokens are not needed for this task; they make it cheap.
+# The last control is in [RESULTS.md](RESULTS.md): the convolutional model from above, which convolves over time as
+# well, solves ACTORS almost perfectly *without* tokens. Tokens are not needed for this task; they make it cheap.
 #
 # ## Exercises
 #
 # **1. Ties.** If two clips have the same score, our `average_precision` ranks them as they happen to come, and a model
-# that gives every clip the same score may look good. Count all clips *at least as confident* as a hit instead: its
-# precision is the share of hits among the clips $j$ with $\text{score}_j \ge \text{score}_i$. Then write
-# `my_average_precision(score, target)`, the mean over the hits. What does a constant score get?
+# that gives every clip the same score may look good. Instead, let the precision at hit $i$ be the share of hits among
+# *all* clips $j$ that are at least as confident, $\text{score}_j \ge \text{score}_i$. Write
+# `my_average_precision(score, target)`, the mean over the hits, for two arrays $(N,)$. What does a constant score get?
 
 
 # %%
@@ -447,7 +462,7 @@ check(my_average_precision)
 # </details>
 #
 # **2. The film backward.** Play every test clip backward. Which motion does each motion become? Give a list `swap` of
-# ten numbers: motion `k` becomes motion `swap[k]`, in the order of `train_set.classes`.
+# ten numbers: motion `k` becomes motion `swap[k]`. Motions count from 0, in the order of `train_set.classes`.
 
 # %%
 swap = None  # ten numbers
@@ -467,8 +482,8 @@ check(swap=swap)
 # ```
 #
 # Left and right, up and down, both rotations, and growing and shrinking change places. Blinking and shaking stay. With
-# the new labels the model is nearly as good as before, so it has learned the direction of time. What is missing is the
-# shake: played backward, it begins on the left.
+# the new labels the model is much better than with the old ones, so it has learned the direction of time. What it loses
+# is mostly the shake: played backward, it begins on the left.
 #
 # </details>
 #

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 11 · CIFAR-10, on a laptop and on a GPU
 #
-# Generated images give clean answers. On photographs, much of the accuracy comes from ingredients that have little to
-# do with the model. This lesson takes a recipe for CIFAR-10 apart, derives its pooling layers and batch norm, reads
-# its training logs, and says what learned tokens are worth there, which is less than on CLUTTER.
+# Generated images give clean answers. On photographs, much of the accuracy comes from ingredients other than the model.
+# This lesson takes a recipe for CIFAR-10 apart, derives its pooling, and the batch norm that it does without, reads
+# training logs, and says what learned tokens are worth there: less than on CLUTTER.
 #
 # | | |
 # |---|---|
 # | **Goal** | know what each ingredient of a recipe is worth, read a log, and run the same code on a GPU |
 # | **Time** | 50 minutes to read, 20 seconds to run on two cores of an AMD EPYC |
-# | **You need** | [05](05_vit.ipynb) for training, [06](06_tokenlearner.ipynb) for convolutions |
+# | **You need** | [04](04_attention.ipynb) for LayerNorm, [05](05_vit.ipynb), [06](06_tokenlearner.ipynb) |
 
 # %%
 import itertools
@@ -58,9 +58,9 @@ alt = "Two images read correctly, and the same bytes read with colors last, whic
 images({"": [*pixels, *wrong]}, alt=alt, titles=["right", "right", "colors last", "colors last"])
 
 # %% [markdown]
-# These lessons use no network, so they do not fetch CIFAR-10. If `minitl train cifar10 --preset cifar-cpu` has already
-# put its archive (162 MB) into the cache folder, the cells below use the photographs; otherwise they use CLUTTER. All
-# curves and tables of CIFAR-10 are stored ones, and so they are the same either way.
+# These lessons fetch nothing. If `minitl train cifar10 --preset cifar-cpu` has already put its archive (162 MB) into
+# the cache folder, the cells below use the photographs; otherwise they use CLUTTER. All curves and tables of CIFAR-10
+# are stored ones.
 
 # %%
 folder = Path(os.environ.get("MINITL_DATA") or "~/.cache/minitl").expanduser()
@@ -84,7 +84,10 @@ mean, std = data.channel_stats(train_set.images)
 # | optimizer | Muon, with warm-up and cosine |
 # | data | each image mirrored with probability 1/2 |
 #
-# `minitl ablate recipe` changes one part at a time and trains for half as many epochs, mostly with two seeds:
+# `minitl ablate recipe` changes one part at a time and trains for half as many epochs, with two seeds where time
+# allowed. Some names are explained below: crops, EMA, and *all regularization*, which is crops, mixup, cutmix, label
+# smoothing and random changes of color and shape. *Sequence pooling* gives the head a mean of the tokens with learned
+# weights.
 
 # %%
 command, table = load_curve("cifar-recipe")
@@ -100,25 +103,39 @@ alt = "Bars of test accuracy: a patch stem and AdamW cost most, and most other c
 bars(dict(sorted(worth.items(), key=lambda item: -item[1])), "test accuracy after 3 epochs", alt=alt, xlim=(0, 0.9))
 
 # %% [markdown]
-# - **The stem and the optimizer are worth most.** A patch embedding is one linear layer on separate squares. The stem
-#   has two layers, its windows overlap, and it pools.
-# - Differences of one percent mean little, since two seeds differ by more.
-# - Crops, and all regularization together, *lower* the accuracy here. They work against memorizing, and in three
-#   epochs nothing has been memorized yet. We come back to this.
+# - **The stem and the optimizer are worth most.** A patch embedding is one linear layer on separate squares; the stem
+#   has two layers with overlapping windows.
+# - Differences of one percent mean little: two seeds may differ by more.
+# - Crops do not help here, and all regularization together *lowers* the accuracy. *Regularization* is what works
+#   against memorizing, and in three epochs nothing has been memorized yet. We come back to this.
 #
-# What does Muon do? AdamW scales each entry of a gradient by its own history. Muon takes the gradient of a matrix as a
-# matrix and makes its singular values about equal, so that directions with small gradients learn as fast as those with
-# large ones. It does so by five rounds of matrix products, without a decomposition:
+# What does Muon do? AdamW scales each entry of a gradient by its own history. Muon takes the running mean of a matrix's
+# gradients as a matrix $X$ and makes its singular values about equal, so that directions with small gradients learn as
+# fast as those with large ones. Five rounds of products do it:
+#
+# $$X \leftarrow a X + b\, X X^\top X + c\, X X^\top X X^\top X$$
+#
+# With $X = U \Sigma V^\top$ each term begins with $U$ and ends with $V^\top$, since $U^\top U$ and $V^\top V$ are 1. So
+# a round turns each singular value $s$ into $a s + b s^3 + c s^5$ and nothing else. The numbers $a, b, c$ are chosen
+# such that small $s$ grow fast ($a > 3$) and those near 1 stay near it.
 
 # %%
 gradient = rng.standard_normal((64, 64)) @ np.diag(1 / np.arange(1, 65)) @ rng.standard_normal((64, 64))
-values = {"gradient": gradient / np.linalg.norm(gradient), "Muon's update": optim.orthogonal(gradient)}
+X = gradient / np.linalg.norm(gradient)  # no singular value is above 1
+for _ in range(5):
+    X = 3.4445 * X - 4.775 * X @ X.T @ X + 2.0315 * X @ X.T @ X @ X.T @ X
+assert np.allclose(X, optim.orthogonal(gradient))  # minitl's
+
+# %%
+values = {"gradient": gradient / np.linalg.norm(gradient), "Muon's update": X}
 lines = {name: (np.arange(1, 65), np.linalg.svd(x)[1]) for name, x in values.items()}
 alt = "Singular values of the gradient fall by factors of thousands; most of those of Muon's update stay near one."
 curves(lines, "rank", "singular value", alt=alt, yscale="log", ylim=(1e-4, 3))
 assert lines["Muon's update"][1][:40].min() > 0.6 and lines["Muon's update"][1].max() < 1.3
 
 # %% [markdown]
+# All values but the last few, which were too small for five rounds, are now near 1.
+#
 # ## Pooling, and its gradient
 #
 # The stem halves an image by **max pooling**: $y_j$ is the largest of the entries $x_i$ in window $j$. Windows of
@@ -133,8 +150,8 @@ assert lines["Muon's update"][1][:40].min() > 0.6 and lines["Muon's update"][1].
 #
 # $$dx_i = \sum_{j \,\ni\, i} \frac{dy_j}{k^2}$$
 #
-# Both need the same two steps: cut out the windows, and add what comes back where it belongs. (Where two entries tie,
-# the maximum has no slope; we let the first of them win.)
+# Both cut out the windows, and add what comes back where it belongs. (Where two entries tie, the maximum has no slope;
+# we let the first of them win.)
 
 
 # %%
@@ -171,7 +188,6 @@ for mine, minitls in ((max_pool, ops.max_pool2d), (avg_pool, ops.avg_pool2d)):
     check_gradients(lambda x, mine=mine: mine(x, k=3, stride=2), x)
     assert np.allclose(mine(x, k=3, stride=2).data, minitls(x, kernel_size=3, stride=2).data)
 
-# %%
 gray = train_set.images[:1].mean(-1, keepdims=True) / 255
 row = {"image": gray[0, ..., 0]}
 for name, pool in (("max", max_pool), ("average", avg_pool)):
@@ -215,8 +231,9 @@ except AssertionError as error:
     print(error)
 
 # %% [markdown]
-# The stem is then three lines. Its ReLU, $\max(x, 0)$, could as well come before the pooling: it keeps the order of
-# numbers, so the largest stays the largest. Behind the pooling it has fewer numbers to treat.
+# The stem has two rounds of convolution, max pooling and ReLU. Here the pooling has a border of one pixel, which never
+# wins, so that 32 rows become 16 and then 8. The ReLU, $\max(x, 0)$, could as well come before the pooling: it keeps
+# the order of numbers, so the largest stays the largest. Behind it, it has fewer to treat.
 
 # %%
 config = presets.preset("cifar-cpu").model
@@ -234,6 +251,7 @@ print("pixels", x.shape, "-> tokens", y.shape)
 parts = flops.count(config, nn.DataSpec())
 names = ("stem", "TokenLearner", "two blocks", "head")
 values = {name: part.times * part.cost.macs / 1e6 for name, part in zip(names, parts, strict=True)}
+assert values["stem"] > sum(values.values()) / 2  # what the stem is worth, it also costs
 alt = "Bars of multiply-adds: the convolutional stem takes most of them, the two blocks on 16 tokens less."
 bars(values, "million multiply-adds per image", alt=alt, text="{:.2f}")
 
@@ -241,28 +259,26 @@ bars(values, "million multiply-adds per image", alt=alt, text="{:.2f}")
 # ## Batch norm
 #
 # This recipe has no batch norm, but two models of the paper do: the spatial gate that TokenLearner is compared with,
-# and the convolutional video model X(2+1)D, in each of its bottleneck blocks. LayerNorm (lesson 04) normalizes each
-# token over its channels. **Batch norm** normalizes each channel over all images and places. Take one channel and let
-# $x_1, \dots, x_R$ be its values, $R = B H W$:
+# and the convolutional video model X(2+1)D. LayerNorm (lesson 04) normalizes each token over its channels. **Batch
+# norm** normalizes each channel over all images and places. Let $x_1, \dots, x_R$ be the values of one channel,
+# $R = B H W$:
 #
 # $$n_i = \frac{x_i - \mu}{s}, \quad \mu = \frac1R \sum_i x_i, \quad s = \sqrt{\frac1R \sum_i (x_i - \mu)^2 + \epsilon},
 # \quad y_i = w\, n_i + b$$
 #
-# with learned $w$ and $b$. Now the gradient. Each $x_j$ acts on every $n_i$ in three ways:
+# with one learned $w$ and one $b$ for the channel. What LayerNorm does to the $C$ numbers of a token, this does to the
+# $R$ numbers of a channel, so the derivation is that of lesson 04: $x_j$ acts on $n_i$ directly, through $\mu$, with
+# $\partial \mu / \partial x_j = 1/R$, and through $s$, with $\partial s / \partial x_j = n_j / R$. The quotient rule:
 #
-# - directly, with slope $\delta_{ij} / s$, where $\delta_{ij}$ is 1 for $i = j$ and 0 otherwise;
-# - through the mean: $\partial \mu / \partial x_j = 1/R$;
-# - through $s$: the derivative of $s^2$ is $2 s\, \partial s / \partial x_j = \frac2R (x_j - \mu)$, as the terms
-#   through $\mu$ add up to zero, so $\partial s / \partial x_j = n_j / R$.
-#
-# Together, by the quotient rule, with $(x_i - \mu) / s^2 = n_i / s$,
-#
-# $$\frac{\partial n_i}{\partial x_j} = \frac1s \left( \delta_{ij} - \frac1R - \frac{n_i n_j}{R} \right) .$$
+# $$\frac{\partial n_i}{\partial x_j} = \frac{\delta_{ij} - \frac1R}{s} - \frac{x_i - \mu}{s^2} \frac{n_j}{R}
+# = \frac1s \left( \delta_{ij} - \frac1R - \frac{n_i n_j}{R} \right) .$$
 #
 # With $g_i = w\, dy_i$, the sum over $i$ gives
 #
 # $$dx_j = \frac1s \left( g_j - \text{mean}(g) - n_j\, \text{mean}(g\, n) \right),
 # \qquad dw = \sum_i dy_i\, n_i, \qquad db = \sum_i dy_i .$$
+#
+# New is what the means run over: each image gets a gradient from all images of its batch.
 
 
 # %%
@@ -282,6 +298,9 @@ def norm_over_batch(x, w, b, *, forget=False):
 
 x, w, b = 3 + 2 * rng.standard_normal((4, 3, 3, 2)), rng.standard_normal(2), rng.standard_normal(2)
 check_gradients(norm_over_batch, x, w, b)
+t = Tensor(x, requires_grad=True)
+norm_over_batch(t, w, b)[0].sum().backward()  # a loss of image 0 alone
+assert np.abs(t.grad[1:]).max() > 1e-3  # reaches the other images
 running = {"running_mean": np.zeros(2), "running_var": np.ones(2)}
 assert np.allclose(norm_over_batch(x, w, b).data, ops.batch_norm(x, w, b, **running).data)  # minitl's
 try:
@@ -290,7 +309,7 @@ except AssertionError as error:
     print(error)
 
 # %% [markdown]
-# In training, the answer for one image depends on the others in its batch. Nobody wants that when the model is used.
+# In training, the answer for one image depends on the others in its batch. When the model is used, nobody wants that.
 # So batch norm keeps **running statistics**, $r \leftarrow 0.9\, r + 0.1\, \mu$ and the same for the variance, and
 # uses them after `model.eval()`.
 
@@ -314,11 +333,11 @@ curves(lines, "step", "mean", alt=alt)
 # %% [markdown]
 # ## Augmentation as array operations
 #
-# A mirrored truck is a truck. Augmentation makes new images from old ones, a whole batch at a time: without a loop
-# over images, it is fast on a GPU too. **Crop and flip** take an index for each row and each column. **Mixup** blends
-# two images and their labels in the same proportion. **Cutmix** pastes a box of one image into the other, and the
-# labels count by area. A label is then a distribution $t$ over the $K$ classes instead of one class, and cross-entropy
-# is $L = -\frac1B \sum_{bk} t_{bk} \ln p_{bk}$.
+# A mirrored truck is a truck. Augmentation makes new images from old ones, a whole batch at a time: without a loop over
+# images, it is fast on a GPU too. **Crop and flip** take an index for each row and each column. **Mixup** blends two
+# images and their labels in the same proportion, which is drawn anew for each batch. **Cutmix** pastes a box of one
+# image into the other, and the labels count by area. A label is then a distribution $t$ over the $K$ classes, and
+# cross-entropy is $L = -\frac1B \sum_{bk} t_{bk} \ln p_{bk}$.
 
 
 # %%
@@ -354,8 +373,8 @@ images(rows, alt=alt, side=0.75)
 #
 # Cross-entropy always asks for more: a larger logit of the true class always lowers the loss. **Label smoothing**
 # spreads a share $s$ of each target over all $K$ classes, $t' = (1 - s)\, t + s / K$. The gradient with respect to the
-# logits is $p - t'$, as for any target, and it is zero where $p = t'$: at $p = 0.91$ for the true class if $s = 0.1$
-# and $K = 10$. Beyond that point, being more certain costs.
+# logits of an image is $p - t'$, as for any target that adds up to 1, and it is zero where $p = t'$: at $p = 0.91$ for
+# the true class if $s = 0.1$ and $K = 10$. Beyond that point, being more certain costs.
 
 # %%
 logits, s = rng.standard_normal((5, K)).astype("float32"), 0.1
@@ -372,7 +391,7 @@ curves(lines, "probability of the true class", "loss", alt=alt, ylim=(0, 2.5))
 #
 # At a large learning rate the weights jump around a good place. An **exponential moving average** (EMA) keeps a second
 # set of weights, $a \leftarrow \beta\, a + (1 - \beta)\, w$ after each step, and only that set is evaluated. Here is a
-# run with a constant learning rate, measured with both:
+# run on the images from above, at a constant learning rate, measured with both:
 
 
 # %%
@@ -408,7 +427,7 @@ if not FAST:
     assert np.mean(averaged[-10:]) > np.mean(raw[-10:])
 
 # %% [markdown]
-# The average is calmer and better. Yet the bars above credit it with nothing: there a cosine schedule brings the
+# The average is calmer and better. Yet the bars above credit it with almost nothing: there a cosine schedule brings the
 # learning rate down to zero, and then the weights come to rest by themselves. What an ingredient is worth depends on
 # the others.
 #
@@ -428,10 +447,10 @@ alt = "Training and test accuracy over six epochs, close to each other and both 
 curves(lines, "epoch", "accuracy", alt=alt, marks=True, ylim=(0.4, 0.9))
 
 # %% [markdown]
-# Look at the gap. Training accuracy is measured on mirrored images while the weights still change, so it may lie
-# *below* test accuracy; here it does until epoch 4. As long as both rise together, the model needs more training: more
-# epochs or a better optimizer will help, and regularization will not. Now a tenth of the images, 20 epochs, and
-# patches instead of the stem:
+# Look at the gap. Training accuracy is counted during the epoch, with weights that are still getting better, and on
+# augmented images. So it may lie *below* test accuracy; here it does until epoch 4. As long as both rise together, the
+# model needs more training: more epochs or a better optimizer will help, and regularization will not. Now a tenth of
+# the images, 20 epochs, and patches instead of the stem:
 
 # %%
 names = {"no augmentation": "cifar-few-no-flip", "flips": "cifar-few", "flips and crops": "cifar-few-crop"}
@@ -448,7 +467,7 @@ assert runs["no augmentation"]["train_accuracy"][-1] > 0.95
 assert runs["flips and crops"]["test_accuracy"][-1] > runs["no augmentation"]["test_accuracy"][-1] + 0.05
 
 # %% [markdown]
-# Without augmentation the model learns its 5,000 images by heart, and test accuracy stands still while training
+# Without augmentation the model learns its 5,000 images by heart, and test accuracy stops rising while training
 # accuracy climbs: that is **overfitting**, and here augmentation pays. So read the two curves first, and then decide
 # which ingredient to add.
 #
@@ -464,10 +483,10 @@ for name in ("all tokens", "cifar-cpu", "grid of 16"):
 assert macs["all tokens"] > 1.7 * macs["cifar-cpu"] and worth["grid of 16"] > worth["cifar-cpu"]
 
 # %% [markdown]
-# **Sixteen learned tokens do not beat a plain grid of 4 × 4 cells at this budget**, and the grid is cheaper. The
-# objects of CIFAR-10 are centered and fill the picture: every cell of the grid has something to say, and there is
-# nothing to find. Lesson 00 shows the opposite case. Before you use learned tokens, ask whether what decides is small
-# and its place unknown.
+# **Sixteen learned tokens do not beat a plain grid of 4 × 4 cells at this budget**, and the grid is cheaper. A likely
+# reason: most objects of CIFAR-10 are centered and fill the picture, so every cell has something to say, and
+# there is little to find. Lesson 00 shows the opposite case. Before you use learned tokens, ask whether what
+# decides is small and its place unknown.
 #
 # ## The same code on a GPU
 #
@@ -481,9 +500,9 @@ assert macs["all tokens"] > 1.7 * macs["cifar-cpu"] and worth["grid of 16"] > wo
 # trains a larger ViT with ten blocks, strong augmentation and an EMA, for as many epochs as fit into six minutes. **We
 # cannot say what it reaches: the CUDA code passes its tests on a stand-in for CuPy but has not run on a GPU yet.**
 #
-# What is known without one: every call has a fixed price, on a GPU the launch of a kernel, so one large product is
-# better than many small ones. `ops.linear` therefore flattens its input $(B, N, d)$ to one matrix $(B N, d)$. Even
-# NumPy shows the difference, here for the 16 tokens of 512 images:
+# What is known without one: every call has a fixed price (on a GPU, that of starting a program on it), so one large
+# product is better than many small ones. `ops.linear` therefore flattens its input $(B, N, d)$ to one matrix $(B N,
+# d)$. Even NumPy shows the difference, here for the 16 tokens of 512 images:
 
 
 # %%

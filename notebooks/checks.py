@@ -55,6 +55,7 @@ def _of_value(exercise, answer):
 
 def _of_function(exercise, answer):
     """Return what is wrong with a function, in words, or None."""
+    plain = exercise.is_op and not hasattr(answer, "__wrapped__")
     for arguments in exercise.inputs(np.random.default_rng(0)):
         for array in arguments:
             if isinstance(array, np.ndarray):
@@ -64,9 +65,10 @@ def _of_function(exercise, answer):
                 return NO_ANSWER
             result = answer(*map(Tensor, arguments)) if exercise.is_op else answer(*arguments)
         except Exception as error:
-            plain = exercise.is_op and not hasattr(answer, "__wrapped__")
             question = " Is there an @op above it?" if plain else ""
             return f"It stops with {type(error).__name__}: {error}{_line_of(error, answer)}{question}"
+        if plain and isinstance(result, tuple):
+            return "It returns a value and a backward, so it needs an @op above it."
         result = result.data if isinstance(result, Tensor) else result
         if problem := _difference(exercise.expected(*arguments), result):
             return problem if problem == NO_ANSWER else f"For {', '.join(map(_brief, arguments))}: {problem}"

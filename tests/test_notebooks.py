@@ -421,6 +421,11 @@ def test_ops_that_are_not_there_yet(capsys):
 
     assert "Is there an @op above it?" in said(capsys, sample_op)
 
+    def sample_op(x):
+        return x * x, lambda dy: 2 * x * dy
+
+    assert "it needs an @op above it" in said(capsys, sample_op)
+
     @op
     def sample_op(x):
         return x * x, lambda dy: 2 * dy
