@@ -104,7 +104,7 @@ CHANGED = {  # from the first row
     "mixup and cutmix": MIX,
     "label smoothing 0.1": {"label_smoothing"},
     "drop path 0.1": {"drop_path"},
-    "all regularisation": MIX | {"crop", "rand_augment", "label_smoothing"},
+    "all regularization": MIX | {"crop", "rand_augment", "label_smoothing"},
     "flip, 60 epochs": {"epochs"},
     "all, 60 epochs": MIX | {"crop", "rand_augment", "label_smoothing", "epochs"},
 }

@@ -111,7 +111,7 @@ KINDS = {
         "grid of 16": photo({"tokenizer": "pool"}),
         "all tokens": photo({"tokenizer": "none"}),
         "EMA 0.99": photo(ema=0.99),
-        "all regularisation": photo(**ALL),
+        "all regularization": photo(**ALL),
     },
     # remedies for overfitting
     "overfit": {
@@ -123,7 +123,7 @@ KINDS = {
         "mixup and cutmix": few(**MIX),
         "label smoothing 0.1": few(label_smoothing=0.1),
         "drop path 0.1": few({"drop_path": 0.1}),
-        "all regularisation": few(**ALL),
+        "all regularization": few(**ALL),
         "flip, 60 epochs": replace(few(), epochs=60),
         "all, 60 epochs": replace(few(**ALL), epochs=60),
     },
