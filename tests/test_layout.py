@@ -114,7 +114,7 @@ def test_there_is_little_to_read():
     assert to_read - lines("nn.baselines", "nn.bottleneck", "nn.reduce") <= 2350
     assert lines("autograd") <= 181
     everything = [*FILES, *PACKAGE.rglob("*.cu"), *PACKAGE.rglob("*.cuh")]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in everything) - lines("teach") <= 10_560
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in everything) - lines("teach") <= 10_570
     assert lines("teach") <= 1_600
 
 
