@@ -160,6 +160,7 @@ matrices(
 # derivative, and look for a matrix product of the right shape.
 #
 # Subtract the largest score of each row before `np.exp`, so that large scores do not overflow. Write softmax yourself.
+# Inputs of float32 must give float32: `np.sqrt(d)` is a float64 and makes everything float64, `d**0.5` does not.
 
 # %%
 q, k = np.array([[1.0, 0, 2], [0, 1, 0]]), np.array([[1.0, 1, 0], [0, 0, 3]])
@@ -243,7 +244,7 @@ assert np.allclose(y[0], [4.5, 5.5, 6.5]), f"with scores of -577,000, 0 and 0: e
 single = [np.random.default_rng(n).standard_normal((2, 3, 4)).astype(np.float32) for n in range(3)]
 y, backward = my_attention(*single)
 kinds = {str(a.dtype) for a in (y, *backward(single[0]))}
-assert kinds == {"float32"}, f"float32 in, float32 out; got {' and '.join(sorted(kinds))}"
+assert kinds == {"float32"}, f"float32 in, float32 out; got {' and '.join(sorted(kinds))}: np.sqrt(d) is a float64"
 
 # %% [markdown]
 # **Look.** If $v$ is the unit matrix, then $y = A$. So your function can show its own weights. Below are those of a
@@ -495,7 +496,7 @@ def tiny_vit(images, w, blocks, p):
 
     ``w`` holds arrays or Parameters by name: "patch_embed.weight" (p·p·c, C) and "patch_embed.bias" (C,), "pos_embed"
     (1, N, C), "norm.weight" and "norm.bias" (C,), "head.weight" (C, K) and "head.bias" (K,). ``blocks`` is a list of
-    functions from Tensor to Tensor. Use ops.linear and ops.layer_norm. About seven lines.
+    functions from Tensor to Tensor. Use ops.linear and ops.layer_norm; a Tensor has x.mean(axis=…). About seven lines.
     """
     ### BEGIN SOLUTION
     B, H, W, c = images.shape

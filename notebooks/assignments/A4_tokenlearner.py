@@ -69,7 +69,7 @@ print("x", x.tolist(), " A", A.tolist(), " token", (A * x).sum() / 6)
 def maps_v10(x, kernels):
     """Return the maps A, a Tensor (B, S, H, W), for a Tensor x (B, H, W, C) and a list of kernels.
 
-    Use ops.conv2d(x, K, padding=1), ops.gelu and ops.sigmoid. About four lines.
+    Use ops.conv2d(x, K, padding=1), ops.gelu, ops.sigmoid and x.transpose(…). About four lines.
     """
     ### BEGIN SOLUTION
     for kernel in kernels[:-1]:
@@ -80,7 +80,10 @@ def maps_v10(x, kernels):
 
 
 def tokens_v10(A, x):
-    """Return the tokens Z, a Tensor (B, S, C), for Tensors A (B, S, H, W) and x (B, H, W, C). About two lines."""
+    """Return the tokens Z, a Tensor (B, S, C), for Tensors A (B, S, H, W) and x (B, H, W, C).
+
+    Tensors have no einsum: use reshape and @. About two lines.
+    """
     ### BEGIN SOLUTION
     (B, S, H, W), C = A.shape, x.shape[3]
     return A.reshape(B, S, H * W) @ x.reshape(B, H * W, C) / (H * W)
@@ -179,7 +182,7 @@ print("A =", A.round(2).tolist(), " sum", A.sum().round(2))
 def maps_v11(x, W1, b1, W2, b2):
     """Return the maps A, a Tensor (B, S, H, W), for a Tensor x (B, H, W, C) and the arrays or Tensors above.
 
-    Use ops.linear, ops.gelu and ops.softmax(…, axis=…). About four lines.
+    Use ops.linear, ops.gelu, ops.softmax(…, axis=…), reshape and transpose. About four lines.
     """
     ### BEGIN SOLUTION
     B, H, W, _ = x.shape
