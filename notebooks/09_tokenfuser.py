@@ -461,8 +461,8 @@ curves(lines, "step", "size of W Y', relative to x", alt)
 # %% [markdown]
 # One step. AdamW moves each entry of $M$ by about the learning rate, however large its gradient is (lesson 05), so $U$
 # is small after it. But the norm behind $M$ divides by $\sigma$, at the start $\sqrt{\varepsilon} = 1/1000$, and scales
-# $U$ up to nearly full size at once. Without norms the fuser grows gently, with $M$. The authors have a reason for
-# them: with their sum pooling, tokens are far larger than the grid (lesson 06).
+# $U$ up to a good part of full size at once. Without norms the fuser grows gently, with $M$. The authors have a reason
+# for them: with their sum pooling, tokens are far larger than the grid (lesson 06).
 #
 # ## What it costs
 #
