@@ -34,9 +34,9 @@ rng = np.random.default_rng(0)
 # - the answer may be wanted **at each place**: which patches belong to the object?
 # - the next layer may need a grid: a convolution, or another TokenLearner that looks again, elsewhere.
 #
-# So the paper (Section 3.2) also has the tokens few only in between: TokenLearner comes before a transformer block, and
-# TokenFuser behind it brings all places back. The grid itself is carried along by a residual, as in every block, and
-# the three can be repeated layer after layer.
+# So in a second form of the network (paper, Section 3.2) the tokens are few only inside a layer: TokenLearner comes
+# before a block, and TokenFuser behind it brings all places back. The grid itself is carried along by a residual, and
+# the three can be repeated.
 
 # %%
 chain = ["grid x", "TokenLearner", "block, 8 tokens", "TokenFuser", "grid o"]
@@ -53,17 +53,18 @@ graph(edges, alt, size=(7.5, 1.4))
 # | $x$ | the grid that they were made from, flattened to $N$ places | $(B, N, C)$ |
 # | $M$, $b$ | learned: mixes the tokens | $(S, S)$, $(S)$ |
 # | $V$ | learned: what a place wants of each token | $(C, S)$ |
+# | $W$ | weights at each place (not the columns of the grid) | $(B, N, S)$ |
 # | $o$ | the new grid | $(B, N, C)$ |
 #
-# 1. **Mix the tokens**: $U = M^\top\, \text{norm}(Y) + b$, then $Y' = \text{norm}(U)$. This is a linear layer over the
-#    tokens: each new token is a weighted sum of all tokens, with the same weights for each of the $C$ channels.
-# 2. **Weights at each place**: $W = \sigma(\text{norm}(x)\, V)$, of shape $(B, N, S)$. $W_{ns}$ says how much of token
-#    $s$ the place $n$ takes.
+# 1. **Mix the tokens**: $U = M^\top\, \text{norm}(Y) + b$, then $Y' = \text{norm}(U)$, both $(B, S, C)$, where norm is
+#    LayerNorm. Each new token is a weighted sum of all tokens, with the same weights for each of the $C$ channels, and
+#    one number $b_s$ added to all of them.
+# 2. **Weights at each place**: $W = \sigma(\text{norm}(x)\, V)$. $W_{ns}$ says how much of token $s$ the place $n$
+#    takes.
 # 3. **Paint**: $o = x + W\, Y'$, that is $(N, C) + (N, S)\,(S, C)$.
 #
-# Where the paper and its authors' code differ, minitl has both. The two norms in step 1 are in the code alone, and are
-# the default here. The weights $W$ are those of the paper; the code has an MLP in place of $V$ (`beta="mlp"`). For
-# clips the paper mixes the tokens of all frames, the code those of each frame (`mix="frame"`).
+# The norms are in the authors' code alone; minitl can leave out the two of step 1 (`normalize=False`). But for its
+# norm, $W$ is that of the paper; the code has an MLP in place of $V$ (`beta="mlp"`).
 
 
 # %%
@@ -88,7 +89,7 @@ w = fuser.state_dict()
 for name, array in w.items():
     print(f"{name:16} {array.shape}")
 
-# The arrays of w are those of the module. M and b start as zeros, and then the test would prove little.
+# The arrays of w are those of the module. M and b start as zeros, with which the test would prove little.
 w["mix.weight"][...] = rng.standard_normal((S, S))
 w["mix.bias"][...] = rng.standard_normal(S)
 expected = fuser(Tensor(y), Tensor(x.reshape(B, H, H, C))).data  # minitl's version
@@ -97,13 +98,12 @@ assert np.allclose(token_fuser(y, x, w).data, expected.reshape(B, N, C))
 # %%
 W = ops.sigmoid(fuser.beta(fuser.norm(Tensor(x)))).data
 rows = {"at the start": [few.images[0], *W[0].T.reshape(S, H, H)]}
-titles = ["", *(f"token {s}" for s in range(S))]
+titles = ["", *(f"token {s + 1}" for s in range(S))]
 images(rows, "An image and eight maps before training, of uneven gray that follows the patches.", titles, low=0, high=1)
 
 # %% [markdown]
-# The weights $W$ of each token as a map, before training: random, and different from patch to patch. They look like
-# TokenLearner's maps, but they work the other way round. There a map said what a token takes from the places; here
-# it says where the token goes.
+# The weights $W$ of each token as a map, before training: random. They look like TokenLearner's maps, but work the
+# other way round. There a map said what a token takes from the places; here it says where the token goes.
 #
 # ## The gradient, part by part
 #
@@ -222,11 +222,11 @@ images({"": pictures}, alt, ["image", "do", *(f"dx, {name}" for name in reached)
 
 # %% [markdown]
 # A layer that is put between others should do no harm at first. The network begins as it would without the fuser, and
-# the gradient goes through the residual unchanged (`grid.grad` equals `do`), however many fusers follow one another.
+# the gradient goes through the residual unchanged (`grid.grad` equals `do`).
 #
 # The price: with $M = 0$ we have $d\hat Y = M\, dU = 0$. In the first step nothing comes back to the tokens, to the
-# block, or to TokenLearner. Only when $M$ has moved do they begin to learn. Then what one place is asked for becomes a
-# matter of all places, as the last picture shows: through the tokens.
+# block, or to TokenLearner. Only when $M$ has moved do they begin to learn. Then one place reaches all others through
+# the tokens, as the last picture shows.
 #
 # ## Two other ways back
 #
@@ -237,6 +237,8 @@ images({"": pictures}, alt, ["image", "do", *(f"dx, {name}" for name in reached)
 # | **unpooling** | $A^\top$, the maps of TokenLearner: a token returns where it came from | $Y$ | nothing |
 # | **TokenFuser** | $\sigma(\text{norm}(x) V)$: by the place alone | mixed tokens | $M$, $V$, norms |
 # | **re-projection** | $\text{softmax}(q k^\top / \sqrt C)$: attention from places to tokens | values | four matrices |
+#
+# Here re-projection has one head; a last linear layer follows.
 
 
 # %%
@@ -263,14 +265,14 @@ assert np.allclose(reproject(y, x, attention.state_dict()), expected.reshape(B, 
 # %% [markdown]
 # ## A task that needs places
 #
-# In CLUTTER the generator tells us the box around the red object. So far it served to judge maps. Now it is the
-# target: for each of the 64 patches, **which share of it lies in the box?** A logit at each place becomes a
-# probability by a sigmoid, and the loss is the *binary cross-entropy*, averaged over places and images. For a
-# probability $p$ and a target $t$ between 0 and 1:
+# So far the box around the red object served to judge maps. Now it is the target: for each of the 64 patches, **which
+# share of it lies in the box?** A logit at each place becomes a probability by a sigmoid, and the loss is the *binary
+# cross-entropy*, averaged over places and images. For a probability $p$ and a target $t$ between 0 and 1:
 #
 # $$L = -t \ln p - (1 - t) \ln(1 - p)$$
 #
-# Even a perfect answer $p = t$ does not bring it to 0 where $t$ is a share. We subtract this floor when we report.
+# Even a perfect answer $p = t$ does not bring it to 0 where $t$ lies between 0 and 1, at the edge of the box. We
+# subtract this floor when we report.
 
 
 # %%
@@ -301,8 +303,8 @@ images({"image": test_set.images[:6], "target": shares[:6]}, alt, low=0, high=1)
 
 # %% [markdown]
 # The network: patches, positions, TokenLearner with 8 tokens, one block, a way back, and at each place a linear layer
-# to one logit. The way back is the part that we exchange. There are two controls: `Nothing` throws the tokens away, so
-# that each place must decide by its own patch, and `AllPlaces` applies a block to all 64 places instead.
+# to one logit. We exchange the way back. There are two controls: `Nothing` throws the tokens away, so that each place
+# must decide by its own patch, and `AllPlaces` applies a block to all 64 places instead.
 
 
 # %%
@@ -382,7 +384,8 @@ for name, back in ways.items():
 alt = "Without a way back about 0.3; unpooling, TokenFuser, re-projection and the block on all 64 about 0.65."
 bars(overlap, "intersection over union", alt, text="{:.2f}", xlim=(0, 1))
 if not FAST:
-    assert overlap["TokenFuser"] > overlap["no way back"] + 0.15
+    three = [overlap[name] for name in ("unpooling", "TokenFuser", "re-projection")]
+    assert min(three) > overlap["no way back"] + 0.15 and min(three) > overlap["block on all 64"] - 0.1
 
 # %%
 rows = {"image": test_set.images[:8], "target": shares[:8]}
@@ -392,9 +395,9 @@ images(rows, alt, low=0, high=1)
 
 # %% [markdown]
 # A place that sees its own patch knows whether it is red. It cannot know whether the red is the object or background,
-# or whether it lies in a corner of the box that the shape leaves free. For this it has to hear from elsewhere. All
-# three ways back bring that news, and with eight tokens they come close to a block in which all 64 places talk to each
-# other. The differences between the three are too small to rank them here.
+# or whether it lies in a corner of the box that the shape leaves free. All three ways back bring that news, and with
+# eight tokens they come close to a block in which all 64 places talk to each other. The differences between the three
+# are too small to rank them.
 #
 # ## The tokens, painted back
 #
@@ -406,6 +409,7 @@ model, look_at = models["TokenFuser"], [0, 2]
 with no_grad():
     tokens, grid, _ = model.parts(test_inputs[look_at])
     W = ops.sigmoid(model.back.beta(model.back.norm(grid))).data  # (2, 8, 8, S)
+    # step 1 of the formula; the layer `mix` works on the last axis, so the tokens are brought there and back
     y_new = model.back.mix_norm2(
         model.back.mix(model.back.mix_norm1(tokens).transpose(0, 2, 1)).transpose(0, 2, 1)
     ).data
@@ -419,7 +423,7 @@ with no_grad():
 assert np.allclose(full, painted["TokenFuser"][look_at], atol=1e-4)
 
 # %%
-titles = ["", "answer", *(f"token {s}" for s in range(S))]
+titles = ["", "answer", *(f"token {s + 1}" for s in range(S))]
 alt = "Patchy weights of eight tokens, and answers without each: without some, reddish background is painted too."
 for b, i in enumerate(look_at):
     rows = {"weights W": [test_set.images[i], full[b], *W[b].transpose(2, 0, 1)]}
@@ -427,14 +431,14 @@ for b, i in enumerate(look_at):
     images(rows, alt, titles, low=0, high=1)
 
 # %% [markdown]
-# The weights alone tell us little: unlike TokenLearner's maps they are not sparse. The second row is easier to read.
-# Without some of the tokens, patches of reddish background are painted as well. These tokens carry the news that holds
-# other red places back.
+# The weights alone tell us little: unlike in TokenLearner's maps, many are far from 0. The second row says more:
+# without some of the tokens, patches of reddish background are painted as well. These tokens hold other red places
+# back.
 #
 # ## How long does it remain the identity?
 #
-# Before the first step the fuser adds nothing. We measure the size of what it adds, relative to the grid, over the
-# first steps, with the norms of the authors' code and without.
+# We measure the size of what the fuser adds, relative to the grid, over the first steps, with the norms of the authors'
+# code and without.
 
 # %%
 added = {}
@@ -447,7 +451,7 @@ for name, normalize in (("with norms", True), ("without", False)):
             sizes.append(np.linalg.norm(model.back(tokens, grid).data - grid.data) / np.linalg.norm(grid.data))
 
     train(nn.TokenFuser(C, S, normalize=normalize, rng=np.random.default_rng(0)), min(STEPS, 40), measure)
-assert added["with norms"][0] == 0 and added["with norms"][1] > 10 * added["without"][1]
+assert added["with norms"][0] == 0 and added["with norms"][1] > max(10 * added["without"][1], 1)
 
 # %%
 lines = {name: (np.arange(len(sizes)), sizes) for name, sizes in added.items()}
@@ -455,10 +459,10 @@ alt = "With norms the added part jumps from 0 to more than the grid at step 1; w
 curves(lines, "step", "size of W Y', relative to x", alt)
 
 # %% [markdown]
-# One step. The norm behind $M$ divides by its $\sigma$, which is $\sqrt{\varepsilon} = 1/1000$ at the start. So $M$
-# gets a gradient about 1000 times larger, and once the entries of $U$ exceed 1/1000, they are scaled up to full size.
-# Without the norms the fuser grows gently. The authors have a reason for them: with their sum pooling, tokens are far
-# larger than the grid (lesson 06), and the norms set that right.
+# One step. AdamW moves each entry of $M$ by about the learning rate, however large its gradient is (lesson 05), so $U$
+# is small after it. But the norm behind $M$ divides by $\sigma$, at the start $\sqrt{\varepsilon} = 1/1000$, and scales
+# $U$ up to a good part of full size at once. Without norms the fuser grows gently, with $M$. The authors have a reason
+# for them: with their sum pooling, tokens are far larger than the grid (lesson 06).
 #
 # ## What it costs
 #
@@ -483,14 +487,16 @@ alt = "Multiply-adds: TokenLearner and block need 0.41, with a way back 0.43 to 
 bars(millions, "millions of multiply-adds", alt, text="{:.2f}")
 
 # %% [markdown]
-# TokenLearner, a block and the fuser together need less than a third of a block on all 64 places. Re-projection costs
-# most, since two of its matrices $(C, C)$ work at every place.
+# TokenLearner, a block and the fuser together need less than a third of a block on all 64 places. Of the three ways
+# back re-projection costs most, since two of its matrices $(C, C)$ work at every place.
 #
 # ## When you do not need it
 #
-# To classify, a network takes the mean over its tokens at the end. Places are of no use then, and the fuser can only
-# help indirectly: the next TokenLearner looks again at a grid that has learned something. Is that worth it? First the
-# paper's Table 4: accuracy on ImageNet without and with the fuser, to which we add the cost.
+# To classify, a network takes the mean over its tokens. Places are of no use then, and the fuser can only help
+# indirectly: the next TokenLearner sees a grid that has learned something. First the paper's Table 4: accuracy on
+# ImageNet without and with the fuser, to which we add the cost, two FLOPs for a multiply-add. `B/16-8at6` is a ViT with
+# 12 layers (L has 24), patches of 16 × 16 pixels, and 8 tokens after layer 6; `10+11` has patches of 10 × 10 and 11
+# more layers.
 
 # %%
 published = {  # paper, Table 4: top-1 accuracy in percent without and with TokenFuser
@@ -505,8 +511,9 @@ for name, (off, on) in published.items():
     print(f"{name:16} {off} -> {on} %   {giga[0]:5.1f} -> {giga[1]:5.1f} GFLOPs ({giga[1] / giga[0] - 1:+.1%})")
 
 # %% [markdown]
-# More than half a percent for the smaller model, little or nothing for the larger ones, for less than two percent of
-# the cost. Here is the same question on CLUTTER, with the other ways back, as [RESULTS.md](RESULTS.md) reports it:
+# Half a percent or more for the smaller model, little or nothing for the larger ones, for less than two percent more
+# computation. Here is the same question on CLUTTER, for four blocks, from [RESULTS.md](RESULTS.md). "Off, on" is
+# without the fuser and with it, "from ½ on" after two blocks; then come multiply-adds, and accuracy over two seeds:
 
 # %%
 results = Path("RESULTS.md").read_text(encoding="utf-8").splitlines()
@@ -515,8 +522,9 @@ for row in results[start : start + 6]:
     print("   ".join(cell.strip(" *") for cell in row.strip("|").split("|")))
 
 # %% [markdown]
-# The differences are about as large as those between two seeds. For a class per image, spend the computation
-# elsewhere. For an answer per place, the fuser or one of its relatives is needed.
+# Most differences are about as large as those between two seeds. In the first row the fuser doubles the cost: each
+# layer now has a TokenLearner on all 64 places. For a class per image, spend the computation elsewhere; for an answer
+# per place, a way back is needed.
 #
 # ## Exercises
 #

@@ -117,7 +117,7 @@ def train(model, x=x, labels=labels, peak=3e-3, warmup=STEPS // 10):
 healthy = build()
 healthy_log = train(healthy)
 print(f"accuracy {accuracy(healthy):.1%}")
-assert FAST or accuracy(healthy) > 0.95
+assert FAST or (accuracy(healthy) > 0.95 and 3e-3 < max(healthy_log["relative step"]) < 3e-2)
 
 # %%
 lesson.curves(
@@ -129,6 +129,9 @@ lesson.curves(
 )
 
 # %% [markdown]
+# A healthy run: the loss falls early and the gradient with it, apart from a few single batches. The relative step rises
+# during the warm-up to about 0.01 and falls last.
+#
 # ## 1. NaN from a softmax
 #
 # Two slips at once: a softmax written straight from its formula, and images that nobody normalized, with pixels from 0
@@ -183,7 +186,8 @@ gradient = np.concatenate([p.grad.ravel() for p in broken.parameters()])
 OPS["softmax"] = stable
 stable_log = train(build(), raw)
 print("guilty:", *found, f"  share of the gradient that is NaN: {np.isnan(gradient).mean():.0%}")
-assert FAST or (found == ["softmax"] and np.isfinite(stable_log["loss"]).all())
+assert FAST or (found == ["softmax"] and np.isnan(gradient).all() and np.isfinite(stable_log["loss"]).all())
+assert FAST or np.mean(stable_log["loss"][-10:]) > 1  # log 4 = 1.39 is guessing
 
 # %%
 runs = {"stable, normalized": healthy_log, "stable, raw": stable_log, "naive, raw": broken_log}
@@ -197,11 +201,11 @@ lesson.curves(
 # %% [markdown]
 # In float32 $e^{89}$ is infinite, and infinity divided by infinity is NaN. One such image in a batch makes the whole
 # gradient NaN. Subtracting the largest entry of each row changes no result and keeps every exponent at 0 or below. That
-# cures the NaN but not its cause: on raw pixels the model still learns next to nothing.
+# cures the NaN but not its cause: on raw pixels the model still learns little.
 #
-# ## 2. Dead learning rates
+# ## 2. A learning rate far off
 #
-# The peak of 3e-3 was not luck. Here are one that is far too small and one that is far too large.
+# The learning rate had its peak at 3e-3. Here are a peak that is far too small and one that is far too large.
 
 # %%
 logs, scores = {"3e-3": healthy_log}, {"3e-3": accuracy(healthy)}
@@ -232,9 +236,9 @@ lesson.curves(
 )
 
 # %% [markdown]
-# The two bad losses look alike: they hardly leave $\log 4 \approx 1.39$, the loss of guessing. The relative step tells
-# them apart. At 3e-5 the weights barely move; at 3e-2 they jump. Look at it right after the warm-up, where it is
-# largest: there, a value between 1e-3 and 1e-2 is healthy for such models.
+# The two bad losses look alike: they hardly leave $\log 4 \approx 1.39$, the loss of guessing, although more answers
+# are right than by guessing. The relative step tells them apart. At 3e-5 the weights barely move; at 3e-2 they jump.
+# Look at it right after the warm-up, where it is largest: between 1e-3 and 1e-2 is a good range for such models.
 #
 # Leaving out the warm-up changed nothing here, but it can. AdamW divides by the root of an average of squared
 # gradients. At the first step the average has only one entry, so every weight moves by the full learning rate, however
@@ -280,6 +284,7 @@ for name, (inputs, test_inputs, pre_norm) in kinds.items():
     train(model, inputs)
     rows[name] = end = model.maps(test_inputs).data
     scores[name] = accuracy(model, test_inputs)
+    assert FAST or name != "raw" or 0.5 < saturated(start) < saturated(end)
     print(f"{name:14} saturated {saturated(start):.0%}, then {saturated(end):.0%}; accuracy {scores[name]:.1%}")
 assert FAST or scores["normalized"] > scores["raw, LayerNorm"] > scores["raw"] + 0.05
 
@@ -289,13 +294,13 @@ lesson.images(
     low=0,
     high=1,
     side=0.7,
-    alt="Eight maps of an image for three models after training; those on raw pixels are all light or all dark.",
+    alt="Eight maps of an image for three models after training; those on raw pixels are nearly all light.",
 )
 
 # %% [markdown]
 # Training on raw pixels did not free the weights: more reached the flat part than left it. The LayerNorm keeps the maps
-# open. What is still missing is not their fault, since the blocks get raw tokens too. So normalize the images, and look
-# at the share of saturated weights *before* training; it costs one forward pass.
+# open, but it does not bring all of the accuracy back; the blocks, too, get raw tokens. So normalize the images, and
+# look at the share of saturated weights *before* training; it costs one forward pass.
 #
 # ## 4. All maps equal
 #
@@ -320,14 +325,16 @@ lesson.images(
 )
 
 # %% [markdown]
-# All columns of the layer are equal, so all maps, all tokens and all gradients are equal, and after the update all
-# columns are equal again, for ever. The model pays for eight tokens and has one. Nothing in the loss says so; it falls.
+# All columns of the layer are equal, so all maps and all tokens are equal. The blocks treat equal tokens equally, so
+# all columns get the same gradient, and after the update they are equal again, forever. The model pays for eight tokens
+# and has one. Nothing in the loss says so; it falls.
 # **Random numbers must break the symmetry.** minitl starts this layer small, not at zero. (The head may start at zero:
 # its columns get different gradients, since each belongs to another class.)
 #
 # ## 5. Positions too small
 #
-# Now the second question: in which row of patches is the red object? The label is all that changes. minitl's
+# Now another question about the same images: in which of the four rows of patches is the red object? Only the labels
+# change, and two learned tokens are enough; guessing gives 25 % again. minitl's
 # `positions="random"` starts the position embeddings as small random numbers, with a standard deviation of 0.02 as in
 # many ViTs; `"waves"` starts them larger.
 
@@ -351,8 +358,9 @@ lesson.curves(
 )
 
 # %% [markdown]
-# A token is content plus position. If the position is a small part of it, no layer learns to read it, and what nobody
-# reads gets no gradient that would tell it how to grow. Compare the two lengths before you train. The same happens with
+# A token is content plus position. If the position is a small part of it, the layers hardly learn to read it in so few
+# steps, and what is not read gets hardly any gradient that would tell it how to grow. Compare the two lengths before
+# you train. The same happens with
 # clips, where motion is a matter of position ([10](10_video.ipynb)).
 #
 # ## 6. A reshape for a transpose
@@ -473,7 +481,7 @@ lesson.curves(
 # **1. Five patients.** `patients()` returns the maps $(S, H, W)$ of five models for the same image. They should be a
 # softmax over the places. One is `"healthy"`; the others are `"equal"`, `"saturated"` (a sigmoid), have the softmax
 # over the `"wrong axis"`, or a `"reshape"` for a transpose. Decide by numbers: sums over places and over tokens,
-# differences between maps, shares.
+# differences between maps, the share of weights near 1.
 
 # %%
 for name, A in patients().items():
@@ -555,8 +563,8 @@ check(masked_softmax)
 #
 # <details><summary>What you should have said</summary>
 #
-# The backward of a product needs its factors: $A$ and $v$ for $y = A v$, and $q$ and $k$ for $S = q k^\top / \sqrt d$.
-# The backward of softmax needs its result $A$. Nobody asks for the scores $S$ again.
+# The backward of a product needs its factors: $A$ and $v$ for $y = A v$, and $q$ and $k$ for $l = q k^\top / \sqrt d$.
+# The backward of softmax needs its result $A$. Nobody asks for the scores $l$ again.
 #
 # </details>
 #
@@ -587,14 +595,15 @@ check(masked_softmax)
 # %%
 @op
 def attention_of_four(q, k, v):
-    S = q @ k.T / np.sqrt(q.shape[1])
-    e = np.exp(S - S.max(1, keepdims=True))
+    root = np.sqrt(q.shape[1])
+    logits = q @ k.T / root  # the scores l
+    e = np.exp(logits - logits.max(1, keepdims=True))
     A = e / e.sum(1, keepdims=True)
 
     def backward(dy):
         dA = dy @ v.T
-        dS = A * (dA - (dA * A).sum(1, keepdims=True)) / np.sqrt(q.shape[1])
-        return dS @ k, dS.T @ q, A.T @ dy
+        dl = A * (dA - (dA * A).sum(1, keepdims=True))
+        return dl @ k / root, dl.T @ q / root, A.T @ dy
 
     return A @ v, backward
 
