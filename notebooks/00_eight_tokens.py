@@ -33,7 +33,7 @@ rng = np.random.default_rng(0)
 # models never get that box. We use it only to judge where they look.
 
 # %%
-B = 400 if FAST else 2000  # number of images
+B = 400 if FAST else 2000  # number of images; FAST is set only when the course tests itself
 test = data.sample(rng, B)
 print("images", test.images.shape, test.images.dtype, "   boxes", test.boxes.shape)
 print("classes", *test.classes)
@@ -91,7 +91,8 @@ assert (A > 0).all() and np.allclose(A.sum((2, 3)), 1, atol=1e-4)
 # %%
 figure = pictures.show_maps(test.images[:5], A[:5], test.boxes[:5])
 show(
-    figure, alt="Five images, each with eight maps: all are bright in the box around the red object and dark elsewhere."
+    figure,
+    alt="Five images, each with eight maps: most are bright in the box around the red object and dark elsewhere.",
 )
 
 # %% [markdown]
@@ -99,7 +100,8 @@ show(
 # weight is large. The white box marks the red object, and the model has not seen that box.
 #
 # - Most light falls on the red object, wherever it is and whatever it is. Nobody told the model that position or
-#   color matters. It was trained on the names of shapes alone.
+#   color matters. It was trained on the names of shapes alone. (In the fourth row some light
+#   falls on yellow patches of the background.)
 # - The tokens share the work. One looks at the left part of an object, another at the right or at the top. Some look
 #   at the same part.
 # - A shape needs more than one patch to be recognized, and eight tokens carry several patches of it.
@@ -169,7 +171,8 @@ images(rows, alt="An image shifted to five places: the learned maps move with it
 
 # %% [markdown]
 # The learned maps go where the object goes. The static maps stay where they are. They can only hope that the object
-# comes by, and since it comes by everywhere equally often, there is no good place to wait.
+# comes by, and since it comes by everywhere equally often, there is no good place to wait. (Each small map has a scale
+# of its own, from black for its smallest weight to light yellow for its largest.)
 #
 # ## Eight learned tokens against the alternatives
 #
@@ -318,10 +321,10 @@ bars(
 )
 
 # %% [markdown]
-# The gap is nearly gone. In the first block each of the 64 tokens can ask all the others, and so news of the red
-# object has spread everywhere. After that it hardly matters which places one averages. What TokenLearner gains is
-# that you may reduce **early**, and early is where the computation is saved. The multiply-adds above the bars tell
-# the price.
+# The gap is nearly gone. In the first block each of the 64 tokens can ask all the others, and so news of the red object
+# has spread everywhere. After that it hardly matters which places one averages. What TokenLearner gains is that you may
+# reduce **early**, and early is where the computation is saved. The price of reducing late is printed above the bars:
+# about three times as many multiply-adds.
 #
 # Also keep in mind that this task was made so that a small thing in an unknown place decides. Where one object fills
 # the picture, a plain grid loses little: in [lesson 11](11_cifar.ipynb), on photographs, it is no worse than learned

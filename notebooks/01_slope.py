@@ -436,8 +436,8 @@ lesson.curves(lines, "t", "y", alt="A noisy wave, and curves that start flat and
 assert np.allclose(weights[30], best, atol=0.01)
 
 # %% [markdown]
-# This problem is so simple that a formula gives the best weights, and thirty steps come very close to them. For a
-# network there is no such formula, but there are the same steps.
+# This problem is so simple that a formula gives the best weights. After thirty steps our curve can hardly be told from
+# the best one. For a network there is no such formula, but there are the same steps.
 #
 # ### Gradients pile up
 #
@@ -467,9 +467,9 @@ assert np.allclose(w.grad, 5 * once)
 
 # %% [markdown]
 # It is five times. The nodes between `L` and `w` had kept their gradients from the first call, added to them, and
-# handed the sums on: once at `L`, twice at the next node, then three, four and five times. So only the **leaves** of a
-# graph, nodes without parents such as `w`, should keep a gradient. Lesson 02 shows how minitl does that, and why it
-# refuses the second call.
+# handed the sums on: `L` its gradient, `mul` twice its own, `y - target` three times, `X w` four times. And `w` added
+# what came to what it had. So only the **leaves** of a graph, nodes without parents such as `w`, should keep a
+# gradient. Lesson 02 shows how minitl does that, and why it refuses the second call.
 #
 # ## Exercises
 #

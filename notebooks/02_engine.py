@@ -33,7 +33,8 @@ rng = np.random.default_rng(0)
 # In lesson 01 every function took arrays out of nodes and put its result into a new node. That can be written once.
 # From now on an **op** is a plain function of arrays that returns its value and its pullback, which is always called
 # `backward`. The decorator `op` makes it accept Tensors. A `Tensor` is the node of lesson 01, and `data` is its value.
-# An input may also be an array or a number; it gets no gradient.
+# An input may also be an array or a number; it gets no gradient. With one input, the pullback may return the gradient
+# itself in place of a tuple.
 
 # %%
 order = itertools.count()
@@ -196,9 +197,10 @@ mean(y).backward()  # through the chain of 10,000 additions
 assert np.allclose(x.grad, 10_001 / 3)  # x was used 10,001 times; in a mean of 3 entries each counts a third
 
 # %% [markdown]
-# That is the engine: `Tensor`, `op`, `unbroadcast` and `backward`. Does it agree with minitl? The expression below has
-# a product of matrices, broadcasting, and values that are used twice. In minitl, a Tensor whose gradient we want says
-# so: `requires_grad=True`.
+# That is the engine: `Tensor`, `op`, `unbroadcast` and `backward`. The name `backward` has two uses, here and in
+# minitl: the `backward` of an op is one step, and `loss.backward()` is the walk through the whole graph. Does it agree
+# with minitl? The expression below has a product of matrices, broadcasting, and values that are used twice. In minitl,
+# a Tensor whose gradient we want says so: `requires_grad=True`.
 
 # %%
 x, W, b = rng.standard_normal((4, 3)), rng.standard_normal((3, 3)), rng.standard_normal(3)
@@ -254,7 +256,7 @@ lesson.graph(edges, alt=seen, size=(6.5, 1.4))
 # **The first gradient is borrowed.** Your engine makes a new array at each addition. Adding in place would avoid that,
 # but `add` returns the same array twice, and whoever changes one gradient then changes both. minitl keeps the first
 # gradient as it is, makes a new array at the second, and adds in place from the third on, for then the array is its
-# own. (`array_module` is NumPy, or CuPy on a GPU: a leaf gets a copy at once.)
+# own. Only a leaf gets a copy at once. (`array_module` is NumPy, or CuPy on a GPU.)
 
 # %%
 _, add_backward = autograd.PLAIN["add"](np.zeros(3), np.zeros(3))  # the function of arrays
@@ -272,8 +274,8 @@ source(autograd.Tensor.backward, "def accumulate", "owned.add")
 # **Pullbacks are dropped after use**: the last line below. With them go the arrays that they kept, so memory becomes
 # free during the walk. A second call on the same graph is then impossible, and minitl says so. In your engine all
 # tensors in the middle still have their gradients, so a second call does not put them on the heap again, and `x` gets
-# nothing more. (The walk of lesson 01 visited them all, and gave too much.) Two lines of the source are for speed: a
-# gradient may also be a function, called only if somebody needs it, and an `Accumulator` adds itself to the sum so far.
+# nothing more. (The walk of lesson 01 visited them all, and gave too much.) Some lines are for speed: a gradient may
+# also be a function, called only if somebody needs it, and an `Accumulator` adds itself to the sum so far.
 
 # %%
 source(autograd.Tensor.backward, "while heap", "node.parents, node.pullback =")
@@ -325,7 +327,7 @@ assert max(used["minitl"]) < 0.6 * used["yours"][19] and used["minitl"][-1] < 5 
 # %% [markdown]
 # This is the memory that the two engines use for twenty layers $x \leftarrow \tanh(x + 0.1)$. On the way forward minitl
 # keeps one array for each layer, the $\tanh$, which its pullback needs. Your engine keeps the sum as well, and on the
-# way back also every gradient.
+# way back also every gradient. In the figure, 1 to 20 is the way forward and 21 to 40 the way back.
 #
 # **Not everything is recorded.** Only what depends on a leaf with `requires_grad=True`, such as a weight, becomes part
 # of the graph. Under `no_grad`, when you only want answers, nothing does.

@@ -238,7 +238,7 @@ except AssertionError as error:
 # `all-64` of lesson 00 is a model with all 64 tokens, trained on CLUTTER, the set of these images. Its linear layer,
 # the *embedding*, takes patches of 48 numbers to tokens of width $C$, which happens to be 48 as well. We repeat it with
 # our own functions. Entry $c$ of a token is the patch times column $c$ of $W$. A column has 48 numbers, like a patch,
-# so we can draw it as one: what this entry reacts to. Gray is 0.
+# so we can draw it as one: what this entry reacts to. Gray is 0 in all three colors.
 
 # %%
 model, meta = lesson.load_model("all-64")
@@ -260,9 +260,10 @@ print(f"correlation of the weights before and after: {correlation:.2f}")
 assert correlation > 0.6
 
 # %% [markdown]
-# The columns were noise before training, and mostly they still are. A random square matrix is practically always
-# invertible and so passes on all that is in a patch. Training had little reason to change it. In a large model, trained
-# on many photographs, the main components of these columns look like smooth waves (Dosovitskiy et al., 2021, figure 7).
+# The columns were noise before training, and mostly they still are. (The left model starts from the seed with which the
+# right one was trained.) A random square matrix is practically always invertible and so passes on all that is in a
+# patch. Training had little reason to change it. In a large model, trained on many photographs, the main components of
+# these columns look like smooth waves (Dosovitskiy et al., 2021, figure 7).
 #
 # ## No token knows its place
 #
@@ -294,8 +295,8 @@ lesson.images(
 )
 
 # %% [markdown]
-# Without positions, the model's answers to the upper row and to the lower row are equal. With them they differ, as the
-# last line of the check says.
+# Without positions, the model returns the same numbers for an image and for its patches in another order. With them
+# the numbers differ, as the last line of the check says.
 #
 # ## A vector for each place
 #
@@ -366,8 +367,8 @@ alt = "Bars: near 50 percent but for the waves with ReLU, above 80, and the enla
 lesson.bars(share, "right answers to: left half or not?", alt, chance=0.5, xlim=(0, 1.1))
 
 # %% [markdown]
-# As derived: without positions, or without ReLU, it is a coin toss. With both it works. In a transformer, attention
-# (lesson 04) and small networks called MLPs (05) take the place of ReLU.
+# As derived: without positions, or without ReLU, it is a coin toss. With both it works, if the positions are large
+# enough. In a transformer, attention (lesson 04) and small networks called MLPs (05) take the place of ReLU.
 #
 # ## What did training write into the positions?
 #

@@ -148,9 +148,9 @@ my_layer_norm(t, w, b).backward(rng.standard_normal(x.shape))  # y is not a numb
 assert np.allclose(t.grad.sum(-1), 0) and np.allclose((t.grad * x).sum(-1), 0, atol=1e-4)  # ε shows
 
 # %% [markdown]
-# The last line shows what the two means are for. If $x$ is shifted or scaled, $y$ stays the same. A shift moves $x$
-# along $(1, \dots, 1)$, a scaling along $x$ itself. The slope in both directions is 0, so $\sum dx_i = 0$ and
-# $\sum dx_i\, x_i = 0$, and the means see to that.
+# The last line shows what the two means are for. If $x$ is shifted or scaled, $y$ stays the same (but for
+# $\varepsilon$). A shift moves $x$ along $(1, \dots, 1)$, a scaling along $x$ itself. The slope in both directions is
+# 0, so $\sum dx_i = 0$ and $\sum dx_i\, x_i = 0$, and the means see to that.
 #
 # ## GELU
 #
@@ -349,7 +349,7 @@ def attention_weights(model, images):
 B = 100 if lesson.FAST else 500
 test = data.sample(rng, B)
 trained, meta = lesson.load_model("all-64")
-random = nn.ViT(trained.config, trained.spec, np.random.default_rng(0)).eval()
+random = nn.ViT(trained.config, trained.spec, np.random.default_rng(0))
 images = data.normalize(test.images, meta["mean"], meta["std"])
 with no_grad():
     after, before = attention_weights(trained, images), attention_weights(random, images)
@@ -367,8 +367,8 @@ lesson.matrices(
 # %% [markdown]
 # This is $A$ for one image, the second of those below. Vertical lines: all tokens read from the same few. Which? A row
 # of $A$ has 64 weights, one for each patch, so we can lay it over the image, bright where the weight is large. Below
-# are the rows of three tokens: the first patch, the last patch, and the patch at the middle of the red object, which
-# the white box marks.
+# are the rows of three tokens in the same head: the first patch, the last patch, and the patch at the middle of the red
+# object, which the white box marks.
 
 # %%
 top, left, bottom, right = test.boxes.T
@@ -381,8 +381,8 @@ lesson.show(pictures.show_stages(test.images[:4], stages, test.boxes[:4]), alt)
 
 # %% [markdown]
 # The model was never told where the object is. In the third image its tokens also read from a reddish patch of the
-# background. So how often does it find the object? We count the share of all weights that lies in the box, for each
-# head. (An even map has the share that is marked as chance.)
+# background, the first token from hardly anything else. So how often does it find the object? We count the share of all
+# weights that lies in the box, for each head. (An even map has the share that is marked as chance.)
 
 
 # %%
@@ -448,11 +448,11 @@ lesson.bars(right, "accuracy", alt, chance=1 / 8, xlim=(0, 1.15))
 # $A$ has $h N^2$ entries, which are kept for backward.
 
 # %%
-C, h, hidden = 48, 3, 96
+C, h, M = 48, 3, 96
 N = np.array([8, 16, 32, 64, 128, 256, 512, 1024])
 linear, pairs = 4 * N * C**2, 2 * N**2 * C
-mlp = 2 * N * C * hidden  # the rest of a block
-assert np.array_equal(linear + pairs + mlp, [flops.block(n, C, hidden, h).macs for n in N.tolist()])
+mlp = 2 * N * C * M  # the rest of a block, as counted in lesson 00
+assert np.array_equal(linear + pairs + mlp, [flops.block(n, C, M, h).macs for n in N.tolist()])
 for n in (8, 64, 1024):
     print(f"{n:5} tokens: A has {h * n * n:9,} entries")
 
