@@ -30,7 +30,7 @@ x = data.normalize(test.images, meta["mean"], meta["std"])
 # ## A meter
 #
 # We count multiply-adds for one image. Let a block attend to $N$ tokens of width $C$, with an MLP of hidden width
-# $M$. Each linear layer from $a$ to $b$ numbers needs $ab$ per token, and attention compares each token with each:
+# $M$. Each linear layer from $a$ to $b$ numbers needs $ab$ per token, and attention compares every token with all:
 #
 # | part of a block | multiply-adds |
 # |---|---|
@@ -38,8 +38,9 @@ x = data.normalize(test.images, meta["mean"], meta["std"])
 # | $q k^\top$ and the product of the weights with $v$ | $2 N^2 C$ |
 # | MLP | $2 N C M$ |
 #
-# The models of this lesson have two blocks, and TokenLearner 1.1 leaves $S$ of the 64 tokens. It has an MLP with 64
-# hidden units at each place, which gives $S$ numbers, and then takes $S$ weighted means.
+# The models of this lesson have two blocks. We count blocks from 0, as minitl does; `loc` is the first block that gets
+# few tokens. TokenLearner 1.1 leaves $S$ of the 64 tokens. It has an MLP with 64 hidden units at each place, which
+# gives $S$ numbers, and then takes $S$ weighted means.
 
 # %%
 C, M, N, hidden = 48, 96, 64, 64
@@ -59,8 +60,9 @@ def meter(S, loc, tokenizer=0):
 
 
 # %% [markdown]
-# The folder `models` has seven trained models, which differ in nothing but their reduction. `flops.count` is minitl's
-# own meter. Both must agree.
+# The folder `models` has seven trained models, which differ in nothing but their reduction. Static maps cost the
+# weighted means only. The mean over a cell of a grid costs nothing here: it needs additions, but no multiply-adds.
+# `flops.count` is minitl's own meter. Both must agree.
 
 # %%
 saved = {
@@ -96,7 +98,8 @@ assert 0.5 < share < 0.65
 
 # %% [markdown]
 # The dial "how early" is the stronger one. In a model of two blocks, whoever waits for one block keeps more than half
-# of the cost, however few tokens are left. In general, with $L$ blocks the saving is at most $1 - \text{loc} / L$.
+# of the cost, however few tokens are left. In general, `loc` of $D$ blocks cost as much as before, so the saving is at
+# most $1 - \text{loc} / D$.
 #
 # ## Exercise 1: a block that reduces in its middle
 #
@@ -129,16 +132,15 @@ check(reducing_block)
 #
 # ## How few?
 #
-# The file `curves/reductions.csv` has the results of longer runs, one row for each model and seed. The cell prints the
-# commands that made it. We take the mean of two seeds.
+# The file `curves/reductions.csv` has the results of more models, each trained as long as those of the folder, with one
+# row for each model and seed. The cell prints the commands that made it. We take the mean of two seeds.
 
 # %%
 command, table = load_curve("reductions")
 print(command)
-trained = {}
-for name, cost, share in zip(table["name"], table["macs"], table["accuracy"], strict=True):
-    trained.setdefault(name, (cost / 1e6, []))[1].append(share)
-trained = {name: (cost, np.mean(shares)) for name, (cost, shares) in trained.items()}
+rows, trained = list(zip(table["name"], table["macs"], table["accuracy"], strict=True)), {}
+for name, cost, _ in rows:  # name -> (million multiply-adds, mean accuracy)
+    trained[name] = cost / 1e6, np.mean([share for other, _, share in rows if other == name])
 few = [1, 2, 4, 8, 16]
 learned = [trained[f"{n} tokens"] for n in few]
 for n, (cost, accuracy) in zip(few, learned, strict=True):
@@ -153,8 +155,8 @@ curves(lines, "tokens left before block 0", "accuracy", alt, marks=True, **ticks
 
 # %% [markdown]
 # A single token, 48 numbers for the whole image, is enough for nine images in ten. From four on, more tokens gain
-# nothing here. The red object covers a few patches, and its shape has to fit into the tokens: one mean of these
-# patches loses where they were, four means keep it.
+# nothing here. A likely reason: the red object covers several patches, and its shape has to fit into the tokens. One
+# mean of these patches no longer tells which of them was where; several different means can.
 #
 # Now the controls. Both have few tokens as well, but they choose without looking at the image: the grid takes the
 # mean of each of its cells, the static model has maps that were learned and then stay the same for all images.
@@ -187,6 +189,9 @@ alt = "Learned maps lie on or beside the red object, static maps are spots anywh
 images(picture, alt, [["image", *(f"map {s}" for s in range(8))]], side=0.9)
 
 # %% [markdown]
+# The learned maps have found the red cross at the lower left. A static map reads the same spots in every image, and a
+# cell of the grid mixes eight patches, few of which are the object's. (Each map is scaled by its own largest weight.)
+#
 # ## How early? Where TokenLearner does not help
 #
 # Now the second dial. The two models "after block 0" let one block work on all 64 tokens first.
@@ -208,9 +213,10 @@ curves(lines, "million multiply-adds", "accuracy", alt, marks=True, ylim=(0, 1.0
 
 # %% [markdown]
 # After one block, a grid does nearly as well as learned tokens, and it costs less. How can means over fixed cells be
-# enough there? A guess: the first block has already carried the news of the red object to all places. The guess can
-# be tested. Take one token per image from a place that the object does *not* touch, and see whether a linear map of
-# its 48 numbers tells the class. We fit the map by least squares on one half of the images and count on the other.
+# enough there? Lesson 00 gave a reason: the first block has already carried the news of the red object to all places.
+# It did not test it. Take one token per image from a random place that the object does *not* touch, and see whether a
+# linear map of its 48 numbers and a bias tells the class. We fit the map to the one-hot labels by least squares on one
+# half of the images, and count on the other.
 
 
 # %%
@@ -223,7 +229,7 @@ def covered(start, end):
 y0, x0, y1, x1 = test.boxes.T
 cover = covered(y0, y1)[:, :, None] * covered(x0, x1)[:, None]  # (B, 8, 8): how much of each patch is in the box
 touched = cover > 0
-away = (~touched.reshape(-1, 64) * rng.random((len(x), 64))).argmax(1)  # one place per image
+away = (~touched.reshape(-1, 64) * rng.random((len(x), 64))).argmax(1)  # one free place per image
 
 
 def news(tokens):
@@ -241,23 +247,24 @@ for title in ("2 × 4 grid, after block 0", "learned, after block 0"):
         known[f"{title.split(',')[0]} model, patches"] = news(tokens.data)
         known[f"{title.split(',')[0]} model, after block 0"] = news(models[title].blocks[0](tokens).data)
 if not FAST:
-    assert known["2 × 4 grid model, after block 0"] > 0.4 > 0.25 > known["2 × 4 grid model, patches"]
+    assert known["2 × 4 grid model, after block 0"] > 0.4 > 0.25 > sorted(known.values())[-2]
 
 # %%
 alt = "Only in the grid model, after block 0, the class can be read from a token away from the object."
 bars(known, "class read from a token away from the object", alt, chance=1 / 8, xlim=(0, 1))
 
 # %% [markdown]
-# The guess is right, and the bars tell more. In the grid model, block 0 has learned to send the class everywhere.
-# In the model with TokenLearner it has not: there the tokens are fetched from the object itself, so nothing asks for
-# it. Attention is a way to choose by content, too, and a model that has paid for one block on all tokens does not need
-# a second way. **TokenLearner is worth its cost where it spares that block.**
+# The reason holds, but for one of the two models only. In the grid model, block 0 has learned to send the class to
+# places far from the object. In the model with TokenLearner a linear map finds nothing of it there. Its tokens are
+# fetched from the object itself, so nothing asks for it. Attention is a way to choose by content, too, and a model
+# that has paid for one block on all tokens does not need a second way. **TokenLearner is worth its cost where it
+# spares that block.**
 #
 # ### When the place is known
 #
-# There is a second case. Here the red object may be anywhere. Photographs are taken by people who point at something.
-# We shift all images of CLUTTER so that the red object is in the middle, and train briefly, from scratch, with
-# learned and with static maps.
+# There is a second case in which maps need not depend on the image. Here the red object may be anywhere. Photographs
+# are taken by people who point at something. We shift all images of CLUTTER so that the red object is in the middle,
+# and train briefly, from scratch, with learned and with static maps.
 
 # %%
 STEPS = 5 if FAST else 300
@@ -302,11 +309,11 @@ alt = "With objects anywhere, static maps fail; with centered objects they are n
 bars(short, f"accuracy after {STEPS} steps", alt, chance=1 / 8, xlim=(0, 1))
 if not FAST:
     assert short["anywhere, learner"] > short["anywhere, static"] + 0.15
-    assert short["centered, static"] > 0.8
+    assert short["centered, static"] > max(0.8, short["centered, learner"] - 0.15)
 
 # %% [markdown]
-# With the object in the middle, the static maps catch up: training can find the right place once and for all. The
-# pictures of CIFAR-10 are of this kind, and there a grid with as many tokens does at least as well as TokenLearner
+# With the object in the middle, the static maps nearly catch up: training can find the right place once and for all.
+# The pictures of CIFAR-10 are of this kind, and there a grid with as many tokens does at least as well as TokenLearner
 # ([lesson 11](11_cifar.ipynb), [all figures](RESULTS.md#what-each-part-of-the-recipe-contributes)). Ask of your own
 # images: does the place of what matters change from one to the next?
 #
@@ -317,14 +324,16 @@ if not FAST:
 #
 # - **ToMe** ([token merging](https://arxiv.org/abs/2210.09461)): the tokens are split alternately into two sets. Each
 #   token of the first finds the most similar one of the second, by the cosine of their keys. The $N - S$ most similar
-#   pairs are merged into their mean.
+#   pairs are merged into their mean;
+#   if several chose the same partner, all of them become one mean with it.
 # - **[EViT](https://arxiv.org/abs/2202.07800)**: the $S - 1$ tokens that receive most attention stay. All others are
-#   fused into one, their mean weighted by the attention that they receive. (There it is the attention of a class token.
-#   Our models have none, so it is the mean over all tokens that ask, and over the heads.)
+#   fused into one, their mean weighted by the attention that they receive. (There it is the attention of a *class
+#   token*, an extra token from which the class is read. Our models have none, so it is the mean over all tokens that
+#   read, and over the heads.)
 #
 # Both need keys or attention weights, so they work in the middle of a block, after its attention. In later blocks,
-# ToMe adds $\log n$ to the logits of a token that stands for $n$, so that it counts as $n$ tokens in the softmax.
-# Here is ToMe's rule. The keys are those of block 0, the mean over the heads.
+# ToMe adds $\log n$ to the logits of a token that stands for $n$, so that it counts as $n$ tokens in the softmax:
+# $e^{l + \log n} = n\, e^l$. Here is ToMe's rule. The keys are those of block 0, the mean over the heads.
 
 
 # %%
@@ -334,7 +343,7 @@ def merging(keys, S):
     cosine = k[0::2] @ k[1::2].T  # even tokens look for a partner among the odd ones
     partner, order = cosine.argmax(1), (-cosine.max(1)).argsort()  # of the even ones; the most similar first
     merged, kept = order[: N - S], order[N - S :]
-    A, odd = np.zeros((S, N)), np.arange(N // 2)
+    A, odd = np.zeros((S, N)), np.arange(N // 2)  # rows of A: the even tokens that are kept, then all odd ones
     A[np.arange(len(kept)), 2 * kept] = 1
     A[len(kept) + odd, 2 * odd + 1] = 1
     A[len(kept) + partner[merged], 2 * merged] = 1
@@ -342,8 +351,8 @@ def merging(keys, S):
 
 
 # %% [markdown]
-# In minitl the rules are `tokenizer="merge"` and `tokenizer="topk"`. They have no weights, so a model that was trained
-# with all 64 tokens fits at once: same names, same shapes.
+# In minitl the rules are `tokenizer="merge"` and `tokenizer="topk"`. They have no weights, so those of a model that was
+# trained with all 64 tokens fit at once: same names, same shapes.
 
 
 # %%
@@ -423,13 +432,13 @@ for name, (left, shares) in free.items():
     print(f"{name:20}", "   ".join(f"{S}: {share:.1%}" for S, share in zip(left, shares, strict=True)))
 
 # %%
-alt = "ToMe falls steeply between 48 and 32 tokens, EViT slowly from 32 to 4; in block 1 both lose little."
+alt = "ToMe falls steeply from 40 to 32 tokens, EViT slowly from 32 to 4; in block 1 both lose little down to 8."
 curves(free, "tokens left", "accuracy without training", alt, marks=True, ylim=(0, 1.02))
 print(f"all 64: {right['all 64']:.1%}")
 if not FAST:
     tome, evit, grid = (dict(zip(*free[name], strict=True)) for name in list(free)[:3])
     assert tome[48] > 0.9 > 0.75 > tome[32] and evit[32] > 0.93 and evit[16] > evit[8] > evit[4]
-    assert evit[8] > grid[8] + 0.4 and free["ToMe in block 1"][1][1] > 0.93
+    assert evit[8] > grid[8] + 0.4 and min(free["ToMe in block 1"][1] + free["EViT in block 1"][1][:2]) > 0.93
     assert touched[kept].mean() > 2 * touched.mean()
 
 # %% [markdown]
@@ -437,7 +446,8 @@ if not FAST:
 #   32 every even token has to merge, and accuracy falls steeply.
 # - **EViT** can do without half of the tokens. With 8 it is far better than the grid, and has lost a tenth of the
 #   images.
-# - In block 1 both lose little: the block before has done its work.
+# - In block 1, ToMe loses little with 32 tokens and EViT with 8: block 0 has worked on all of them before. With 2, EViT
+#   errs there, too.
 #
 # What is lost? We take the patches that lie in the object's box by more than half, and count how many of them end up
 # in one token together with a patch that the object does not touch.
@@ -465,7 +475,7 @@ curves(lost, "tokens left", "mixed with background", alt, marks=True, ylim=(0, 1
 
 # %% [markdown]
 # These curves are those of the accuracy, upside down. Where ToMe is forced to merge half of the tokens, half of the
-# object's patches get mixed with background. EViT still keeps most of them apart there.
+# object's patches get mixed with background. With as many tokens, EViT mixes hardly any.
 #
 # ## Exercise 3: why not eight?
 #
@@ -491,8 +501,8 @@ check(blocks_needed=blocks_needed)
 #
 # ## Trained in
 #
-# Merging and keeping can also be part of training: $A$ is constant for ToMe, and EViT's weights have a gradient. Only
-# the choice itself has none. The table has the means of two seeds.
+# Merging and keeping can also be part of training. The choice itself has no gradient. For ToMe, backward treats $A$
+# as a constant; for EViT, the attention weights in $A$ have a gradient. The table has the means of two seeds.
 
 # %%
 names = {
@@ -534,20 +544,21 @@ curves(chart, "million multiply-adds", "accuracy", alt, marks=True, ylim=(0.82, 
 # %% [markdown]
 # Trained in, all of them are good, and EViT gets back most of what it lost at 8 tokens. What differs is the cost. ToMe
 # and EViT decide by the attention of a block, so that block attends to all tokens. Here this alone costs more than
-# TokenLearner's whole model.
+# TokenLearner's whole model. (The points "not trained" are of the one model from the folder, on this lesson's images,
+# the others of two other runs each. Between them, a difference of a percent means nothing.)
 #
 # | | needs | costs | wins when |
 # |---|---|---|---|
 # | grid | nothing | nothing | a block came before, or the place is known |
-# | ToMe | a trained model | one block's attention on all tokens | you must not train, and a moderate saving is enough |
-# | EViT | attention that looks at what matters | the same | the same, or few tokens in the middle of a deep model |
-# | TokenLearner | training | the maps | few tokens are wanted early, and what matters may be anywhere |
+# | ToMe | a trained model | a block's attention on all tokens | you cannot train, and a moderate saving is enough |
+# | EViT | a trained model whose attention looks at what matters | as ToMe | you cannot train, and few are wanted late |
+# | TokenLearner | training | its maps | few tokens are wanted early, and what matters may be anywhere |
 
 # %% [markdown]
 # ## What you can do now
 #
 # - Count what a reduction costs, including the blocks before it, and say what limits the saving.
-# - Name two cases in which maps that ignore the image are as good as TokenLearner's, and test a guess about the reason.
-# - Put ToMe or EViT into a trained model, and say what they cannot do without a block on all tokens.
+# - Name two cases in which maps that ignore the image are nearly as good as TokenLearner's, and test a stated reason.
+# - Put ToMe or EViT into a trained model, and say why both always pay for attention to all tokens.
 #
 # **Next:** [TokenFuser](09_tokenfuser.ipynb) brings the result of the few tokens back to all 64 places.
