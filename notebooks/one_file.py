@@ -33,7 +33,7 @@ def sample(rng, n):
     canvas += 0.12 * rng.standard_normal(canvas.shape, "float32")
     canvas = np.pad(canvas, ((0, 0), (0, 2), (0, 2), (0, 0)))  # so that 9 x 9 pixels always fit
     image, window = np.arange(n)[:, None, None], np.arange(9)
-    for layer in range(7):  # six cool objects, then the red one on top of them
+    for layer in range(7):  # six cool objects, then on top of them the red one, which we return
         shape, size = rng.integers(8, size=n), rng.integers(3, size=n)
         top, left = rng.integers(33 - SIZES[size]), rng.integers(33 - SIZES[size])
         shade = rng.random((n, 3), "float32")
@@ -46,8 +46,8 @@ def sample(rng, n):
 
 # 2. Engine. A Tensor is an array `data` and its gradient `grad`. If an op made it, it also has its
 # parents, the Tensors it was made from, and a pullback, which turns its gradient into theirs. So
-# gradients go back, op by op, from the loss to the weights. The Tensor of the highest order goes
-# first, since all that was made from it has a higher one: its gradient is complete.
+# gradients go back, op by op, from the loss to the weights. A Tensor has a higher order than its
+# parents. The highest goes first: nothing made from it is still to come, its gradient is complete.
 class Tensor:
     def __init__(self, data, parents=(), pullback=lambda dy: ()):
         self.data, self.grad, self.parents, self.pullback = data, 0.0, parents, pullback
@@ -146,7 +146,7 @@ class ViT:
         return maps.einsum(x, "bns,bnc->bsc"), maps
 
     def attention(self, name, x):
-        """(B, S, C) -> (B, S, C): token n takes from each token m what A[b, m, n] says."""
+        """(B, S, C) -> (B, S, C): token n reads from token m with the weight A[b, m, n]."""
         q, k, v = (self.linear(f"{name}.{part}", x, C) for part in "qkv")
         A = q.einsum(k, "bnc,bmc->bmn").softmax(C**-0.5)
         return self.linear(f"{name}.proj", A.einsum(v, "bmn,bmc->bnc"), C)
