@@ -94,7 +94,7 @@ def draw(course):
         corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.05"
         alone = not lesson.needs
         ax.add_patch(FancyBboxPatch(corner, width, height, style, facecolor="#f2f2f2" if alone else "white", lw=0.8))
-        title = "\n".join(textwrap.wrap(lesson.title, 20))
+        title = "\n".join(textwrap.wrap(lesson.title, 19))
         ax.text(x - width / 2 + 0.04, y + 0.05, lesson.number, va="center", fontsize=11, fontweight="bold")
         ax.text(x - width / 2 + 0.17, y + 0.05, title, va="center", fontsize=9)
         ax.text(
