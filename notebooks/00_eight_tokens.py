@@ -321,8 +321,9 @@ bars(
 )
 
 # %% [markdown]
-# The gap is nearly gone. In the first block each of the 64 tokens can ask all the others, and so news of the red object
-# has spread everywhere. After that it hardly matters which places one averages. What TokenLearner gains is that you may
+# The gap is nearly gone. In the first block each of the 64 tokens can ask all the others, so news of the red object can
+# reach every place ([lesson 08](08_how_few_how_early.ipynb) tests whether it does). Then it hardly matters which places
+# one averages. What TokenLearner gains is that you may
 # reduce **early**, and early is where the computation is saved. The price of reducing late is printed above the bars:
 # about three times as many multiply-adds.
 #
