@@ -190,7 +190,8 @@ except AssertionError as error:
 #
 # A **convolution** lets a place see its neighbors: "red, with an edge to my left". First along a line, with one number
 # at each place. Put a zero at either end, cut out three parts, each shifted by one, multiply each by its own number,
-# and add up. Backward, an entry gets a gradient from each part that it lies in.
+# and add up. Backward, an entry gets a gradient from each part that it lies in. As a matrix, with a row for each entry
+# of $y$ and a column for each entry of $P$: forward combines along rows, backward along columns.
 
 # %%
 row, k, dy = np.array([1.0, 2, 3]), np.array([0.5, 1, -1]), np.array([100.0, 10, 1])
@@ -202,7 +203,17 @@ for i, part in enumerate(parts):
     dP[part] += dy * k[i]
 y = sum(P[part] * k[i] for i, part in enumerate(parts))
 assert y[1] == 1 * k[0] + 2 * k[1] + 3 * k[2]  # the middle place sees itself and its neighbors
-assert dP[2] == dy[2] * k[0] + dy[1] * k[1] + dy[0] * k[2]  # the entry 2 is last in P_0, first in P_2
+M = np.stack([np.pad(k, (n, 2 - n)) for n in range(3)])
+assert np.allclose(y, M @ P) and np.allclose(dP, M.T @ dy)
+
+# %%
+matrices(
+    {"factor of each entry of $P$ in $y$": M},
+    xlabel="entry of $P$",
+    ylabel="entry of $y$",
+    text="{:.1f}",
+    alt="A matrix of 3 by 5: each row holds the three numbers of the kernel, one place further right each time.",
+)
 
 # %% [markdown]
 # On a grid there are nine parts. A place holds $C$ numbers, its *channels*, so each part is multiplied by a matrix: a
