@@ -128,7 +128,7 @@ curves(
 
 # %%
 def embed(inputs, w):
-    """Images (B, 32, 32, 3) -> tokens (B, 64, 48)"""
+    """Images (B, 32, 32, 3) -> tokens (B, 64, C); here C is 48, and so is the length 4 · 4 · 3 of a patch."""
     patches = inputs.reshape(-1, 8, 4, 8, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 64, 48)
     return ops.linear(patches, w["patch_embed.weight"], w["patch_embed.bias"]) + w["pos_embed"]
 
@@ -136,7 +136,7 @@ def embed(inputs, w):
 def vit(inputs, w):
     """Images (B, 32, 32, 3) -> logits (B, 8)"""
     x = embed(inputs, w)
-    for i in range(2):
+    for i in range(2):  # each block gets its own weights, without the prefix
         own = {name.removeprefix(f"blocks.{i}."): array for name, array in w.items()}  # "norm1.weight", …
         x = encoder_block(x, own, heads=3)
     x = ops.layer_norm(x, w["norm.weight"], w["norm.bias"])
@@ -144,7 +144,7 @@ def vit(inputs, w):
 
 
 def new_model(**options):
-    """minitl's ViT with all 64 tokens, not trained."""
+    """minitl's ViT with all 64 tokens, not trained. A spec says how large images are and how many classes there are."""
     return nn.ViT(nn.ViTConfig(tokenizer="none", **options), train_set.spec, np.random.default_rng(0))
 
 
@@ -157,15 +157,15 @@ print(f"{model.num_parameters():,} parameters; logits {logits.shape}")
 # %% [markdown]
 # ## The loss: cross-entropy
 #
-# Softmax turns logits $x$, $(B, K)$, into probabilities $p_{bk} = e^{x_{bk}} / \sum_j e^{x_{bj}}$. Image $b$ has
-# the label $y_b$. The loss is the mean of $-\ln$ of the probability given to the right class: 0 if that is 1, and
-# large if it is near 0.
+# Softmax turns logits $x$, $(B, K)$, into probabilities $p_{bk} = e^{x_{bk}} / \sum_j e^{x_{bj}}$. Let $k_b$ be
+# the label of image $b$. The loss is the mean of $-\ln$ of the probability given to the right class: 0 if that is 1,
+# and large if it is near 0.
 #
-# $$L = -\frac{1}{B} \sum_b \ln p_{b,y_b} = \frac{1}{B} \sum_b \Big( \ln \sum_j e^{x_{bj}} - x_{b,y_b} \Big)$$
+# $$L = -\frac{1}{B} \sum_b \ln p_{b,k_b} = \frac{1}{B} \sum_b \Big( \ln \sum_j e^{x_{bj}} - x_{b,k_b} \Big)$$
 #
 # The derivative of the bracket with respect to a logit $x_{bk}$ is a difference. The logarithm of the sum gives
-# $e^{x_{bk}} / \sum_j e^{x_{bj}}$, which is $p_{bk}$. From it the derivative of $x_{b,y_b}$ is subtracted, which is 1
-# where $k$ is the label, else 0. Call this $t_{bk}$; the row $t_b$ is the label written as *one-hot*. So
+# $e^{x_{bk}} / \sum_j e^{x_{bj}}$, which is $p_{bk}$. From it the derivative of $x_{b,k_b}$ is subtracted, which is 1
+# where $k = k_b$, else 0. Call this $t_{bk}$; the row $t_b$ is the label written as *one-hot*. So
 #
 # $$dx_{bk} = \frac{p_{bk} - t_{bk}}{B}\, dL$$
 #
@@ -210,7 +210,8 @@ matrices(
 # `backward` gives a gradient $g$ for each array of weights $w$. The plainest step is $w \leftarrow w - \eta\, g$, with
 # a *learning rate* $\eta$. Its trouble: gradients of different weights can differ in size by orders of magnitude, so
 # one $\eta$ is too large for some and too small for others. AdamW divides each gradient by its own usual size. It
-# keeps two running means for each weight, of $g$ and of $g^2$, both starting at 0. At step $t$ = 1, 2, …:
+# keeps two running means for each weight, of $g$ and of $g^2$, both starting at 0. At step $t$ = 1, 2, … (here $t$
+# counts steps):
 #
 # $$m \leftarrow \beta_1 m + (1 - \beta_1)\, g \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2
 # \qquad \hat m = \frac{m}{1 - \beta_1^t} \qquad \hat v = \frac{v}{1 - \beta_2^t}$$
@@ -250,7 +251,8 @@ for step in range(1, 6):
 # %% [markdown]
 # To see what the division is good for, minimize $\frac12 (w_1^2 + 0.001\, w_2^2)$ from $w = (1, 1)$. The second
 # gradient, $0.001\, w_2$, is a thousand times smaller than the first, $w_1$. Plain steps get the rate that is best for
-# $w_1$: with $\eta = 1$ it reaches 0 in one step.
+# $w_1$: with $\eta = 1$ it reaches 0 in one step, but each step takes only a thousandth off $w_2$. The first steps of
+# AdamW are about $\eta$ long for both.
 
 # %%
 factors, plain, adam, paths = np.array([1, 0.001]), np.ones(2), np.ones(2), [(1, 1, 1)]
@@ -392,8 +394,9 @@ curves(
 
 # %% [markdown]
 # The head of `new_model()` starts at zero, so at first all eight classes are equally likely and the loss is
-# $\ln 8 \approx 2.08$. A first loss far from $\ln K$ is a sign of a mistake. The gradient is printed as it was before
-# clipping: where it is longer than 1, clipping was at work.
+# $\ln 8 \approx 2.08$. A first loss far from $\ln K$ is a sign of a mistake. The printed loss is that of one batch,
+# and jumps. The gradient is printed before clipping, and is often longer than 1. Clipping it does little harm, since
+# AdamW divides by the usual size.
 #
 # ## Three controls
 #
@@ -401,13 +404,13 @@ curves(
 #
 # 1. **By heart?** Then it would be much better on the training images than on the test images.
 # 2. **Is it attention?** We leave it out and keep the MLPs, so no token hears of any other before the final mean.
-#    To save time this run stops after a third of the steps, and is compared with the first at that step.
+#    To save time this run stops after a third of the steps and is compared there.
 # 3. **Does it need positions?** The trained network gets test images whose 64 patches have been shuffled.
 
 # %%
 no_attention = new_model()
 for block in no_attention.blocks:
-    block.forward = lambda x, block=block: x + block.mlp(block.norm2(x))
+    block.forward = lambda x, block=block: x + block.mlp(block.norm2(x))  # block=block: each keeps its own
 _, tests_without = train(no_attention, stop=STEPS // 3)
 
 patches = test_set.images.reshape(-1, 8, 4, 8, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 64, 4, 4, 3)
@@ -436,10 +439,12 @@ bars(
 
 # %% [markdown]
 # It is a few percent better on the training images, each of which it has seen two or three times. So it has begun to
-# learn images by heart, but that does not explain what it can do on others. Without attention it learns almost nothing
-# in this time. Shuffled patches hardly matter. That agrees with lesson 03, which took the positions from a trained
-# model: the pieces of edge inside the red patches name the shape, and how they lie to each other adds little. Do not
-# conclude from a good result that a part you built in is what made it good.
+# learn images by heart, but that does not explain what it can do on others. Without attention it learns almost
+# nothing in this time. That shows that attention makes learning fast, not that it is necessary: with `STEPS = 1440`
+# and `stop=STEPS` the network learns without it, too. Shuffled patches hardly matter. That agrees with lesson 03,
+# which took the positions from a trained model: the pieces of edge inside the red patches name the shape, and how
+# they lie to each other adds little. Do not conclude from a good result that a part you built in is what made it
+# good.
 #
 # ## What does it confuse?
 #

@@ -16,7 +16,7 @@ import itertools
 
 import numpy as np
 from checks import check
-from lesson import FAST, bars, curves, images
+from lesson import FAST, bars, curves, images, matrices
 
 from minitl import Tensor, check_gradients, data, flops, metrics, nn, no_grad, ops, optim
 from minitl.autograd import op
@@ -120,7 +120,8 @@ assert np.allclose(Z, loop) and np.allclose(Z, pooled.data)
 # $$\frac{d\sigma}{dl} = \frac{e^{-l}}{(1 + e^{-l})^2} = \frac{1}{1 + e^{-l}} \cdot \frac{e^{-l}}{1 + e^{-l}}
 # = \sigma\,(1 - \sigma)$$
 #
-# Each logit makes one weight, so nothing is summed. As products of matrices, $\odot$ being entry by entry:
+# Each logit makes one weight, so nothing is summed. As products of matrices for each image,
+# $(S, C)(C, N)$ and $(N, S)(S, C)$, with $\odot$ for entry by entry:
 #
 # $$dA = \tfrac{1}{N}\, dZ\, x^\top \qquad dx = \tfrac{1}{N}\, A^\top dZ \qquad dl = dA \odot A \odot (1 - A)$$
 
@@ -187,11 +188,38 @@ except AssertionError as error:
 # LayerNorm gives bright and dark images similar maps. Only this branch is normalized; what is averaged is $x$ itself.
 # Without GELU, four convolutions in a row could do no more than a single larger one.
 #
-# A **convolution** lets a place see its neighbors: "red, with an edge to my left". It is a sum of nine linear
-# layers. Each sees the grid shifted by one of nine steps, and has its own matrix. Let $P$ be $x$ with a border of
-# zeros, $(B, H + 2, W + 2, C)$, and $P_{ij}$, for $i, j$ = 0, 1, 2, the part of $P$ of size $H × W$ that begins at
-# row $i$ and column $j$. The kernel $K$, $(3, 3, C, S)$, holds nine matrices $K_{ij}$, $(C, S)$; there is no bias.
-# Then
+# A **convolution** lets a place see its neighbors: "red, with an edge to my left". First along a line, with one number
+# at each place. Put a zero at either end, cut out three parts, each shifted by one, multiply each by its own number,
+# and add up. Backward, an entry gets a gradient from each part that it lies in. As a matrix, with a row for each entry
+# of $y$ and a column for each entry of $P$: forward combines along rows, backward along columns.
+
+# %%
+row, k, dy = np.array([1.0, 2, 3]), np.array([0.5, 1, -1]), np.array([100.0, 10, 1])
+P, dP = np.pad(row, 1), np.zeros(5)
+parts = [slice(i, i + 3) for i in range(3)]
+print("P   ", P)
+for i, part in enumerate(parts):
+    print(f"P_{i} ", "   " * i, P[part])
+    dP[part] += dy * k[i]
+y = sum(P[part] * k[i] for i, part in enumerate(parts))
+assert y[1] == 1 * k[0] + 2 * k[1] + 3 * k[2]  # the middle place sees itself and its neighbors
+M = np.stack([np.pad(k, (n, 2 - n)) for n in range(3)])
+assert np.allclose(y, M @ P) and np.allclose(dP, M.T @ dy)
+
+# %%
+matrices(
+    {"factor of each entry of $P$ in $y$": M},
+    xlabel="entry of $P$",
+    ylabel="entry of $y$",
+    text="{:.1f}",
+    alt="A matrix of 3 by 5: each row holds the three numbers of the kernel, one place further right each time.",
+)
+
+# %% [markdown]
+# On a grid there are nine parts. A place holds $C$ numbers, its *channels*, so each part is multiplied by a matrix: a
+# sum of nine linear layers. Let $P$ be $x$ with a border of zeros, $(B, H + 2, W + 2, C)$, and $P_{ij}$, for
+# $i, j$ = 0, 1, 2, the part of $P$ of size $H × W$ that begins at row $i$ and column $j$. The kernel $K$,
+# $(3, 3, C, S)$, holds nine matrices $K_{ij}$, $(C, S)$; there is no bias. ($K$ no longer counts classes.) Then
 #
 # $$y = \sum_{i,j} P_{ij}\, K_{ij}$$
 #
@@ -249,10 +277,12 @@ conv3x3(blank, np.arange(1.0, 10).reshape(3, 3, 1, 1)).backward(ones)
 assert blank.grad[0, 3, 3, 0] == 9 + 7  # the last entry of one kernel and the first of the other's last row
 
 # %%
-images(
-    {"": [ones[0, ..., 0], blank.grad[0, ..., 0]]},
-    titles=["$dy$", "$dx$"],
-    alt="Left three bright places; right a patch of 3 by 3 around each, brighter where two overlap, cut at the border.",
+matrices(
+    {"$dy$": ones[0, ..., 0], "$dx$": blank.grad[0, ..., 0]},
+    xlabel="column",
+    ylabel="row",
+    text="{:.0f}",
+    alt="Left three ones; right the numbers 1 to 9 around each, added up where two overlap, and cut off at the border.",
 )
 
 # %% [markdown]
@@ -343,9 +373,9 @@ bars(
 #
 # Now a whole network: the ViT of lesson 05, with TokenLearner between the patches and the two blocks. The blocks see
 # $S = 8$ tokens instead of 64. Nothing tells the maps where the object is. The only signal is the name of its shape.
-# The loop is that of lesson 05 as well, with a lower learning rate. At a few steps we look at the test images, and
-# keep the accuracy, the maps and their **map mass**, the share of their weight that lies in the box around the object
-# (lesson 00).
+# The loop is that of lesson 05 as well, with half the learning rate and the usual $\beta_2 = 0.999$. At a few steps
+# we look at the test images, and keep the accuracy, the maps and their **map mass**, the share of their weight that
+# lies in the box around the object (lesson 00).
 
 # %%
 STEPS = 20 if FAST else 1000
@@ -408,11 +438,11 @@ for i in (2, 5):
     )
 
 # %% [markdown]
-# At step 0 the weights are all near 1/2, and no map prefers the object. At step 100 the maps are no longer even, but
-# they lean only a little towards the object, and the network hardly names anything. By step 250 map mass and accuracy
-# have risen together: a shape cannot be named before it is found. At step 1000 most weights are near 0, and most of the
-# large ones lie on the object or at its edge. The tokens have become different from each other: some maps cover several
-# patches, some only one, and a map may be empty. With a sigmoid, a token can say "nothing for me here".
+# At step 0 the weights are all near 1/2, and no map prefers the object. At step 100 some maps have a spot on the
+# object, but most of their weight is elsewhere, and the network hardly names anything. By step 250 map mass and
+# accuracy have risen together: a shape cannot be named before it is found. At step 1000 most weights are near 0, and
+# most of the large ones lie on the object or at its edge. The tokens have become different from each other: some maps
+# cover several patches, some only one, and a map may be empty. With a sigmoid, a token can say "nothing for me here".
 #
 # In lesson 05, all 64 tokens came about as far in less than half as many steps. But there a step costs more than three
 # times as much. In lesson 00 hardly any gap was left, after twice as many steps and with the second version of

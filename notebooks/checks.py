@@ -227,12 +227,12 @@ def _squared_error(x, t):
 EXERCISES["squared_error"] = Exercise(
     expected=_squared_error,
     inputs=lambda rng: [(rng.standard_normal((3, 5)), np.eye(5)[[1, 4, 1]]), (800 * np.eye(2, 4), np.eye(4)[[3, 1]])],
-    hint="p is a safe softmax over each row; with g = 2 (p - t) dL / B its backward is dx = p * (g - sum of p * g)",
+    hint="subtract the largest logit of each row; dL is a factor of both gradients; each p depends on all x of its row",
     is_op=True,
 )
 EXERCISES["times_larger"] = Exercise(
     expected=lambda: (1 - 0.9) / (1 - 0.999) ** 0.5,
-    hint="at the first step m is (1 - 0.9) g and v is (1 - 0.999) g**2; corrected they are g and g**2",
+    hint="write down m and v after one step from 0, and both step sizes; g cancels in their ratio",
 )
 EXERCISES["parameters_of_block"] = Exercise(
     expected=lambda: nn.EncoderBlock(48, 3, 96).num_parameters(),
