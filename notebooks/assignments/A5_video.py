@@ -42,7 +42,9 @@ rng = np.random.default_rng(0)
 def compare(what, got, want, tolerance=1e-9):
     """Raise AssertionError unless ``got`` is an array with the shape and the numbers of ``want``."""
     want = np.asarray(want)
-    assert isinstance(got, np.ndarray | np.generic), f"{what}: expected an array, got {type(got).__name__}"
+    assert isinstance(got, np.ndarray | np.generic), (
+        f"{what}: expected a NumPy array or number, got {type(got).__name__}"
+    )
     assert got.shape == want.shape, f"{what}: expected the shape {want.shape}, got {got.shape}"
     same = np.isnan(got) == np.isnan(want)
     assert same.all(), f"{what}: {(~same).sum()} entries are nan and should be numbers, or numbers and should be nan"
@@ -91,8 +93,8 @@ def run(fn, dy, *arrays):
 # In the example, two places of three channels take from two tokens.
 
 # %%
-edges = [("y", "U"), ("M", "U"), ("x", "W"), ("V", "W"), ("U", "o"), ("W", "o"), ("x", "o")]
-lesson.graph(edges, "y and M lead to U, x and V to W; U, W and also x itself lead to o.", size=(5, 2.2))
+edges = [("M", "U"), ("y", "U"), ("V", "W"), ("x", "W"), ("U", "o"), ("W", "o"), ("x", "o")]
+lesson.graph(edges, "M and y lead to U, V and x to W; U, W and also x itself lead to o.", size=(5, 2.2))
 x, y = np.array([[0.0, 0.0, 0.0], [2.0, 1.0, 0.0]]), np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 4.0]])
 M, V = np.array([[0.0, 1.0], [0.5, 0.0]]), np.array([[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
 U = np.array([[sum(M[s, t] * y[s, c] for s in range(2)) for c in range(3)] for t in range(2)])
@@ -190,7 +192,7 @@ pictures = [
 ]
 lesson.images(
     {"": pictures},
-    "A frame; two maps, bright where it is red or yellow and where it is blue; the frame with these colors exchanged.",
+    "A frame; maps that are bright where it is red or yellow, and blue; the frame with these colors exchanged, and stronger.",
     ["x", "W, token 0", "W, token 1", *painted],
     side=1.5,
     low=0,
@@ -243,7 +245,7 @@ print(
 )
 
 
-# %% answer="a5-clip" forbids="patchify, ViT"
+# %% answer="a5-clip" forbids="patchify"
 def tubelets(clips, t, p):
     """Return (B, T/t, H/p, W/p, t·p·p·c) for ``clips`` (B, T, H, W, c). About three lines."""
     ### BEGIN SOLUTION
@@ -322,22 +324,23 @@ for B, T, H, W, C, S in ((2, 3, 4, 5, 6, 7), (1, 4, 2, 3, 5, 1), (5, 1, 3, 2, 4,
 
 # %%
 # Look: above, every other frame of a clip. Below, from your tubelets of two frames: how much each patch of 4 x 4 pixels
-# changes from the first frame of a tubelet to the second. Where nothing moves, it is dark.
+# changes from the first frame of a tubelet to the second. It is brightest at the borders of moving objects. The
+# background flickers; inside an object that stands still it is dark.
 clip = data.actors(1, 8)[1].images[7:8] / 255
 cut = tubelets(clip, 2, 4).reshape(4, 8, 8, 2, 48)
 change = np.abs(cut[:, :, :, 1] - cut[:, :, :, 0]).mean(-1)
 lesson.images(
     {"frame": clip[0, ::2], "change": change},
-    "Four frames of a clip, and below each a coarse map that is bright at the borders of moving objects.",
+    "Four frames of a clip, and below each a coarse map that is brightest at the borders of moving objects.",
     [f"tubelet {i}" for i in range(4)],
     side=1.3,
 )
 
 
-# Then one token for each frame, the mean row and column of its warm places, by your clip_tokens. The red object is the
-# only actor of this clip.
+# Then one token for each frame, the mean row and column of its warm places, by your clip_tokens. In each of two clips a
+# red object is the only actor.
 def warm_center(frames):
-    warm = np.exp(15 * (frames[..., 0] - frames[..., 2])).reshape(len(frames), -1)
+    warm = np.exp(30 * (frames[..., 0] - frames[..., 2])).reshape(len(frames), -1)
     places = np.indices((32, 32)).reshape(2, -1).T
     center = warm / warm.sum(1, keepdims=True) @ places
     return np.concatenate([center, np.zeros((len(frames), 1))], 1)[:, None]  # (n, 1, 3)
@@ -354,7 +357,10 @@ lines = {
     for j, a in enumerate(("row", "column"))
 }
 lesson.curves(
-    lines, "frame", "pixels", "Two of four lines change steadily, the row of one clip and the column of the other."
+    lines,
+    "frame",
+    "pixels",
+    "Two of four lines change and two stay: the row falls for the motion up, the column rises for the motion right.",
 )
 
 # %% [markdown]
@@ -657,15 +663,17 @@ ap, average = my_average_precision(scores(model), test_set.labels)
 lesson.bars(
     dict(zip(test_set.classes, ap, strict=True)),
     f"average precision on {len(test_set)} test clips; mean {average:.3f}",
-    "Ten bars, one for each motion, all far longer than chance.",
+    "Ten bars, one for each motion, all far longer than chance; those of the rotations are the shortest.",
     text="{:.2f}",
     chance=test_set.labels.mean(),
     xlim=(0, 1.15),
 )
 
 # %% [markdown]
-# With all 10,000 clips, `train_set, test_set = data.actors()`, and more epochs the mean rises further. Try it on a copy
-# of this notebook: the grader runs every cell and stops one that takes more than a minute.
+# With all 10,000 clips, `train_set, test_set = data.actors()`, and more epochs the mean rises further. And does this
+# task need the fuser? To name a motion, no place has to come back. Leave out the fuser and the second TokenLearner,
+# train again from the same seed, and compare. Try both on a copy of this notebook: the grader runs every cell, and
+# stops one that takes more than a minute.
 #
 # ## Before you hand in
 #
