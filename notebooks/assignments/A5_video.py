@@ -192,7 +192,7 @@ pictures = [
 ]
 lesson.images(
     {"": pictures},
-    "A frame; maps that are bright where it is red or yellow, and blue; the frame with these colors exchanged, and stronger.",
+    "A frame; maps, bright at red and yellow and at blue places; the frame with these colors exchanged, and stronger.",
     ["x", "W, token 0", "W, token 1", *painted],
     side=1.5,
     low=0,
