@@ -23,7 +23,7 @@ def trial(name):
     answers = {cell["id"]: cell for cell in cells if cell["kind"] == "answer"}
     faults = [f"{key} needs no answer {k}" for key, k in _dependencies(cells)]
     faults += _unclear(name, wrong, answers, tests, task)
-    if len(wrong) < FEWEST_WRONG:
+    if tests and len(wrong) < FEWEST_WRONG:
         faults.append(f"it has {len(wrong)} stored wrong answers; at least {FEWEST_WRONG} are asked for")
     runs = [*cells]
     for i, (_, changed, _) in enumerate(wrong):
