@@ -9,7 +9,7 @@
 # %% [markdown]
 # # A1 · Autograd
 #
-# You write the parts of an engine that differentiates: the order in which it walks back, the gradients of three
+# You write the parts of an engine that differentiates: the order in which it walks back, the gradients of two
 # operations, the reverse of broadcasting, the sum of gradients, and the check that tells whether they are right.
 #
 # | | |
@@ -138,20 +138,21 @@ for top in (add_node(short, long), add_node(long, short)):
 print([node.data for node in walk_order(loss)])
 
 # %% [markdown]
-# **Question 1** (1 point). In two or three sentences: what goes wrong in the example if the walk visits `a` before `c`?
-# Name a number that is wrong.
+# **Question 1** (1 point). Let `a` in the example be computed itself, from a node $t = 1$ as $a = 2t$. In two or three
+# sentences: which gradient should $t$ get, and which does it get if the walk visits `a` before `c`? Why?
 
 # %% [markdown] written="a1-q1" points=1
-# When the walk reaches `a` first, its gradient is 1, from the sum alone, because `c` has not passed on its part yet.
-# Whatever is done with the gradient of `a` then, such as passing it on, uses 1 in place of 1 + 3 = 4.
+# The gradient of `a` is 1 from the sum and b = 3 from the product, 4 in all, so $t$ should get 2 · 4 = 8. If the walk
+# visits `a` before `c`, the gradient of `a` is only 1 by then, and $t$ gets 2 · 1 = 2: the part through `c` arrives
+# after `a` has passed its gradient on.
 #
-# Rubric: 1 point for "the part through c is missing" with 1 in place of 4; half a point without a number.
+# Rubric: half a point for 8 and 2; half a point for "the part through c arrives after a has passed its gradient on".
 
 # %% [markdown]
-# ## Task 2 · The gradients of a product of numbers and of matrices
+# ## Task 2 · The gradients of two products
 #
-# An operation returns its value and a function `backward(dy)` that returns a gradient for each input. With $dy$ of the
-# shape of $y$:
+# An operation returns its value and a function `backward(dy)`, which returns a tuple with a gradient for each input.
+# With $dy$ of the shape of $y$:
 #
 # - $y = x \odot z$, all of shape $(M, K)$: $\;dx = dy \odot z$, $\;dz = dy \odot x$.
 # - $y = x W$ with $x$ $(M, K)$, $W$ $(K, N)$, $y$ $(M, N)$: write one entry out, $y_{ij} = \sum_k x_{ik} W_{kj}$, take
@@ -160,7 +161,7 @@ print([node.data for node in walk_order(loss)])
 # %%
 x, W = np.array([[1.0, 2.0, 3.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 print("x W =", x @ W)
-print("y[0, 1] grows by", (x + np.array([[0, 0, 0.001]])) @ W - x @ W, "when x[0, 2] grows by 0.001")
+print("x W grows by", ((x + np.array([[0, 0, 0.001]])) @ W - x @ W).round(6), "when x[0, 2] grows by 0.001")
 
 
 # %% answer="a1-ops"
@@ -387,7 +388,8 @@ want[0, 1], want[2, 0] = x[2, 0], x[0, 1]
 assert np.allclose(got, want, atol=1e-6), f"expected {want.tolist()}, got {got.tolist()}"
 
 # %% [markdown]
-# **Look.** The error of your gradient against the step. It falls as $h^2$, then rounding takes over.
+# **Look.** The error of your gradient against the step. From right to left it falls as $h^2$, until rounding takes
+# over.
 
 # %%
 steps = 10.0 ** np.arange(-9, 0)
@@ -405,13 +407,14 @@ curves(
 # %% [markdown]
 # ## Plug in
 #
-# Now minitl computes with your operations. A network with one hidden layer learns to tell the inside of a ring from the
-# outside; every product in it, forward and backward, is yours.
+# Now minitl computes with your operations. A network with one hidden layer learns to tell points inside a circle from
+# those outside; every product in it, forward and backward, is yours. Each point has a third coordinate, 1, whose
+# weights are the biases of the hidden layer.
 
 # %%
-points = rng.standard_normal((200, 2))
-wanted = (np.linalg.norm(points, axis=1, keepdims=True) < 1.2) * 2.0 - 1
-W1, W2 = (Tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((2, 16), (16, 1)))
+points = np.hstack([rng.standard_normal((200, 2)), np.ones((200, 1))])
+wanted = (np.linalg.norm(points[:, :2], axis=1, keepdims=True) < 1.2) * 2.0 - 1  # 1 inside, -1 outside
+W1, W2 = (Tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((3, 16), (16, 1)))
 losses = []
 with minitl.plug(mul=my_mul, matmul=my_matmul):
     for _ in range(150):
@@ -422,7 +425,7 @@ with minitl.plug(mul=my_mul, matmul=my_matmul):
         for weight in (W1, W2):
             weight.data = weight.data - 0.05 * weight.grad
         losses.append(float(loss.data))
-print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}")
+print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}, right for {(np.abs(error.data) < 1).mean():.0%} of the points")
 
 # %% [markdown]
 # ## Before you hand in
