@@ -311,8 +311,8 @@ for i in (2, 5):
     images({name: [image, *(A / A.max())] for name, (image, A) in final.items()}, alt, columns, low=0, high=1)
 
 # %% [markdown]
-# The maps of version 1.1 are spots of one or two places. In version 1.0, where places see their neighbors, they are
-# larger, and some are empty.
+# The maps of version 1.1 are spots of one or two places. In version 1.0, where places see their neighbors, many
+# are larger, and some are empty.
 #
 # ### Saying "nothing here"
 #
