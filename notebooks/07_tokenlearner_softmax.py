@@ -194,13 +194,12 @@ except AssertionError as error:
 # ### What the formula says
 #
 # To lower the loss, the token $Z_s$ should move in the direction $-dZ_s$. Gradient descent raises the logit of each
-# place whose $x_n$ lies further in that direction than the token does, and lowers the others. Together the changes are
-# zero: since $\sum_n A_{sn} x_n = Z_s$ and $\sum_n A_{sn} = 1$, we have
-# $\sum_n dl_{sn} = dZ_s \cdot (Z_s - Z_s) = 0$.
+# place whose $x_n$ lies further in that direction than the token does, and lowers the others. The changes add up to
+# zero: since $\sum_n A_{sn} x_n = Z_s$ and $\sum_n A_{sn} = 1$, we have $\sum_n dl_{sn} = dZ_s \cdot (Z_s - Z_s) = 0$.
 #
-# But each change carries the factor $A_{sn}$. **A place that has no weight gains none**, however good it is. And if one
-# place has all the weight, then $x_n = Z_s$ there, and nothing changes anywhere. Let us see how fast this sets in when
-# the logits are multiplied by a factor.
+# But each change carries the factor $A_{sn}$. **A place that has no weight gains none by itself**, however good it is;
+# only others can lift it, through the shared MLP. And if one place has all the weight, $x_n = Z_s$ there, and nothing
+# changes anywhere. How fast does this set in when the logits are multiplied by a factor?
 
 # %%
 factors = np.logspace(-1, 2, 25)
@@ -292,9 +291,9 @@ for i in (2, 5):
     images(rows, alt, columns, low=0, high=0.2)  # an even map has 1/64 everywhere, nearly black
 
 # %% [markdown]
-# Light yellow is a weight of 0.2 or more. At step 0 each weight is close to 1/64. At step 100 all eight maps look at
-# whatever is red, be it the object or a patch of background. At step 1000 they have learned to prefer the object, not
-# always with success.
+# Light yellow is a weight of 0.2 or more; maps are counted from 0. At step 0 each weight is close to 1/64. At step 100
+# all eight maps look at whatever is red, be it the object or a patch of background. At step 1000 they have learned to
+# prefer the object, not always with success.
 #
 # How does version 1.0 compare? First the share of the maps that lies on the object, then the maps themselves at the
 # last step, each row divided by its largest weight.
@@ -312,8 +311,8 @@ for i in (2, 5):
     images({name: [image, *(A / A.max())] for name, (image, A) in final.items()}, alt, columns, low=0, high=1)
 
 # %% [markdown]
-# The maps of version 1.1 are spots of one or two places. Those of version 1.0, which see their neighbors, are larger,
-# and some are empty.
+# The maps of version 1.1 are spots of one or two places. In version 1.0, where places see their neighbors, many
+# are larger, and some are empty.
 #
 # ### Saying "nothing here"
 #
@@ -357,10 +356,10 @@ alt = "Accuracy at half of the steps: highest for version 1.1 without norm, lowe
 bars(accuracy, f"accuracy at step {half}, with LayerNorm or without", alt, xlim=(0, 1))
 
 # %% [markdown]
-# For the convolutions the norm changes little, and for the MLP it costs much. So the answer to "which version is
-# better?" depends on a layer that neither formula mentions: here it is 1.0 with the norm, 1.1 without it. A comparison
-# that changes the version and the norm at once cannot tell which of the two made the difference. And there is a third
-# choice: with the *sum*, version 1.0 came in lesson 06 as far by step 500 as version 1.1 does here.
+# For the convolutions the norm changes little, and for the MLP it costs much (one seed each). So the answer to "which
+# version is better?" depends on a layer that neither formula mentions: here it is 1.0 with the norm, 1.1 without it. A
+# comparison that changes the version and the norm at once cannot tell which of the two made the difference. And there
+# is a third choice: with the *sum*, version 1.0 came in lesson 06 as far by step 500 as version 1.1 does here.
 #
 # ## Why the last layer starts ten times smaller
 #
@@ -385,10 +384,10 @@ alt = "Map mass of each token at four looks: with the larger start most tokens f
 matrices(grids, "token", "look", alt, unit="map mass", side=3.6, text="{:.2f}", low=0, high=1)
 
 # %% [markdown]
-# The upper row on the left is luck: random weights put some tokens a little more on the object than an even map would
-# be (0.06), and others a little less. The last row follows from the first. **The tokens that start above end on the
-# object, and the tokens that start below leave it.** A map need not be sharp for that; a slight preference is enough.
-# With minitl's start there is hardly any preference, and all eight tokens find the object.
+# The upper row on the left is luck: random weights give some maps somewhat more mass on the object than an even map has
+# (0.06), and others less. The last row follows from the first. **The tokens that start above end on the object, and the
+# tokens that start below leave it.** A map need not be sharp for that; a slight preference is enough. With minitl's
+# start there is hardly any preference, and all eight tokens find the object.
 #
 # The gradient works in this direction: by the factor $A$, a token with more weight on the object learns more from it.
 # That this is the only reason is not shown here. Does it hurt? Hardly, as the two accuracies at step 500 show. A few
@@ -423,8 +422,9 @@ alt = "Over places each map is a spot on the object; over tokens most maps cover
 images(rows, alt, columns, low=0, high=1)
 
 # %% [markdown]
-# Every place must go to some token, so most tokens have to carry the background. The network learns in spite of it, but
-# more slowly, and no error tells you. A look at the maps does, and so do their sums: over places, each is 1.
+# (Again each row is divided by its largest weight.) Every place must go to some token, so most tokens have to carry the
+# background. The network learns in spite of it, but more slowly, and no error tells you. A look at the maps does, and
+# so do their sums: after a softmax over places, each is 1.
 #
 # ## Do tokens specialize?
 #
@@ -490,12 +490,14 @@ curves(
 )
 
 # %% [markdown]
+# From six tokens on, version 1.1 needs less.
+#
 # ## Which one is better?
 #
 # Here are full runs from [RESULTS.md](RESULTS.md). In the first two rows, on CLUTTER, the numbers are tokens, accuracy
-# and map mass, of two seeds each. The third row is version 1.0 with the mean and with the sum, mean accuracy ± standard
-# deviation. The last two are from CIFAR-10 ([lesson 11](11_cifar.ipynb), which explains the words): multiply-adds and
-# accuracy.
+# and map mass, of two seeds each. The third row is version 1.0 pooling by mean and by sum: multiply-adds, then accuracy
+# ± standard deviation. The last two are from CIFAR-10 ([lesson 11](11_cifar.ipynb), which explains the words):
+# multiply-adds and accuracy.
 
 # %%
 with open("RESULTS.md", encoding="utf-8") as file:
@@ -615,7 +617,7 @@ check(warm_pool)
 # ## What you can do now
 #
 # - Write TokenLearner 1.1 from memory: two linear layers with GELU, a softmax over the places, a weighted sum.
-# - Derive $dl = A\, dZ \cdot (x - Z)$, and say from it which places gain weight and which never will.
+# - Derive $dl = A\, dZ \cdot (x - Z)$, and say from it which places gain weight and which hardly can.
 # - Choose between the versions by what they do, and distrust a comparison in which two things change.
 #
 # **Next:** [How few, how early?](08_how_few_how_early.ipynb) counts how many tokens are needed, and where in the

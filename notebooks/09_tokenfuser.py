@@ -35,7 +35,7 @@ rng = np.random.default_rng(0)
 # - the next layer may need a grid: a convolution, or another TokenLearner that looks again, elsewhere.
 #
 # So in a second form of the network (paper, Section 3.2) the tokens are few only inside a layer: TokenLearner comes
-# before a block, and TokenFuser behind it brings all places back. The grid itself is carried along by a residual, and
+# before a block, and TokenFuser after it brings all places back. The grid itself is carried along by a residual, and
 # the three can be repeated.
 
 # %%
@@ -63,8 +63,8 @@ graph(edges, alt, size=(7.5, 1.4))
 #    takes.
 # 3. **Paint**: $o = x + W\, Y'$, that is $(N, C) + (N, S)\,(S, C)$.
 #
-# The norms are in the authors' code alone; minitl can leave out the two of step 1 (`normalize=False`). But for its
-# norm, $W$ is that of the paper; the code has an MLP in place of $V$ (`beta="mlp"`).
+# The norms are in the authors' code alone; minitl can leave out the two of step 1 (`normalize=False`). Apart from its
+# norm, $W$ is the paper's; the authors' code has an MLP in place of $V$ (`beta="mlp"`).
 
 
 # %%
@@ -102,13 +102,13 @@ titles = ["", *(f"token {s + 1}" for s in range(S))]
 images(rows, "An image and eight maps before training, of uneven gray that follows the patches.", titles, low=0, high=1)
 
 # %% [markdown]
-# The weights $W$ of each token as a map, before training: random. They look like TokenLearner's maps, but work the
-# other way round. There a map said what a token takes from the places; here it says where the token goes.
+# The weights $W$ of each token as a map, before training: random. They look like TokenLearner's maps, but work in
+# reverse. There a map said what a token takes from the places; here it says where the token goes.
 #
 # ## The gradient, part by part
 #
-# Given is $do$, $(N, C)$. We take one image and leave $B$ out; the gradients of learned arrays are then added up over
-# the images. Entry by entry, $o_{nc} = x_{nc} + \sum_s W_{ns}\, Y'_{sc}$.
+# Given is $do$, $(N, C)$. We take one image and leave $B$ out; the gradients of learned arrays are added up over
+# images. Entry by entry, $o_{nc} = x_{nc} + \sum_s W_{ns}\, Y'_{sc}$.
 #
 # **The residual.** $x_{nc}$ is in $o_{nc}$ with the factor 1, so $dx$ gets $do$. More will come.
 #
@@ -221,8 +221,8 @@ pictures = [few.images[0], np.abs(one_place[0]).mean(-1), *reached.values()]
 images({"": pictures}, alt, ["image", "do", *(f"dx, {name}" for name in reached)], low=0)
 
 # %% [markdown]
-# A layer that is put between others should do no harm at first. The network begins as it would without the fuser, and
-# the gradient goes through the residual unchanged (`grid.grad` equals `do`).
+# A layer put between others should do no harm at first. The network begins as it would without the fuser, and the
+# gradient goes through the residual unchanged (`grid.grad` equals `do`).
 #
 # The price: with $M = 0$ we have $d\hat Y = M\, dU = 0$. In the first step nothing comes back to the tokens, to the
 # block, or to TokenLearner. Only when $M$ has moved do they begin to learn. Then one place reaches all others through
@@ -265,7 +265,7 @@ assert np.allclose(reproject(y, x, attention.state_dict()), expected.reshape(B, 
 # %% [markdown]
 # ## A task that needs places
 #
-# So far the box around the red object served to judge maps. Now it is the target: for each of the 64 patches, **which
+# So far the box around the red object served to judge maps. Now it is the target: for each of the 64 patches, **what
 # share of it lies in the box?** A logit at each place becomes a probability by a sigmoid, and the loss is the *binary
 # cross-entropy*, averaged over places and images. For a probability $p$ and a target $t$ between 0 and 1:
 #
@@ -396,8 +396,8 @@ images(rows, alt, low=0, high=1)
 # %% [markdown]
 # A place that sees its own patch knows whether it is red. It cannot know whether the red is the object or background,
 # or whether it lies in a corner of the box that the shape leaves free. All three ways back bring that news, and with
-# eight tokens they come close to a block in which all 64 places talk to each other. The differences between the three
-# are too small to rank them.
+# eight tokens they come close to a block in which all 64 places talk to each other. The differences between the three,
+# from one seed, cannot rank them.
 #
 # ## The tokens, painted back
 #
@@ -460,9 +460,9 @@ curves(lines, "step", "size of W Y', relative to x", alt)
 
 # %% [markdown]
 # One step. AdamW moves each entry of $M$ by about the learning rate, however large its gradient is (lesson 05), so $U$
-# is small after it. But the norm behind $M$ divides by $\sigma$, at the start $\sqrt{\varepsilon} = 1/1000$, and scales
-# $U$ up to a good part of full size at once. Without norms the fuser grows gently, with $M$. The authors have a reason
-# for them: with their sum pooling, tokens are far larger than the grid (lesson 06).
+# is small after it. But the norm behind $M$ divides by a standard deviation, at first $\sqrt{\varepsilon}=1/1000$, and
+# scales $U$ up to a good part of full size at once. Without norms the fuser grows gently, with $M$. A likely reason for
+# the norms: with the authors' sum pooling, tokens are far larger than the grid (lesson 06).
 #
 # ## What it costs
 #
@@ -493,10 +493,10 @@ bars(millions, "millions of multiply-adds", alt, text="{:.2f}")
 # ## When you do not need it
 #
 # To classify, a network takes the mean over its tokens. Places are of no use then, and the fuser can only help
-# indirectly: the next TokenLearner sees a grid that has learned something. First the paper's Table 4: accuracy on
-# ImageNet without and with the fuser, to which we add the cost, two FLOPs for a multiply-add. `B/16-8at6` is a ViT with
-# 12 layers (L has 24), patches of 16 × 16 pixels, and 8 tokens after layer 6; `10+11` has patches of 10 × 10 and 11
-# more layers.
+# indirectly: the next TokenLearner sees a grid that has learned something. The paper's Table 4: accuracy on ImageNet
+# without and with the fuser, to which we add the cost, two FLOPs for a multiply-add. `B/16-8at6` is a ViT with 12
+# layers (L has 24), patches of 16 × 16 pixels, and 8 tokens after layer 6; `10+11` has patches of 10 × 10 and 11 more
+# layers.
 
 # %%
 published = {  # paper, Table 4: top-1 accuracy in percent without and with TokenFuser
@@ -511,9 +511,10 @@ for name, (off, on) in published.items():
     print(f"{name:16} {off} -> {on} %   {giga[0]:5.1f} -> {giga[1]:5.1f} GFLOPs ({giga[1] / giga[0] - 1:+.1%})")
 
 # %% [markdown]
-# Half a percent or more for the smaller model, little or nothing for the larger ones, for less than two percent more
+# Half a point or more for the smaller model, little or nothing for the larger ones, for less than two percent more
 # computation. Here is the same question on CLUTTER, for four blocks, from [RESULTS.md](RESULTS.md). "Off, on" is
-# without the fuser and with it, "from ½ on" after two blocks; then come multiply-adds, and accuracy over two seeds:
+# without the fuser and with it, "from ½ on" after two blocks; then come multiply-adds, and accuracy (± standard
+# deviation, two seeds):
 
 # %%
 results = Path("RESULTS.md").read_text(encoding="utf-8").splitlines()
@@ -528,8 +529,8 @@ for row in results[start : start + 6]:
 #
 # ## Exercises
 #
-# **1. Who learns first?** A new `nn.TokenFuser` gets its first gradient. Which of its arrays get one that is not zero?
-# Say it first: it is 0 where a factor of the formula is 0.
+# **1. Who learns first?** A new `nn.TokenFuser` gets its first gradient. Which of its arrays get one that is not zero
+# (or rounding)? Say it first: it is 0 where a factor of the formula is 0.
 
 # %%
 first_to_learn = None  # names in the order of the list above: ("...", "...")
@@ -548,7 +549,7 @@ check(first_to_learn=first_to_learn)
 # ```
 #
 # $Y' = 0$ stops all that goes through $dW$, and $M = 0$ stops all that lies before $M$. The scale of the second norm is
-# multiplied by $\text{norm}(U) = 0$; its shift is added, so it learns. `mix.bias` never has an effect.
+# multiplied by $\text{norm}(U) = 0$; its shift is added, so it learns. `mix.bias` never has an effect: rounding.
 #
 # </details>
 #

@@ -129,8 +129,8 @@ lesson.curves(
 )
 
 # %% [markdown]
-# A healthy run: the loss falls early and the gradient with it, apart from a few single batches. The relative step rises
-# during the warm-up to about 0.01 and falls last.
+# A healthy run: the loss falls early. The gradient norm first grows meanwhile, then falls too, apart from a few single
+# batches. The relative step rises with the learning rate to about 0.01, and falls until the end.
 #
 # ## 1. NaN from a softmax
 #
@@ -156,7 +156,7 @@ print(f"stopped after {len(broken_log['loss'])} steps, with loss {broken_log['lo
 
 # %% [markdown]
 # The loop stopped *before* the step, so the weights are still numbers and the model can be questioned. Which op was the
-# first? Give each op a guard that compares what goes in with what comes out.
+# first? Give each op a guard that compares what goes in (here the first array is enough) with what comes out.
 
 
 # %%
@@ -238,7 +238,8 @@ lesson.curves(
 # %% [markdown]
 # The two bad losses look alike: they hardly leave $\log 4 \approx 1.39$, the loss of guessing, although more answers
 # are right than by guessing. The relative step tells them apart. At 3e-5 the weights barely move; at 3e-2 they jump.
-# Look at it right after the warm-up, where it is largest: between 1e-3 and 1e-2 is a good range for such models.
+# Look at it right after the warm-up, where it is about largest. As a rule of thumb, 1e-3 to 1e-2 is a good range for
+# such models.
 #
 # Leaving out the warm-up changed nothing here, but it can. AdamW divides by the root of an average of squared
 # gradients. At the first step the average has only one entry, so every weight moves by the full learning rate, however
@@ -266,8 +267,8 @@ lesson.curves(
 # ## 3. A saturated sigmoid
 #
 # Version 1.0 makes its maps by a sigmoid, whose slope is $A (1 - A)$. On raw pixels the logits are large from the
-# start: most weights are 0 or 1, where the slope is nearly 0. For control, the third model has a LayerNorm before its
-# maps.
+# start: most weights are within 0.01 of 0 or 1, where the slope is nearly 0. For control, the third model has a
+# LayerNorm before its maps.
 
 
 # %%
@@ -360,8 +361,7 @@ lesson.curves(
 # %% [markdown]
 # A token is content plus position. If the position is a small part of it, the layers hardly learn to read it in so few
 # steps, and what is not read gets hardly any gradient that would tell it how to grow. Compare the two lengths before
-# you train. The same happens with
-# clips, where motion is a matter of position ([10](10_video.ipynb)).
+# you train. In clips motion is a matter of position, and so lesson [10](10_video.ipynb) starts with waves.
 #
 # ## 6. A reshape for a transpose
 #
@@ -421,10 +421,10 @@ lesson.matrices(
 )
 
 # %% [markdown]
-# In memory the numbers lie token after token. A `reshape` to $h$ heads cuts this row into $h$ pieces, so "head 1" is
-# the first four tokens and not the first part of all. Each row of patches talks to itself alone, and the cue is heard
-# in the first row only. Shapes, gradients and `check_gradients` are all in order: it *is* a differentiable function,
-# but not attention. Only a test of what it should do finds it: change one input, see which outputs move.
+# In memory the numbers lie token after token. A `reshape` to $h$ heads cuts this line of numbers into $h$ pieces, so
+# "head 1" is the first four tokens and not the first part of all. Each row of patches talks to itself alone, and the
+# cue is heard in the first row only. Shapes, gradients and `check_gradients` are all in order: it *is* a differentiable
+# function, but not attention. Only a test of what it should do finds it: change one input, see which outputs move.
 #
 # ## 7. Tokens too early
 #
@@ -456,13 +456,13 @@ lesson.curves(
 )
 
 # %% [markdown]
-# A token is an average, and an average of six objects keeps a little of each; with more tokens each color can have its
-# own. (One token does as well as the eight equal ones of fault 4.) After one block the corner has asked all others and
-# knows the answer, and one token is enough.
+# A token is an average, and an average of six objects keeps a little of each; with more tokens, fewer colors share one.
+# (One token does as well as the eight equal ones of fault 4.) After one block the corner has asked all others and knows
+# the answer, and one token is enough.
 #
 # So ask: *could a place know from itself and its neighbors that it matters?* On CLUTTER it can, since red is red. If
-# not, let the tokens talk for a block first, or take as many tokens as there are things that may be asked for.
-# [RESULTS.md](RESULTS.md) has the accuracy of a deeper model for each location.
+# not, let the tokens talk for a block first, or take more tokens. [RESULTS.md](RESULTS.md) has the accuracy of a deeper
+# model for each location.
 #
 # ## The table to keep
 #
@@ -510,7 +510,7 @@ check(diagnosis=diagnosis)
 #
 # **2. Nothing to attend to.** Clips of different lengths are padded, and a mask says which tokens exist. Write
 # `masked_softmax(x, mask)`: a softmax over the last axis in which entries with a mask of `False` have weight 0. A row
-# without any `True` gets zeros. Nothing may be NaN, whatever `x` is.
+# without any `True` gets zeros. Nothing may be NaN, however large the entries of `x` are.
 
 
 # %%
@@ -582,8 +582,8 @@ check(masked_softmax)
 #
 # <details><summary>What you should have said</summary>
 #
-# When what matters fills the image: a grid does as well. When a block has mixed the tokens before: so does a grid,
-# nearly ([00](00_eight_tokens.ipynb)). When a place cannot know that it matters: fault 7. When few blocks follow, or
+# When what matters fills the image: a grid does as well. When a block has mixed the tokens before: a grid does nearly
+# as well ([00](00_eight_tokens.ipynb)). When a place cannot know that it matters: fault 7. When few blocks follow, or
 # most work lies before it: there is little to save.
 #
 # </details>
