@@ -25,9 +25,10 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The task
 #
-# ACTORS is a generated set of clips of 8 frames. In each clip a red object moves, the *actor*, and in most a yellow one
-# as well. **The question is what the actors do.** Eight other objects, in cool colors, move in the same ten ways and do
-# not count. Clips are arrays of pixels with time as the second axis, (clips, frames, rows, columns, 3).
+# ACTORS is a generated set of clips of 8 frames. In each clip a red object moves, the *actor*, and in most a yellow
+# one as well. **The question is what the actors do.** Eight other objects, in cool colors, move in the same ten ways
+# (listed below) and do not count. Clips are arrays of pixels with time as the second axis, (clips, frames, rows,
+# columns, 3).
 
 # %%
 train_set, test_set = data.actors(200, 100) if FAST else data.actors(4000, 500)
@@ -58,7 +59,7 @@ images(rows, titles=frames, alt=alt)
 # | TokenLearner | $(B T, S, C)$ |
 # | the tokens of a clip | $(B, T S, C)$ |
 #
-# Both steps are a `reshape` and not a `transpose`, because $B$ and $T$ are neighbors in memory, and so are $T$ and $S$.
+# Both steps are a `reshape` and not a `transpose`, because $B$ and $T$ are neighboring axes, and so are $T$ and $S$.
 
 # %%
 B, T, H, W, C, S = 2, 8, 8, 8, 48, 4
@@ -85,7 +86,7 @@ assert Z.shape == (B, T * S, C) and np.allclose(Z, loop, atol=1e-6)
 # ## What it saves
 #
 # With $N$ tokens of width $C$ and an MLP of hidden width $M$, a block needs $N (4 C^2 + 2 C M)$ multiply-adds in its
-# linear layers (lesson 05: $3 C^2$ for queries, keys and values, $C^2$ behind attention, $2 C M$ in the MLP) and
+# linear layers (lesson 05: $3 C^2$ for queries, keys and values, $C^2$ after attention, $2 C M$ in the MLP) and
 # $2 N^2 C$ in attention. For clips, $N = 64\,T$ without TokenLearner and $N = S\,T$ with it. In long clips the second
 # term decides: it grows with the square of the length.
 
@@ -134,7 +135,8 @@ assert macs["all tokens"] > 10 * macs["TokenLearner"] and macs["convolutions"] >
 # with its frames in any other order, and a model could not know left from right. So the embedding adds a position to
 # each patch that depends on its frame, row and column. A learned token is a mean of such sums, and so it carries along
 # from which frame, and from about which place, it comes. Here positions start as the waves of lesson 03, now along
-# three axes. The picture shows how similar those of two frames are, at the same row and column.
+# three axes. The picture shows how similar those of two frames are, at the same row and column: neighboring frames are
+# most alike, and no two are equal.
 
 # %%
 model = nn.ViT(config, train_set.spec, np.random.default_rng(0))
@@ -167,7 +169,7 @@ assert with_time > 0.01 and without_time < 1e-5
 #
 # $$L = -t \ln p - (1 - t) \ln (1 - p)$$
 #
-# (In this section $t$ is a target and not a time.)
+# (Here $t$ is a target, not a time.)
 #
 # **A form that is safe to compute.** Since $1 - p = e^{-x} / (1 + e^{-x})$, we have $\ln p = -\ln(1 + e^{-x})$ and
 # $\ln (1 - p) = -x - \ln(1 + e^{-x})$, so
@@ -179,6 +181,8 @@ assert with_time > 0.01 and without_time < 1e-5
 # line, with an exponent that is never positive:
 #
 # $$L = \max(x, 0) - t\,x + \ln\left(1 + e^{-|x|}\right)$$
+#
+# For the same reason the code below computes $p$ as $e^x / (1 + e^x)$ where $x$ is negative.
 #
 # **Its derivative.** As a formula, $L = \ln(1 + e^x) - t\,x$ holds for all $x$. The derivative of $\ln(1 + e^{x})$ is
 # $e^x / (1 + e^x) = \sigma(x) = p$, so
@@ -228,9 +232,10 @@ curves({"naive": (logit, naive), "stable": (logit, stable)}, "logit x in float32
 # motion, a **hit**, ask: of the clips down to here, what share were hits? That is the *precision* at this rank. The
 # **average precision** (AP) is the mean of the precision at all hits.
 #
-# What does a model reach that knows nothing? In a random order, the share of hits is about the same down to every
-# rank: it is the **prior**, the share of clips with this motion. So chance is about the prior, here 0.16 on average,
-# and not 0.5. (It is a little more than the prior, because each hit counts itself, which raises the first ranks.)
+# What does a model reach that knows nothing? In a random order (three are drawn below), the share of hits is about the
+# same down to every rank: it is the **prior**, the share of clips with this motion. So chance is about the prior, here
+# 0.16 on average, and not 0.5. (It is a little more than the prior, because each hit counts itself, which raises the
+# first ranks.)
 
 
 # %%
@@ -263,13 +268,12 @@ curves(lines, f"rank: clips so far, for {test_set.classes[0]}", "precision", alt
 # %% [markdown]
 # ## Training
 #
-# The full run, `minitl train actors`, uses 10,000 clips and takes minutes. Here we train on fewer clips for less time,
-# and draw the stored curves of the full runs below. To get further in little time we use the optimizer `Muon` in place
-# of AdamW. It makes the singular values of each matrix's update about equal; [lesson 11](11_cifar.ipynb) shows how, and
-# what that is worth. The rest is as in lesson 05. Results are the **mean average precision** on the test clips, the
-# mean over the ten motions.
+# The full run, `minitl train actors`, uses 10,000 clips and takes minutes. Here we train on fewer clips for less time.
+# To get further in little time we use the optimizer `Muon` in place of AdamW. [Lesson 11](11_cifar.ipynb) shows what
+# it does. The rest is as in lesson 05. Results are the **mean average precision** on the test clips, the mean over the
+# ten motions.
 #
-# Beside TokenLearner we train two models that differ only in how a frame becomes few tokens: four means over a grid
+# Besides TokenLearner, we train two models that differ only in how a frame becomes few tokens: four means over a grid
 # of 2 × 2 cells, and one mean over the whole frame.
 
 # %%
@@ -382,8 +386,8 @@ images(rows, titles=frames, alt=alt)
 
 # %% [markdown]
 # Each map is drawn on its own scale. The bright spots follow the two actors from frame to frame, although the maps of
-# a frame are computed without a look at the others. They can, because color gives an actor away. **That is a limit:**
-# an object that stands out by its motion alone could not be found by maps of single frames.
+# a frame are computed without a look at the others. They can do so because color gives an actor away. **That is a
+# limit:** an object that stands out by its motion alone could not be found by maps of single frames.
 #
 # ## Does the order matter?
 #
@@ -405,12 +409,13 @@ if not FAST:
     assert ap_shuffled.mean() < 0.5 * ap.mean() and ap_shuffled.argmax() == test_set.classes.index("blink")
 
 # %% [markdown]
-# The order matters. But our prediction was wrong: blinking survived by half, and shaking did not survive at all. When a
-# model fails where it should not, ask what it has learned instead. In `minitl/data/actors.py` a shake is
-# $\cos 8 \pi t$ at the times $t = 0, \frac18, \frac28, \dots$, which is $1, -1, 1, -1, \dots$: **every shake begins on
-# the right**. And positions tell the model the number of each frame. So it may have learned *on the right in frames 1,
-# 3, 5, 7* instead of *back and forth*. If that is so, it must fail when a clip starts one frame later, and not when it
-# starts two frames later. We move the first frames to the end, where a shake goes on as before.
+# The order matters. But our prediction was wrong: blinking survived only by half, and shaking is no better off than
+# *down*, which does need the order. When a model fails where it should not, ask what it has learned instead. In
+# `minitl/data/actors.py` a shake moves an object to the right by a few pixels times $\cos 8 \pi t$, at the times
+# $t = 0, \frac18, \frac28, \dots$, which gives $1, -1, 1, -1, \dots$: **every shake begins on the right**. And
+# positions tell the model the number of each frame. So it may have learned *on the right in frames 1, 3, 5, 7* instead
+# of *back and forth*. If that is so, it must fail when a clip starts one frame later, and not when it starts two
+# frames later. We move the first frames to the end, where a shake goes on as before.
 
 # %%
 shake = test_set.classes.index("shake")
@@ -424,8 +429,7 @@ if not FAST:
 
 # %% [markdown]
 # That is what happens. The model names the shakes of this data set and has not learned what we meant. Such a
-# **shortcut** is found only by a test in which it fails. (It would be closed by a random start, left or right. Blinking
-# has one: it begins visible or invisible.)
+# **shortcut** is found only by a test in which it fails. (A random start, on the left or on the right, would close it.)
 #
 # The last control is in [RESULTS.md](RESULTS.md): the convolutional model from above, which convolves over time as
 # well, solves ACTORS almost perfectly *without* tokens. Tokens are not needed for this task; they make it cheap.

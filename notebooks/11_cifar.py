@@ -84,10 +84,10 @@ mean, std = data.channel_stats(train_set.images)
 # | optimizer | Muon, with warm-up and cosine |
 # | data | each image mirrored with probability 1/2 |
 #
-# `minitl ablate recipe` changes one part at a time and trains for half as many epochs, with two seeds where time
-# allowed. Some names are explained below: crops, EMA, and *all regularization*, which is crops, mixup, cutmix, label
-# smoothing and random changes of color and shape. *Sequence pooling* gives the head a mean of the tokens with learned
-# weights.
+# `minitl ablate recipe` changes one part of it at a time (*cifar-cpu* is the recipe unchanged) and trains for half as
+# many epochs, with two seeds where time allowed. Some names are explained below: crops, EMA, and *all regularization*,
+# which is crops, mixup, cutmix, label smoothing and random changes of color and shape. *Sequence pooling* gives the
+# head a mean of the tokens with learned weights.
 
 # %%
 command, table = load_curve("cifar-recipe")
@@ -105,18 +105,19 @@ bars(dict(sorted(worth.items(), key=lambda item: -item[1])), "test accuracy afte
 # %% [markdown]
 # - **The stem and the optimizer are worth most.** A patch embedding is one linear layer on separate squares; the stem
 #   has two layers with overlapping windows.
+# - For both optimizers, the better of two learning rates was taken.
 # - Differences of one percent mean little: two seeds may differ by more.
 # - Crops do not help here, and all regularization together *lowers* the accuracy. *Regularization* is what works
-#   against memorizing, and in three epochs nothing has been memorized yet. We come back to this.
+#   against memorizing, and in three epochs nothing has been memorized yet.
 #
-# What does Muon do? AdamW scales each entry of a gradient by its own history. Muon takes the running mean of a matrix's
-# gradients as a matrix $X$ and makes its singular values about equal, so that directions with small gradients learn as
-# fast as those with large ones. Five rounds of products do it:
+# AdamW scales each entry of a gradient by its own history. Muon takes the running mean of a matrix's gradients,
+# divides it by its norm to get $X$, and makes its singular values about equal, so that directions with small gradients
+# learn as fast as those with large ones. Five rounds of products do it:
 #
 # $$X \leftarrow a X + b\, X X^\top X + c\, X X^\top X X^\top X$$
 #
-# With $X = U \Sigma V^\top$ each term begins with $U$ and ends with $V^\top$, since $U^\top U$ and $V^\top V$ are 1. So
-# a round turns each singular value $s$ into $a s + b s^3 + c s^5$ and nothing else. The numbers $a, b, c$ are chosen
+# With $X = U \Sigma V^\top$ each term begins with $U$ and ends with $V^\top$, since $U^\top U$ and $V^\top V$ are
+# identities. So a round turns each singular value $s$ into $a s + b s^3 + c s^5$. The numbers $a, b, c$ are chosen
 # such that small $s$ grow fast ($a > 3$) and those near 1 stay near it.
 
 # %%
@@ -146,7 +147,8 @@ assert lines["Muon's update"][1][:40].min() > 0.6 and lines["Muon's update"][1].
 #
 # $$dx_i = \sum_{j \,\ni\, i} dy_j \,[\,x_i \text{ is the largest in } j\,]$$
 #
-# For **average pooling**, $y_j = \frac{1}{k^2} \sum_{i \in j} x_i$. Each entry of a window has slope $1 / k^2$:
+# The sum is over the windows $j$ that contain $i$; the bracket is 1 if it is true, else 0. For **average pooling**
+# over windows of $k \times k$, $y_j = \frac{1}{k^2} \sum_{i \in j} x_i$. Each entry of a window has slope $1 / k^2$:
 #
 # $$dx_i = \sum_{j \,\ni\, i} \frac{dy_j}{k^2}$$
 #
@@ -233,7 +235,7 @@ except AssertionError as error:
 # %% [markdown]
 # The stem has two rounds of convolution, max pooling and ReLU. Here the pooling has a border of one pixel, which never
 # wins, so that 32 rows become 16 and then 8. The ReLU, $\max(x, 0)$, could as well come before the pooling: it keeps
-# the order of numbers, so the largest stays the largest. Behind it, it has fewer to treat.
+# the order of numbers, so the largest stays the largest. After the pooling there are fewer numbers to treat.
 
 # %%
 config = presets.preset("cifar-cpu").model
@@ -266,9 +268,9 @@ bars(values, "million multiply-adds per image", alt=alt, text="{:.2f}")
 # $$n_i = \frac{x_i - \mu}{s}, \quad \mu = \frac1R \sum_i x_i, \quad s = \sqrt{\frac1R \sum_i (x_i - \mu)^2 + \epsilon},
 # \quad y_i = w\, n_i + b$$
 #
-# with one learned $w$ and one $b$ for the channel. What LayerNorm does to the $C$ numbers of a token, this does to the
-# $R$ numbers of a channel, so the derivation is that of lesson 04: $x_j$ acts on $n_i$ directly, through $\mu$, with
-# $\partial \mu / \partial x_j = 1/R$, and through $s$, with $\partial s / \partial x_j = n_j / R$. The quotient rule:
+# with one learned $w$ and one $b$ for the channel. The derivation is that of lesson 04, for the $R$ numbers of a
+# channel: $x_j$ acts on $n_i$ directly, through $\mu$, with $\partial \mu / \partial x_j = 1/R$, and through $s$, with
+# $\partial s / \partial x_j = n_j / R$. The quotient rule:
 #
 # $$\frac{\partial n_i}{\partial x_j} = \frac{\delta_{ij} - \frac1R}{s} - \frac{x_i - \mu}{s^2} \frac{n_j}{R}
 # = \frac1s \left( \delta_{ij} - \frac1R - \frac{n_i n_j}{R} \right) .$$
@@ -309,9 +311,9 @@ except AssertionError as error:
     print(error)
 
 # %% [markdown]
-# In training, the answer for one image depends on the others in its batch. When the model is used, nobody wants that.
-# So batch norm keeps **running statistics**, $r \leftarrow 0.9\, r + 0.1\, \mu$ and the same for the variance, and
-# uses them after `model.eval()`.
+# In training, the answer for one image depends on the others in its batch. In use, nobody wants that, so batch norm
+# keeps **running statistics**, $r \leftarrow 0.9\, r + 0.1\, \mu$ and the same for the variance, and uses them after
+# `model.eval()`.
 
 # %%
 layer, means, averages = nn.BatchNorm2d(1), [], []
@@ -333,8 +335,8 @@ curves(lines, "step", "mean", alt=alt)
 # %% [markdown]
 # ## Augmentation as array operations
 #
-# A mirrored truck is a truck. Augmentation makes new images from old ones, a whole batch at a time: without a loop over
-# images, it is fast on a GPU too. **Crop and flip** take an index for each row and each column. **Mixup** blends two
+# A mirrored truck is a truck. Augmentation makes new images from old ones, a whole batch at a time, without a loop
+# over images. **Crop and flip** shift and mirror an image by an index for each row and column. **Mixup** blends two
 # images and their labels in the same proportion, which is drawn anew for each batch. **Cutmix** pastes a box of one
 # image into the other, and the labels count by area. A label is then a distribution $t$ over the $K$ classes, and
 # cross-entropy is $L = -\frac1B \sum_{bk} t_{bk} \ln p_{bk}$.
@@ -447,10 +449,10 @@ alt = "Training and test accuracy over six epochs, close to each other and both 
 curves(lines, "epoch", "accuracy", alt=alt, marks=True, ylim=(0.4, 0.9))
 
 # %% [markdown]
-# Look at the gap. Training accuracy is counted during the epoch, with weights that are still getting better, and on
-# augmented images. So it may lie *below* test accuracy; here it does until epoch 4. As long as both rise together, the
-# model needs more training: more epochs or a better optimizer will help, and regularization will not. Now a tenth of
-# the images, 20 epochs, and patches instead of the stem:
+# Training accuracy is counted during the epoch, with weights that are still getting better, and on augmented images.
+# So it may lie *below* test accuracy; here it does until epoch 4. As long as both rise together, the model needs more
+# training: more epochs or a better optimizer will help, and regularization will not. Now a tenth of the images, 20
+# epochs, and patches instead of the stem:
 
 # %%
 names = {"no augmentation": "cifar-few-no-flip", "flips": "cifar-few", "flips and crops": "cifar-few-crop"}
@@ -484,9 +486,8 @@ assert macs["all tokens"] > 1.7 * macs["cifar-cpu"] and worth["grid of 16"] > wo
 
 # %% [markdown]
 # **Sixteen learned tokens do not beat a plain grid of 4 × 4 cells at this budget**, and the grid is cheaper. A likely
-# reason: most objects of CIFAR-10 are centered and fill the picture, so every cell has something to say, and
-# there is little to find. Lesson 00 shows the opposite case. Before you use learned tokens, ask whether what
-# decides is small and its place unknown.
+# reason: most objects of CIFAR-10 are centered and fill the picture, so every cell has something to say. Lesson 00
+# shows the opposite case. Before you use learned tokens, ask whether what decides is small and its place unknown.
 #
 # ## The same code on a GPU
 #
@@ -500,9 +501,9 @@ assert macs["all tokens"] > 1.7 * macs["cifar-cpu"] and worth["grid of 16"] > wo
 # trains a larger ViT with ten blocks, strong augmentation and an EMA, for as many epochs as fit into six minutes. **We
 # cannot say what it reaches: the CUDA code passes its tests on a stand-in for CuPy but has not run on a GPU yet.**
 #
-# What is known without one: every call has a fixed price (on a GPU, that of starting a program on it), so one large
-# product is better than many small ones. `ops.linear` therefore flattens its input $(B, N, d)$ to one matrix $(B N,
-# d)$. Even NumPy shows the difference, here for the 16 tokens of 512 images:
+# Every call has a fixed price (on a GPU, that of starting a program), so one large product is better than many small
+# ones. `ops.linear` therefore flattens its input $(B, N, d)$ to one matrix $(B N, d)$. Even NumPy shows the
+# difference, here for the 16 tokens of 512 images:
 
 
 # %%
@@ -586,7 +587,7 @@ check(fold)
 #
 # - Derive the gradients of max pooling, average pooling and batch norm, and say which mistake each check finds.
 # - Name the ingredients of a recipe, and decide from two curves which of them a run needs.
-# - Say why learned tokens do not win on CIFAR-10.
+# - Say what learned tokens are worth on CIFAR-10.
 # - Move a model to a GPU, and say why it wants few large products.
 #
 # **Next:** [What goes wrong](12_what_goes_wrong.ipynb) breaks all of this on purpose, and repairs it.
