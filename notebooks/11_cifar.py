@@ -423,7 +423,7 @@ assert np.allclose(by_hand, ema.average, atol=1e-5)
 
 # %%
 steps = 20 * np.arange(1, len(raw) + 1)
-alt = "Test accuracy goes up and down from one measurement to the next; that of the averaged weights rises with smaller dips."
+alt = "Test accuracy goes up and down from one measurement to the next; that of the averaged weights less so."
 curves({"weights": (steps, raw), "their average": (steps, averaged)}, "step", "test accuracy", alt=alt)
 if not FAST:
     assert np.mean(averaged[-10:]) > np.mean(raw[-10:])

@@ -125,7 +125,7 @@ lesson.curves(
     xlabel="step",
     ylabel="mean of ten steps",
     yscale="log",
-    alt="A healthy run on a logarithmic scale: the loss falls early, the gradient with it, the step last of all.",
+    alt="A healthy run on a logarithmic scale: the loss falls early, the gradient later, the step last of all.",
 )
 
 # %% [markdown]
