@@ -147,7 +147,6 @@ wrong = [
         {"a5-loss": swap(AS_IT_STANDS, "(-x))", "(-x))\n    p = p.clip(1e-7, 1 - 1e-7)")},
         loss_hidden,
     ),
-    ("log in place of log1p", loss("np.log1p(e)", "np.log(1 + e)"), loss_hidden),
     ("ties in the order in which they come", {"a5-ap": BY_SORTING}, {"a5-ap-3": 1}),
     ("lowest score first", ap("-scores", "scores", BY_SORTING), ap_all),
     ("strictly higher scores", ap(">=", ">"), ap_all),
