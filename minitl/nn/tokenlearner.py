@@ -29,7 +29,7 @@ class TokenLearner(Module):
 
     Differences from the paper and from Scenic: version 1.0 pools by the paper's mean over the pixels, whereas Scenic
     sums (``pool="sum"``). The LayerNorm is Scenic's; the paper's formula has none. The last layer of version 1.1 starts
-    ten times smaller than Scenic's, so all maps start nearly even: a token that starts sharp may never move. The
+    ten times smaller than Scenic's, so all maps start nearly even: a token that starts off its object may lose it. The
     default is the paper's version 1.0 with the LayerNorm. ``minitl train`` uses version 1.1 without it, so that faint
     patches are not scaled up and the maps are sharper.
 
