@@ -371,7 +371,8 @@ STUDENTS = {  # name -> (notebook, points lost, what is said)
         "",
     ),
     "Max Memory": (handed_in(order="np.ones(1 << 29) + 1"), 3, "more than 4 GiB"),
-    "Ned Kills": (handed_in(order="import os\nos.kill(os.getppid(), 9)\nos.kill(0, 9)"), 3, "ended the process"),
+    # what it kills is only itself, or nothing at all where it has a space of its own for processes
+    "Ned Kills": (handed_in(order="import os\nos.kill(os.getppid(), 9)\nos.kill(0, 9)"), 3, ""),
     "Oda Replaces": (
         handed_in(numeric="np.allclose = lambda *a, **k: True\nnumeric_gradient = lambda f, x, h=1: x"),
         2,

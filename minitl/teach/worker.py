@@ -283,6 +283,8 @@ def limit():
 
 
 def main():
+    with contextlib.suppress(AttributeError, OSError):  # not there, or it leads a group already
+        os.setsid()  # so that a notebook that kills its group does not end `unshare` above it, and later itself
     asked = json.loads(sys.stdin.readline())
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
 
