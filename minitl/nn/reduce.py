@@ -86,10 +86,10 @@ def attend(block, x, sizes=None):
     (B, N, C), attn = x.shape, block.attn
     qkv = attn.qkv(block.norm1(x)).reshape(B, N, 3, attn.num_heads, -1).transpose(2, 0, 3, 1, 4)
     q, k, v = qkv[0], qkv[1], qkv[2]
-    S = (q * q.shape[3] ** -0.5) @ k.transpose(0, 1, 3, 2)
+    logits = (q * q.shape[3] ** -0.5) @ k.transpose(0, 1, 3, 2)
     if sizes is not None:
-        S = S + Tensor(array_module(sizes).log(sizes.astype(x.dtype))[:, None, None])
-    A = ops.softmax(S)
+        logits = logits + Tensor(array_module(sizes).log(sizes.astype(x.dtype))[:, None, None])
+    A = ops.softmax(logits)
     y = ops.dropout(A, p=attn.dropout, rng=attn.rng) @ v if block.training and attn.dropout else A @ v
     return block.residual(x, y.transpose(0, 2, 1, 3).reshape(B, N, C), attn.proj), A, k
 
